@@ -1,0 +1,93 @@
+"""Files that are either whole or not there, and the room that must stay free for them."""
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+PART_SUFFIX = ".part"
+
+
+class DiskFullError(Exception):
+    """The disk has less free room than must stay free."""
+
+    def __init__(self, path: Path, free: int, required: int) -> None:
+        super().__init__(
+            f"{path}: {free / 1e9:.3f} GB free, {required / 1e9:.3f} GB required. "
+            "Make room, or lower required_disk_space in the city file, and run again: "
+            "what is on disk is kept."
+        )
+        self.path, self.free, self.required = path, free, required
+
+
+@dataclass(frozen=True)
+class DiskGuard:
+    """Keeps `required` bytes free on the disk that holds `folder`."""
+
+    folder: Path
+    required: int
+
+    def check(self) -> None:
+        """Raise `DiskFullError` when less than `required` bytes are free."""
+        free = shutil.disk_usage(self.folder).free
+        if free < self.required:
+            raise DiskFullError(self.folder, free, self.required)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write that appears under `path` whole, or not at all.
+
+    The bytes go to a temporary name in the same folder, are synced to the disk and then
+    renamed, so neither a crash nor a power cut leaves half a file under `path`. The
+    temporary file is locked for as long as it is written, by which
+    `remove_abandoned_parts` knows a live one.
+
+    Raises
+    ------
+    DiskFullError
+        When the disk runs full meanwhile.
+    """
+    part = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}{PART_SUFFIX}")
+    try:
+        with part.open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            raise DiskFullError(path.parent, free, free + 1) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut (fsync of the directory)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_abandoned_parts(folder: Path) -> int:
+    """Delete temporary files in `folder` that no process writes any more; return how many."""
+    removed = 0
+    for part in folder.glob(f".*{PART_SUFFIX}"):
+        try:
+            with part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        removed += 1
+    return removed

@@ -1,0 +1,64 @@
+"""Where things are: the settings that come from environment variables."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class TokenMissingError(Exception):
+    """No Mapillary token is set."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Folders, services and databases, as `.env.example` lists them.
+
+    `postgres_url` is None where the project's own PostGIS cluster is to be used. The token
+    is no field: it is read when it is needed, so that no repr or log can show it.
+    """
+
+    cities_dir: Path
+    data_dir: Path
+    token_file: Path
+    tiles_url: str
+    graph_url: str
+    overpass_url: str
+    postgres_url: str | None = field(repr=False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Read the settings; an unset or empty variable means its default."""
+        environ = os.environ if environment is None else environment
+
+        def value(name: str, default: str) -> str:
+            return environ.get(name) or default
+
+        return cls(
+            cities_dir=Path(value("VSVI_CITIES_DIR", "cities")).absolute(),
+            data_dir=Path(value("VSVI_DATA_DIR", "data")).absolute(),
+            token_file=Path(value("MAPILLARY_TOKEN_FILE", "token.txt")).absolute(),
+            tiles_url=value("MAPILLARY_TILES_URL", "https://tiles.mapillary.com").rstrip("/"),
+            graph_url=value("MAPILLARY_GRAPH_URL", "https://graph.mapillary.com").rstrip("/"),
+            overpass_url=value("OVERPASS_URL", "https://overpass-api.de/api").rstrip("/"),
+            postgres_url=environ.get("VSVI_POSTGRES_URL") or None,
+        )
+
+    def token(self) -> str:
+        """Return the Mapillary token from MAPILLARY_TOKEN or the token file.
+
+        Raises
+        ------
+        TokenMissingError
+            When neither holds one.
+        """
+        token = os.environ.get("MAPILLARY_TOKEN", "").strip()
+        if not token and self.token_file.is_file():
+            token = self.token_file.read_text().strip()
+        if not token:
+            raise TokenMissingError(
+                "No Mapillary token. Put the client token of your application "
+                "(mapillary.com/dashboard/developers) by itself into "
+                f"{self.token_file}, or set MAPILLARY_TOKEN."
+            )
+        return token
