@@ -1,0 +1,173 @@
+"""What can go wrong with Mapillary, and the one place that tells which of it an answer is.
+
+Sources of the codes: https://developers.facebook.com/docs/graph-api/guides/error-handling,
+https://www.mapillary.com/developer/api-documentation, and answers seen of the services, which
+do not always pair a code with the HTTP status that one would expect.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from http import HTTPStatus
+
+TOKEN_REFUSED = 190
+TRANSIENT_CODES = frozenset({-2, 1, 2, 4})
+THROTTLED_CODE = 4
+UNKNOWN_OBJECT = (100, 33)
+MAX_RETRY_AFTER = 600.0
+"""Seconds that an answer can make us wait; what asks for more is asked again after that."""
+
+
+class Service(StrEnum):
+    """One of the three services that answer."""
+
+    TILES = "tile server"
+    GRAPH = "Graph API"
+    IMAGES = "image server"
+
+
+class MapillaryError(Exception):
+    """What was asked of Mapillary, or came from it, is not what it should be."""
+
+
+class TransientError(MapillaryError):
+    """No answer, or one that a later request may better.
+
+    `retry_after` is how many seconds the service asked to wait, None where it did not say.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ThrottledError(TransientError):
+    """Too many requests: everything has to slow down."""
+
+
+class UnavailableError(MapillaryError):
+    """Mapillary does not have it, or has it no longer."""
+
+
+class StaleLinkError(MapillaryError):
+    """The link of an image has expired; a fresh one is to be asked for."""
+
+
+class RefusedRequestError(MapillaryError):
+    """The request will be refused however often it is made."""
+
+
+class RefusedTokenError(MapillaryError):
+    """Mapillary does not accept the token, so that nothing can be had."""
+
+
+class TileBudgetError(MapillaryError):
+    """The day's tile requests are used up."""
+
+
+class StoppedError(MapillaryError):
+    """The work was given up on purpose before it was done."""
+
+
+class InvalidTileError(MapillaryError):
+    """The bytes are no vector tile or tile file of Mapillary images."""
+
+
+class InvalidSequenceIdError(MapillaryError):
+    """A sequence id that cannot be one, nor the name of a folder."""
+
+
+class InvalidSidecarError(MapillaryError):
+    """An images.geojson that cannot be read."""
+
+
+class InvalidImageError(MapillaryError):
+    """The bytes are no whole JPEG."""
+
+
+class OversizedImageError(InvalidImageError):
+    """An image of more pixels or bytes than any camera makes."""
+
+
+def answer_error(
+    service: Service, status: int, headers: Mapping[str, str], body: bytes, asked_for: str
+) -> MapillaryError | None:
+    """Tell what an answer means: an error to raise, or None where it is good.
+
+    Parameters
+    ----------
+    service
+        Which service answered.
+    status, headers, body
+        The answer; of a good image or tile the first bytes of the body suffice.
+    asked_for
+        What the request was for, as it is to appear in the message: "tile 14/8574/5735".
+    """
+    code, subcode, is_transient, message = _graph_error(body)
+    said = f"{service} answered {status}{f', code {code}' if code is not None else ''}"
+    said = f"{asked_for}: {said}{f': {message}' if message else ''}"
+    wait = retry_after(headers)
+
+    if code == TOKEN_REFUSED or (status == HTTPStatus.UNAUTHORIZED and service != Service.IMAGES):
+        return RefusedTokenError(
+            f"Mapillary refuses the token ({said}). Make a client token at "
+            "https://www.mapillary.com/dashboard/developers and set it as MAPILLARY_TOKEN or "
+            "put it into the token file."
+        )
+    if status == HTTPStatus.TOO_MANY_REQUESTS or code == THROTTLED_CODE:
+        return ThrottledError(said, wait)
+    if (code, subcode) == UNKNOWN_OBJECT or status == HTTPStatus.NOT_FOUND:
+        return UnavailableError(said)
+    if service == Service.IMAGES and status in (HTTPStatus.FORBIDDEN, HTTPStatus.GONE):
+        return StaleLinkError(said)
+    if code in TRANSIENT_CODES or is_transient:
+        return TransientError(said, wait)
+    if status >= 500 or status == HTTPStatus.REQUEST_TIMEOUT:
+        return TransientError(said, wait)
+    if code is not None or not 200 <= status < 300:
+        return RefusedRequestError(said)
+    return None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that Retry-After asks for, given in seconds or as a date.
+
+    At least 0 and at most `MAX_RETRY_AFTER`; None where the header is absent or unreadable.
+    """
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(min(int(value[:9]), MAX_RETRY_AFTER))
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+
+
+def cut_short(value: object, length: int = 60) -> str:
+    """Return a value from outside as it may stand in a message: one line, and short."""
+    text = repr(value[: length + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def _graph_error(body: bytes) -> tuple[int | None, int | None, bool, str]:
+    """Return code, subcode, is_transient and message of a Graph API error body."""
+    if not body.lstrip()[:1] == b"{":
+        return None, None, False, ""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return None, None, False, ""
+    error = answer.get("error", answer)
+    if not isinstance(error, dict) or not isinstance(error.get("code"), int):
+        return None, None, False, ""
+    message = error.get("message")
+    return (
+        error["code"],
+        error.get("error_subcode"),
+        error.get("is_transient") is True,
+        cut_short(message, 200) if isinstance(message, str) else "",
+    )

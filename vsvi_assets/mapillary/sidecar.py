@@ -1,0 +1,158 @@
+"""A sequence's folder: its images, and the `images.geojson` beside them that describes them."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from vsvi_assets.files import atomic_write
+from vsvi_assets.mapillary.errors import InvalidSidecarError, cut_short
+from vsvi_assets.mapillary.tiles import check_sequence_id
+
+SIDECAR_NAME = "images.geojson"
+IMAGE_PAGE = "https://www.mapillary.com/app/?pKey={id}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image on disk.
+
+    lon, lat in degrees (EPSG:4326), captured_at in milliseconds since 1970 UTC, compass_angle
+    in degrees clockwise from north, width and height in pixels, sha256 in hexadecimal; None
+    where Mapillary does not say.
+    """
+
+    id: int
+    lon: float | None
+    lat: float | None
+    captured_at: int | None
+    compass_angle: float | None
+    is_pano: bool | None
+    creator: str | None
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+
+
+def sequence_folder(seqdir: Path, sequence_id: str) -> Path:
+    """Return the folder of a sequence's images.
+
+    Raises
+    ------
+    InvalidSequenceIdError
+        When the id is not one, as one that would lead out of `seqdir`.
+    """
+    return seqdir / check_sequence_id(sequence_id)
+
+
+def image_path(folder: Path, image_id: int) -> Path:
+    """Return the file of an image in its sequence's folder."""
+    return folder / f"{image_id}.jpg"
+
+
+def write_sidecar(folder: Path, images: Iterable[ImageRecord]) -> None:
+    """Write `images.geojson` of a sequence's folder, whole or not at all, ordered by id."""
+    features = [_feature(image) for image in sorted(images, key=lambda image: image.id)]
+    with atomic_write(folder / SIDECAR_NAME) as file:
+        file.write(b'{"type":"FeatureCollection","features":[\n')
+        file.write(b",\n".join(map(orjson.dumps, features)))
+        file.write(b"\n]}\n")
+
+
+def read_sidecar(folder: Path) -> dict[int, ImageRecord]:
+    """Read `images.geojson` of a sequence's folder, by image id; empty where there is none.
+
+    Raises
+    ------
+    InvalidSidecarError
+        When the file is not what `write_sidecar` writes.
+    """
+    path = folder / SIDECAR_NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    try:
+        images = map(_image, orjson.loads(data)["features"])
+        return {image.id: image for image in images}
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise InvalidSidecarError(
+            f"{path}: not a list of images ({cut_short(str(error))}). Delete it: "
+            "it is written anew, and images are kept."
+        ) from error
+
+
+def differences(folder: Path) -> dict[int, str]:
+    """Compare a sequence's files with its sidecar, byte by byte, by SHA-256.
+
+    Returns what is wrong, by image id; empty where all is as it was written.
+    """
+    wrong = {}
+    for image in read_sidecar(folder).values():
+        path = image_path(folder, image.id)
+        if not path.is_file():
+            wrong[image.id] = "missing"
+        elif path.stat().st_size != image.bytes:
+            wrong[image.id] = f"{path.stat().st_size:,} bytes instead of {image.bytes:,}"
+        elif sha256_of(path) != image.sha256:
+            wrong[image.id] = "other bytes than were downloaded"
+    return wrong
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _feature(image: ImageRecord) -> Mapping[str, Any]:
+    captured_at = image.captured_at
+    return {
+        "type": "Feature",
+        "geometry": None
+        if image.lon is None
+        else {"type": "Point", "coordinates": [image.lon, image.lat]},
+        "properties": {
+            "id": image.id,
+            "captured_at": None if captured_at is None else _iso(captured_at),
+            "compass_angle": image.compass_angle,
+            "is_pano": image.is_pano,
+            "creator": image.creator,
+            "width": image.width,
+            "height": image.height,
+            "bytes": image.bytes,
+            "sha256": image.sha256,
+            "url": IMAGE_PAGE.format(id=image.id),
+        },
+    }
+
+
+def _iso(milliseconds: int) -> str:
+    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _image(feature: Mapping[str, Any]) -> ImageRecord:
+    properties, geometry = feature["properties"], feature["geometry"]
+    lon, lat = geometry["coordinates"] if geometry else (None, None)
+    captured_at = properties["captured_at"]
+    if captured_at is not None:
+        captured_at = round(datetime.fromisoformat(captured_at).timestamp() * 1000)
+    return ImageRecord(
+        id=int(properties["id"]),
+        lon=lon,
+        lat=lat,
+        captured_at=captured_at,
+        compass_angle=properties["compass_angle"],
+        is_pano=properties["is_pano"],
+        creator=properties["creator"],
+        width=int(properties["width"]),
+        height=int(properties["height"]),
+        bytes=int(properties["bytes"]),
+        sha256=str(properties["sha256"]),
+    )

@@ -1,0 +1,260 @@
+"""Vector tiles of images: from the service's bytes to a table, and to a GeoJSON file and back.
+
+Sources: Mapbox Vector Tile specification 2.1; the properties of the `image` layer at
+https://www.mapillary.com/developer/api-documentation#coverage-tiles.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import mercantile
+import numpy as np
+import orjson
+import pyarrow as pa
+from google.protobuf.message import DecodeError
+from mapbox_vector_tile.Mapbox import vector_tile_pb2
+
+from vsvi_assets.files import atomic_write
+from vsvi_assets.mapillary.errors import InvalidSequenceIdError, InvalidTileError, cut_short
+
+IMAGE_LAYER = "image"
+MAX_TILE_BYTES = 100_000_000
+MAX_IMAGES = 1_000_000
+MAX_FILE_BYTES = 800_000_000
+"""Limits several times above the densest city's tile: 170,000 images in 10 MB."""
+
+IMAGE_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("sequence_id", pa.string(), nullable=False),
+        pa.field("captured_at", pa.int64()),
+        pa.field("compass_angle", pa.float64()),
+        pa.field("is_pano", pa.bool_()),
+        pa.field("creator_id", pa.int64()),
+        pa.field("organization_id", pa.int64()),
+        pa.field("lon", pa.float64(), nullable=False),
+        pa.field("lat", pa.float64(), nullable=False),
+    ]
+)
+"""One row an image: ids, capture time in milliseconds since 1970 UTC, compass angle in degrees
+clockwise from north, whether it is a panorama, position in degrees (EPSG:4326). Null where the
+tile does not say."""
+
+_POSITION = ("lon", "lat")
+_PROPERTIES = [name for name in IMAGE_SCHEMA.names if name not in _POSITION]
+_SEQUENCE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_POINT = 1
+_MOVE_TO_ONE_POINT = 9
+
+
+def check_sequence_id(sequence_id: str) -> str:
+    """Return a sequence id that is safe as the name of a folder.
+
+    Raises
+    ------
+    InvalidSequenceIdError
+        When it is not 1 to 64 of A-Z, a-z, 0-9, `_` and `-`.
+    """
+    if not _SEQUENCE_ID.fullmatch(sequence_id):
+        raise InvalidSequenceIdError(f"{cut_short(sequence_id)} is no sequence id")
+    return sequence_id
+
+
+def decode_tile(data: bytes, tile: mercantile.Tile) -> pa.Table:
+    """Decode the `image` layer of a vector tile.
+
+    Returns a table of `IMAGE_SCHEMA`, followed by one column for each property that the layer
+    has beyond it. No bytes, or no `image` layer, is a tile without images.
+
+    The protocol buffer is parsed by mapbox-vector-tile's generated (C) code and flattened
+    into NumPy arrays, which is several times faster than its own decoder to Python dicts.
+    GDAL is about as fast, but takes broken features for absent ones.
+
+    Raises
+    ------
+    InvalidTileError
+        When the bytes are no vector tile, or an image in it is not what it should be.
+    """
+    where = tile_name(tile)
+    if len(data) > MAX_TILE_BYTES:
+        raise InvalidTileError(f"{where}: {len(data):,} bytes, more than {MAX_TILE_BYTES:,}")
+    message = vector_tile_pb2.tile()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise InvalidTileError(
+            f"{where}: not a vector tile, begins with {cut_short(data)}"
+        ) from error
+    layers = [layer for layer in message.layers if layer.name == IMAGE_LAYER]
+    if not layers and data and not message.layers:
+        raise InvalidTileError(f"{where}: not a vector tile, begins with {cut_short(data)}")
+    if len(layers) > 1:
+        raise InvalidTileError(f"{where}: {len(layers)} layers named {IMAGE_LAYER!r}")
+    if not layers:
+        return IMAGE_SCHEMA.empty_table()
+    (layer,) = layers
+    if len(layer.features) > MAX_IMAGES:
+        raise InvalidTileError(f"{where}: {len(layer.features):,} images, more than {MAX_IMAGES:,}")
+    columns = _properties(layer, where)
+    columns["lon"], columns["lat"] = _positions(layer, tile, where)
+    return _checked_table(columns, len(layer.features), where)
+
+
+def tile_geojson(table: pa.Table) -> bytes:
+    """Write a table of images as a GeoJSON FeatureCollection, one feature a line.
+
+    The features are those of vt2geojson: Points whose properties are the tile's own, absent
+    where the tile does not have them.
+    """
+    names = [name for name in table.column_names if name not in _POSITION]
+    lines = [
+        orjson.dumps(
+            {
+                "type": "Feature",
+                "geometry": {"type": "Point", "coordinates": position},
+                "properties": {
+                    name: value
+                    for name, value in zip(names, values, strict=True)
+                    if value is not None
+                },
+            }
+        )
+        for position, *values in zip(
+            zip(*(table[name].to_pylist() for name in _POSITION), strict=True),
+            *(table[name].to_pylist() for name in names),
+            strict=True,
+        )
+    ]
+    return b'{"type":"FeatureCollection","features":[\n%b\n]}\n' % b",\n".join(lines)
+
+
+def write_tile(table: pa.Table, path: Path) -> None:
+    """Write `tile_geojson` to a file, which appears whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(tile_geojson(table))
+
+
+def read_tile(path: Path) -> pa.Table:
+    """Read a tile file, written by `write_tile` or by percept-vsvi-filter, to `IMAGE_SCHEMA`.
+
+    percept-vsvi-filter stores an empty FeatureCollection for whatever the service answers
+    without images, error pages among them; such a file cannot be told from an empty tile.
+
+    Raises
+    ------
+    InvalidTileError
+        When it is no FeatureCollection of Mapillary images.
+    FileNotFoundError
+        When there is no such file.
+    """
+    where = str(path)
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise InvalidTileError(f"{where}: {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+    data = path.read_bytes()
+    try:
+        features = orjson.loads(data)["features"]
+        if len(features) > MAX_IMAGES:
+            raise InvalidTileError(f"{where}: {len(features):,} images, more than {MAX_IMAGES:,}")
+        properties = [feature["properties"] for feature in features]
+        positions = [feature["geometry"]["coordinates"] for feature in features]
+        columns: dict[str, Any] = {
+            name: [image.get(name) for image in properties] for name in _PROPERTIES
+        }
+        columns["lon"] = [lon for lon, _ in positions]
+        columns["lat"] = [lat for _, lat in positions]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidTileError(
+            f"{where}: not a GeoJSON file of images, begins with {cut_short(data)}. "
+            "Delete it to have the tile fetched again."
+        ) from error
+    return _checked_table(columns, len(positions), where)
+
+
+def tile_name(tile: mercantile.Tile) -> str:
+    """Return a tile's name in messages: "tile 14/8574/5735"."""
+    return f"tile {tile.z}/{tile.x}/{tile.y}"
+
+
+def _properties(layer: vector_tile_pb2.tile.layer, where: str) -> dict[str, list[Any]]:
+    """Return the layer's properties by name, a value (or None) for each feature."""
+    try:
+        values = [value.ListFields()[0][1] for value in layer.values]
+    except IndexError as error:
+        raise InvalidTileError(f"{where}: a value without a type") from error
+    tags = [feature.tags for feature in layer.features]
+    lengths = np.fromiter(map(len, tags), np.int64, len(tags))
+    if (lengths % 2).any():
+        raise InvalidTileError(f"{where}: a property without a value")
+    pairs = np.fromiter(chain.from_iterable(tags), np.int64, lengths.sum()).reshape(-1, 2)
+    keys, indices = pairs[:, 0], pairs[:, 1]
+    if len(pairs) and (keys.max() >= len(layer.keys) or indices.max() >= len(values)):
+        raise InvalidTileError(f"{where}: a property that the layer does not list")
+    rows = np.repeat(np.arange(len(tags)), lengths // 2)
+    columns: dict[str, list[Any]] = {}
+    for key, name in enumerate(layer.keys):
+        column = columns.setdefault(name, [None] * len(tags))
+        having = keys == key
+        for row, index in zip(rows[having].tolist(), indices[having].tolist(), strict=True):
+            column[row] = values[index]
+    return columns
+
+
+def _positions(
+    layer: vector_tile_pb2.tile.layer, tile: mercantile.Tile, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return longitudes and latitudes of the features (inverse spherical Mercator)."""
+    geometries = [feature.geometry for feature in layer.features]
+    numbers = np.fromiter(chain.from_iterable(geometries), np.int64)
+    if any(feature.type != _POINT for feature in layer.features) or any(
+        len(geometry) != 3 for geometry in geometries
+    ):
+        raise InvalidTileError(f"{where}: an image that is no point")
+    command, x, y = numbers.reshape(-1, 3).T
+    if (command != _MOVE_TO_ONE_POINT).any() or not layer.extent:
+        raise InvalidTileError(f"{where}: an image that is no point")
+    x, y = ((zigzag >> 1) ^ -(zigzag & 1) for zigzag in (x, y))
+    if any((abs(axis) > 2 * layer.extent).any() for axis in (x, y)):
+        raise InvalidTileError(f"{where}: an image far outside the tile")
+    size = layer.extent * 2.0**tile.z
+    lon = (x + layer.extent * tile.x) * 360.0 / size - 180.0
+    mercator = 180.0 - (y + layer.extent * tile.y) * 360.0 / size
+    lat = np.degrees(2.0 * np.arctan(np.exp(np.radians(mercator)))) - 90.0
+    return lon, lat
+
+
+def _checked_table(columns: dict[str, Any], rows: int, where: str) -> pa.Table:
+    """Make the table of columns whose values may be anything."""
+    known = {field.name: field.type for field in IMAGE_SCHEMA}
+    further: Sequence[str] = [name for name in columns if name not in known]
+    arrays = []
+    for name in (*known, *further):
+        values = columns.get(name, [None] * rows)
+        try:
+            arrays.append(pa.array(values, known.get(name)))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise InvalidTileError(f"{where}: {name}: {cut_short(str(error))}") from error
+    table = pa.table(arrays, names=[*known, *further])
+    _check_images(table, where)
+    return table
+
+
+def _check_images(table: pa.Table, where: str) -> None:
+    """Refuse images without what they are found by, or with ids that no image has."""
+    for name in ("id", "sequence_id", *_POSITION):
+        if table[name].null_count:
+            raise InvalidTileError(f"{where}: an image without {name}")
+    ids = table["id"].to_numpy()
+    if (ids <= 0).any():
+        raise InvalidTileError(f"{where}: {ids.min()} is no image id")
+    for sequence_id in table["sequence_id"].unique().to_pylist():
+        try:
+            check_sequence_id(sequence_id)
+        except InvalidSequenceIdError as error:
+            raise InvalidTileError(f"{where}: {error}") from error
+    lon, lat = (table[name].to_numpy() for name in _POSITION)
+    if not ((abs(lon) <= 181) & (abs(lat) <= 90)).all():
+        raise InvalidTileError(f"{where}: an image at no place on earth")
