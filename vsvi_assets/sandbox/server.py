@@ -1,0 +1,512 @@
+"""The sandbox's server: real HTTP on loopback, on one base URL for all four services."""
+
+import asyncio
+import hashlib
+import hmac
+import signal
+import socket
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import formatdate
+from typing import Any, Self
+
+import orjson
+from aiohttp import web
+
+from vsvi_assets.sandbox import overpass
+from vsvi_assets.sandbox.faults import HOSTILE_SEQUENCE_IDS, Fault, Faults
+from vsvi_assets.sandbox.stats import Stats
+from vsvi_assets.sandbox.vector_tiles import encode_tile
+from vsvi_assets.sandbox.world import ZOOM, StreetImage, Tile, World
+
+TOKEN = "MLY|sandbox|0123456789abcdef"  # noqa: S105 (opens nothing but a sandbox)
+IMAGE_SIZES = ("original", "2048", "1024", "256")
+MOST_IDS = 100
+"""Image ids in one request of the graph."""
+
+_SECRET = b"sandbox"
+_PICTURES_KEPT = 256
+_HTML = "<!DOCTYPE html><html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Sandbox:
+    """Mapillary's tile, graph and image servers and Overpass, for one world.
+
+    As a context manager it serves in a thread of its own; `run` serves in the foreground.
+
+    Parameters
+    ----------
+    world
+        What to serve; it may be added to meanwhile.
+    faults
+        What to do wrong; may be changed meanwhile. Default: nothing.
+    latency
+        Seconds by which every answer is held back; may be changed meanwhile.
+    port
+        0: any free one.
+    tokens
+        The tokens to accept. Default: every one that begins with `MLY|sandbox`.
+    link_lifetime
+        Seconds for which the graph's image links hold; may be changed meanwhile.
+        Mapillary's hold for about 30 days.
+    empty_tile
+        Body of the answer (200) for a tile without images.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        faults: Faults | None = None,
+        latency: float = 0.0,
+        port: int = 0,
+        tokens: Collection[str] | None = None,
+        link_lifetime: float = 30 * 86400,
+        empty_tile: bytes = b"",
+    ) -> None:
+        self.world = world
+        self.faults = faults or Faults()
+        self.latency = latency
+        self.tokens = tokens
+        self.link_lifetime = link_lifetime
+        self.empty_tile = empty_tile
+        self.stats = Stats()
+        self._port = port
+        self._at_once: Counter[str] = Counter()
+        self._pictures: OrderedDict[tuple[int, str], bytes] = OrderedDict()
+        self._drawing = ThreadPoolExecutor(2, thread_name_prefix="sandbox-pictures")
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL of all services."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def tiles_url(self) -> str:
+        """What MAPILLARY_TILES_URL is to be."""
+        return self.url
+
+    @property
+    def graph_url(self) -> str:
+        """What MAPILLARY_GRAPH_URL is to be."""
+        return self.url
+
+    @property
+    def overpass_url(self) -> str:
+        """What OVERPASS_URL, and `osmnx.settings.overpass_url`, is to be."""
+        return f"{self.url}/api"
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that point the pipeline at this sandbox."""
+        return {
+            "MAPILLARY_TILES_URL": self.tiles_url,
+            "MAPILLARY_GRAPH_URL": self.graph_url,
+            "OVERPASS_URL": self.overpass_url,
+            "MAPILLARY_TOKEN": next(iter(self.tokens)) if self.tokens else TOKEN,
+        }
+
+    def __enter__(self) -> Self:
+        listener = self._listen()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=(self._serve(listener),), name="sandbox"
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._thread is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+        self._drawing.shutdown(cancel_futures=True)
+
+    def run(self, ready: Callable[["Sandbox"], None]) -> None:
+        """Serve in the foreground until SIGINT or SIGTERM; `ready` is called once it listens."""
+
+        async def serve() -> None:
+            listener = self._listen()
+            self._stop = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._stop.set)
+            ready(self)
+            await self._serve(listener)
+
+        try:
+            asyncio.run(serve())
+        finally:
+            self._drawing.shutdown(cancel_futures=True)
+
+    def _listen(self) -> socket.socket:
+        """Bind the socket; connections are taken from now on, and answered once it serves."""
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self._port))
+        listener.listen(1024)
+        self._port = listener.getsockname()[1]
+        return listener
+
+    async def _serve(self, listener: socket.socket) -> None:
+        app = web.Application()
+        app.add_routes(
+            [
+                self._route(
+                    "tiles", "/maps/vtp/mly1_public/2/{z:\\d+}/{x:\\d+}/{y:\\d+}", self._tile
+                ),
+                self._route("images", "/images/files/{id:\\d+}_{size}.jpg", self._image_file),
+                self._route("overpass", "/api/interpreter", self._overpass),
+                web.get("/api/status", self._overpass_status),
+                web.get("/stats", self._stats),
+                web.get("/elsewhere", self._elsewhere),
+                self._route("graph", "/images", self._graph_images),
+                self._route("graph", "/", self._graph_batch),
+                self._route("graph", "/{id}", self._graph_image),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    # Faults, latency and counts, before a service is asked
+
+    def _route(self, service: str, path: str, handler: Handler) -> web.RouteDef:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            self.stats.requests[service] += 1
+            self._at_once[service] += 1
+            self.stats.most_at_once[service] = max(
+                self.stats.most_at_once[service], self._at_once[service]
+            )
+            try:
+                return await self._answer(service, request, handler)
+            finally:
+                self._at_once[service] -= 1
+
+        return web.route("*", path, answer)
+
+    async def _answer(
+        self, service: str, request: web.Request, handler: Handler
+    ) -> web.StreamResponse:
+        if self.latency:
+            await asyncio.sleep(self.latency)
+        image_id = int(request.match_info["id"]) if service == "images" else None
+        if image_id is not None:
+            self.stats.images_asked[image_id] += 1
+            if _has_token(request):
+                self.stats.token_leaks += 1
+        asked = "&".join(
+            f"{key}={value}"
+            for key, value in sorted(request.query.items())
+            if key in ("image_ids", "ids", "fields")
+        )
+        fault = self.faults.decide(service, f"{request.path}?{asked}", image_id)
+        if fault is None:
+            return await handler(request)
+        self.stats.faults[service][fault] += 1
+        if image_id is not None:
+            self.stats.faults_by_image[image_id].append(fault)
+        return await self._commit(fault, request, handler)
+
+    async def _commit(
+        self, fault: Fault, request: web.Request, handler: Handler
+    ) -> web.StreamResponse:
+        match fault:
+            case Fault.SLOW:
+                await asyncio.sleep(self.faults.slow)
+                return await handler(request)
+            case Fault.RESET:
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+            case Fault.CUT_OFF | Fault.STALL:
+                return await self._send_half(fault, request, await handler(request))
+            case Fault.TRUNCATED:
+                body = _body(await handler(request))
+                return web.Response(body=body[: len(body) // 2])
+            case Fault.MALFORMED:
+                body = _body(await handler(request))
+                return web.Response(body=bytes(255 - byte for byte in body[:4096]) + body[4096:])
+            case Fault.HOSTILE_IDS:
+                tile = _tile_of(request)
+                return web.Response(body=encode_tile(tile, _hostile(self.world.images_in(tile))))
+            case Fault.REDIRECT_TO_FILE:
+                return web.Response(status=302, headers={"Location": "file:///etc/hostname"})
+            case Fault.REDIRECT_TO_HOST:
+                elsewhere = f"http://localhost:{self._port}/elsewhere"
+                return web.Response(status=302, headers={"Location": elsewhere})
+            case _:
+                return _error(fault, self.faults.retry_after)
+
+    async def _send_half(
+        self, fault: Fault, request: web.Request, whole: web.StreamResponse
+    ) -> web.StreamResponse:
+        """Announce the whole body, send half of it, and then hang up or fall silent."""
+        body = _body(whole)
+        half = web.StreamResponse(headers={"Content-Type": whole.content_type})
+        half.content_length = max(len(body), 2)
+        await half.prepare(request)
+        await half.write(body[: len(body) // 2])
+        if fault is Fault.STALL:
+            await asyncio.sleep(self.faults.stall)
+        if request.transport is not None:
+            request.transport.close()
+        return half
+
+    # Tiles
+
+    async def _tile(self, request: web.Request) -> web.Response:
+        if refusal := self._refusal(request):
+            return refusal
+        z, x, y = tile = _tile_of(request)
+        self.stats.tiles_asked[f"{z}/{x}/{y}"] += 1
+        if z != ZOOM:
+            return web.Response(status=404, text=f"The sandbox has tiles of zoom {ZOOM} only.")
+        body = self.world.recorded_tiles.get(tile)
+        if body is None:
+            images = self.world.images_in(tile)
+            body = encode_tile(tile, images) if images else self.empty_tile
+        return web.Response(body=body, content_type="application/x-protobuf")
+
+    # The graph
+
+    async def _graph_images(self, request: web.Request) -> web.Response:
+        """`/images?image_ids=…`: a list, unknown ids left out."""
+        if refusal := self._refusal(request):
+            return refusal
+        ids = request.query.get("image_ids", "").split(",")
+        if len(ids) > MOST_IDS:
+            return _graph_error(400, 100, f"Too many image ids: {len(ids)}, limit {MOST_IDS}")
+        found = [image for id in ids if (image := self._known(id))]
+        return _json({"data": [self._entity(image, request) for image in found]})
+
+    async def _graph_batch(self, request: web.Request) -> web.Response:
+        """`/?ids=…`: an object keyed by id; one unknown id refuses them all."""
+        if refusal := self._refusal(request):
+            return refusal
+        ids = request.query.get("ids", "").split(",")
+        if len(ids) > MOST_IDS:
+            return _graph_error(400, 100, f"Too many ids: {len(ids)}, limit {MOST_IDS}")
+        entities = {}
+        for id in ids:
+            image = self._known(id)
+            if image is None:
+                return _unknown_id(id)
+            entities[id] = self._entity(image, request)
+        return _json(entities)
+
+    async def _graph_image(self, request: web.Request) -> web.Response:
+        """`/<image id>`"""
+        if refusal := self._refusal(request):
+            return refusal
+        id = request.match_info["id"]
+        image = self._known(id)
+        return _json(self._entity(image, request)) if image else _unknown_id(id)
+
+    def _known(self, id: str) -> StreetImage | None:
+        if not id.isdecimal():
+            return None
+        self.stats.graph_ids_asked[int(id)] += 1
+        image = self.world.images.get(int(id))
+        return None if image is None or self.faults.is_gone(image.id) else image
+
+    def _entity(self, image: StreetImage, request: web.Request) -> dict[str, Any]:
+        """Return the fields asked for; like the graph, `id` is always among them."""
+        point = {"type": "Point", "coordinates": [image.lon, image.lat]}
+        fields = {
+            "captured_at": image.captured_at,
+            "compass_angle": image.compass_angle,
+            "computed_compass_angle": image.compass_angle,
+            "geometry": point,
+            "computed_geometry": point,
+            "is_pano": image.is_pano,
+            "sequence": image.sequence_id,
+            "creator": {"username": image.creator_username, "id": str(image.creator_id)},
+            "width": image.width,
+            "height": image.height,
+        }
+        fields |= {f"thumb_{size}_url": self._link(image, size) for size in IMAGE_SIZES}
+        asked = request.query.get("fields", "id").split(",")
+        return {name: fields[name] for name in asked if name in fields} | {"id": str(image.id)}
+
+    def _link(self, image: StreetImage, size: str) -> str:
+        expires = f"{int(time.time() + self.link_lifetime):X}"
+        signature = _signature(image.id, size, expires)
+        return f"{self.url}/images/files/{image.id}_{size}.jpg?oe={expires}&oh={signature}"
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        """Return the answer to a request whose token is absent or unknown, as observed."""
+        header = request.headers.get("Authorization", "")
+        in_query = "access_token" in request.query
+        token = request.query.get("access_token") or header.removeprefix("OAuth ")
+        if not token:
+            return _graph_error(500, 190, "Invalid OAuth 2.0 Access Token")
+        if token in self.tokens if self.tokens else token.startswith("MLY|sandbox"):
+            return None
+        message = "Error validating application" if "|" in token else "Failed to decode"
+        return _graph_error(400 if in_query else 401, 190, message, type="OAuthException")
+
+    # Image files
+
+    async def _image_file(self, request: web.Request) -> web.StreamResponse:
+        image_id, size = int(request.match_info["id"]), request.match_info["size"]
+        expires, signature = request.query.get("oe", ""), request.query.get("oh", "")
+        if signature != _signature(image_id, size, expires):
+            return web.Response(status=403, text="Bad URL hash")
+        if int(expires, 16) < time.time():
+            return web.Response(status=403, text="URL signature expired")
+        image = self.world.images.get(image_id)
+        if image is None or self.faults.is_gone(image_id):
+            return web.Response(status=404, text="Not Found")
+        body = await self._picture(image, size)
+        self.stats.images_served[image_id] += 1
+        self.stats.image_bytes += len(body)
+        return web.Response(body=body, content_type="image/jpeg")
+
+    async def _picture(self, image: StreetImage, size: str) -> bytes:
+        key = (image.id, size)
+        if key in self._pictures:
+            self._pictures.move_to_end(key)
+            return self._pictures[key]
+        loop = asyncio.get_running_loop()
+        body = await loop.run_in_executor(self._drawing, self.world.picture, image, size)
+        self._pictures[key] = body
+        if len(self._pictures) > _PICTURES_KEPT:
+            self._pictures.popitem(last=False)
+        return body
+
+    # Overpass
+
+    async def _overpass(self, request: web.Request) -> web.Response:
+        parameters = await request.post() if request.method == "POST" else request.query
+        try:
+            body = overpass.answer(str(parameters.get("data", "")), self.world)
+        except overpass.QueryError as error:
+            return web.Response(status=400, text=f"Error: {error}")
+        return web.Response(body=body, content_type="application/json")
+
+    async def _overpass_status(self, _: web.Request) -> web.Response:
+        return web.Response(text=overpass.status(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"))
+
+    # The sandbox itself
+
+    async def _stats(self, _: web.Request) -> web.Response:
+        return _json(self.stats.as_dict())
+
+    async def _elsewhere(self, request: web.Request) -> web.Response:
+        """Where `Fault.REDIRECT_TO_HOST` leads."""
+        self.stats.redirects_followed += 1
+        if _has_token(request):
+            self.stats.token_leaks += 1
+        return web.Response(text="You were not to come here.")
+
+
+def _error(fault: Fault, retry_after: int) -> web.Response:
+    """Return the answer of a fault that is an answer of its own."""
+    limit = "Application request limit reached"
+    match fault:
+        case Fault.RATE_LIMITED:
+            response = _graph_error(429, 4, limit, is_transient=True)
+            response.headers["Retry-After"] = str(retry_after)
+            return response
+        case Fault.RATE_LIMITED_DATE:
+            response = _graph_error(429, 4, limit, is_transient=True)
+            response.headers["Retry-After"] = formatdate(time.time() + retry_after, usegmt=True)
+            return response
+        case Fault.RATE_LIMITED_BARE:
+            return _graph_error(429, 4, limit, is_transient=True)
+        case Fault.RATE_LIMITED_XML:
+            body = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code></Error>'
+            return web.Response(status=429, text=body, content_type="application/xml")
+        case Fault.APPLICATION_LIMIT:
+            return _graph_error(400, 4, limit, is_transient=True)
+        case Fault.UNKNOWN_ERROR:
+            message = "Please reduce the amount of data you're asking for, then retry your request"
+            return _graph_error(500, 1, message)
+        case Fault.SERVER_ERROR:
+            return _graph_error(500, 2, "Service temporarily unavailable", is_transient=True)
+        case Fault.TIMEOUT:
+            return _graph_error(400, -2, "Timeout", is_transient=False)
+        case Fault.UNAVAILABLE:
+            return _html(503, "Service Unavailable")
+        case Fault.GATEWAY_TIMEOUT:
+            return _html(504, "Gateway Timeout")
+        case Fault.HTML_PAGE:
+            return _html(200, "Sorry, something went wrong.")
+        case Fault.EMPTY:
+            return web.Response()
+        case Fault.NOT_FOUND:
+            return web.Response(status=404, text="Not Found")
+        case Fault.EXPIRED:
+            return web.Response(status=403, text="URL signature expired")
+        case Fault.REFUSED_TOKEN:
+            return _graph_error(401, 190, "Error validating application", type="OAuthException")
+    raise AssertionError(f"{fault!r} has no answer of its own")
+
+
+def _graph_error(status: int, code: int, message: str, **more: object) -> web.Response:
+    error = {
+        "message": message,
+        "type": "MLYApiException",
+        "code": code,
+        "fbtrace_id": "ASandboxTraceIdOfNoMeaning",
+    }
+    return _json({"error": error | more}, status=status)
+
+
+def _unknown_id(id: str) -> web.Response:
+    return _graph_error(
+        400,
+        100,
+        f"Unsupported get request. Object with ID '{id}' does not exist, cannot be loaded due "
+        "to missing permissions, or does not support this operation",
+        error_subcode=33,
+    )
+
+
+def _json(content: object, status: int = 200) -> web.Response:
+    body = orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
+def _html(status: int, title: str) -> web.Response:
+    return web.Response(status=status, text=_HTML.format(title), content_type="text/html")
+
+
+def _body(response: web.StreamResponse) -> bytes:
+    assert isinstance(response, web.Response)
+    assert isinstance(response.body, bytes)
+    return response.body
+
+
+def _tile_of(request: web.Request) -> Tile:
+    z, x, y = (int(request.match_info[name]) for name in "zxy")
+    return z, x, y
+
+
+def _hostile(images: list[StreetImage]) -> list[StreetImage]:
+    """Give the first images of a tile, one each, the hostile sequence ids."""
+    hostile = [
+        replace(image, sequence_id=sequence_id)
+        for image, sequence_id in zip(images, HOSTILE_SEQUENCE_IDS, strict=False)
+    ]
+    return hostile + images[len(hostile) :]
+
+
+def _has_token(request: web.Request) -> bool:
+    return "Authorization" in request.headers or "access_token" in request.query
+
+
+def _signature(image_id: int, size: str, expires: str) -> str:
+    text = f"{image_id}/{size}/{expires}".encode()
+    return hmac.new(_SECRET, text, hashlib.sha256).hexdigest()[:32]
