@@ -190,7 +190,7 @@ class LocalPostgis:
             shutil.rmtree(unfinished)
         unfinished.mkdir(mode=0o700)
         password = secrets.token_urlsafe(32)
-        with tempfile.NamedTemporaryFile("w", dir=self.folder) as password_file:
+        with tempfile.NamedTemporaryFile("w", dir=self.folder.resolve()) as password_file:
             password_file.write(_scram_verifier(password))
             password_file.flush()
             if os.geteuid() == 0:
@@ -262,7 +262,7 @@ class LocalPostgis:
                 self._log.replace(self._log.with_suffix(".previous.log"))
             started = self._run(
                 "pg_ctl", "start", "-D", self._cluster, "-l", self._log,
-                "-o", f"-c config_file={shlex.quote(str(self.folder / 'server.conf'))}",
+                "-o", f"-c config_file={shlex.quote(str(self.folder.resolve() / 'server.conf'))}",
                 "-w", "-t", START_TIMEOUT_SECONDS,
             )  # fmt: skip
             if started.returncode == 0:
@@ -302,7 +302,7 @@ class LocalPostgis:
         working_directory = self._execute("readlink", f"/proc/{pid}/cwd")
         return (
             working_directory.returncode == 0
-            and Path(working_directory.stdout.strip()) != self._cluster.resolve()
+            and Path(working_directory.stdout.strip()) != self._cluster
         )
 
     def _end_of_log(self) -> str:
@@ -347,7 +347,8 @@ class LocalPostgis:
 
     @property
     def _cluster(self) -> Path:
-        return self.folder / "cluster"
+        # Without the link, which need not lie where the server's user can reach it.
+        return self.folder.resolve() / "cluster"
 
     @property
     def _log(self) -> Path:
