@@ -56,7 +56,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}{PART_SUFFIX}")
     try:
-        with part.open("xb") as file:
+        with part.open("x+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()

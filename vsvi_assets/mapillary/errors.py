@@ -155,7 +155,7 @@ def cut_short(value: object, length: int = 60) -> str:
 
 def _graph_error(body: bytes) -> tuple[int | None, int | None, bool, str]:
     """Return code, subcode, is_transient and message of a Graph API error body."""
-    if not body.lstrip()[:1] == b"{":
+    if body.lstrip()[:1] != b"{":
         return None, None, False, ""
     try:
         answer = json.loads(body)

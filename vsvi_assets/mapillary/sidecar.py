@@ -1,11 +1,11 @@
 """A sequence's folder: its images, and the `images.geojson` beside them that describes them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -14,6 +14,8 @@ from vsvi_assets.mapillary.errors import InvalidSidecarError, cut_short
 from vsvi_assets.mapillary.tiles import check_sequence_id
 
 SIDECAR_NAME = "images.geojson"
+Value = TypeVar("Value")
+
 IMAGE_PAGE = "https://www.mapillary.com/app/?pKey={id}"
 
 
@@ -39,6 +41,38 @@ class ImageRecord:
     sha256: str
 
 
+@dataclass
+class Sidecar:
+    """What is known of a sequence's images.
+
+    Attributes
+    ----------
+    images
+        The images on disk, by id.
+    unavailable
+        Ids that were asked for and that Mapillary has no longer; they are not asked for again.
+    failed
+        Why images could not be had at the last try, by id.
+    """
+
+    images: dict[int, ImageRecord] = field(default_factory=dict)
+    unavailable: set[int] = field(default_factory=set)
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def updated(self, newer: "Sidecar") -> "Sidecar":
+        """Return what is known after `newer`, which need not tell of all images, was found."""
+        settled = {*newer.images, *newer.unavailable, *newer.failed}
+        return Sidecar(
+            images=_without(self.images, settled) | newer.images,
+            unavailable=(self.unavailable - settled) | newer.unavailable,
+            failed=_without(self.failed, settled) | newer.failed,
+        )
+
+
+def _without(mapping: dict[int, Value], ids: set[int]) -> dict[int, Value]:
+    return {image_id: value for image_id, value in mapping.items() if image_id not in ids}
+
+
 def sequence_folder(seqdir: Path, sequence_id: str) -> Path:
     """Return the folder of a sequence's images.
 
@@ -55,17 +89,23 @@ def image_path(folder: Path, image_id: int) -> Path:
     return folder / f"{image_id}.jpg"
 
 
-def write_sidecar(folder: Path, images: Iterable[ImageRecord]) -> None:
-    """Write `images.geojson` of a sequence's folder, whole or not at all, ordered by id."""
-    features = [_feature(image) for image in sorted(images, key=lambda image: image.id)]
+def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
+    """Write `images.geojson` of a sequence's folder, whole or not at all, ordered by id.
+
+    It is a GeoJSON FeatureCollection of the images on disk, with two members more:
+    `unavailable`, a list of ids, and `failed`, reasons by id.
+    """
+    features = [_feature(sidecar.images[image_id]) for image_id in sorted(sidecar.images)]
+    unavailable = orjson.dumps(sorted(sidecar.unavailable))
+    failed = orjson.dumps({str(image_id): why for image_id, why in sorted(sidecar.failed.items())})
     with atomic_write(folder / SIDECAR_NAME) as file:
         file.write(b'{"type":"FeatureCollection","features":[\n')
         file.write(b",\n".join(map(orjson.dumps, features)))
-        file.write(b"\n]}\n")
+        file.write(b'\n],"unavailable":%b,"failed":%b}\n' % (unavailable, failed))
 
 
-def read_sidecar(folder: Path) -> dict[int, ImageRecord]:
-    """Read `images.geojson` of a sequence's folder, by image id; empty where there is none.
+def read_sidecar(folder: Path) -> Sidecar:
+    """Read `images.geojson` of a sequence's folder; an empty `Sidecar` where there is none.
 
     Raises
     ------
@@ -76,11 +116,15 @@ def read_sidecar(folder: Path) -> dict[int, ImageRecord]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return {}
+        return Sidecar()
     try:
-        images = map(_image, orjson.loads(data)["features"])
-        return {image.id: image for image in images}
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        content = orjson.loads(data)
+        return Sidecar(
+            images={image.id: image for image in map(_image, content["features"])},
+            unavailable={int(image_id) for image_id in content["unavailable"]},
+            failed={int(image_id): str(why) for image_id, why in content["failed"].items()},
+        )
+    except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise InvalidSidecarError(
             f"{path}: not a list of images ({cut_short(str(error))}). Delete it: "
             "it is written anew, and images are kept."
@@ -93,7 +137,7 @@ def differences(folder: Path) -> dict[int, str]:
     Returns what is wrong, by image id; empty where all is as it was written.
     """
     wrong = {}
-    for image in read_sidecar(folder).values():
+    for image in read_sidecar(folder).images.values():
         path = image_path(folder, image.id)
         if not path.is_file():
             wrong[image.id] = "missing"
@@ -132,8 +176,12 @@ def _feature(image: ImageRecord) -> Mapping[str, Any]:
     }
 
 
-def _iso(milliseconds: int) -> str:
-    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+def _iso(milliseconds: int) -> str | None:
+    """Return the moment in ISO 8601, None for a number that is no moment of our calendar."""
+    try:
+        moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

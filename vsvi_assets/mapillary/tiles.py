@@ -98,7 +98,7 @@ def decode_tile(data: bytes, tile: mercantile.Tile) -> pa.Table:
     (layer,) = layers
     if len(layer.features) > MAX_IMAGES:
         raise InvalidTileError(f"{where}: {len(layer.features):,} images, more than {MAX_IMAGES:,}")
-    columns = _properties(layer, where)
+    columns: dict[str, Any] = dict(_properties(layer, where))
     columns["lon"], columns["lat"] = _positions(layer, tile, where)
     return _checked_table(columns, len(layer.features), where)
 

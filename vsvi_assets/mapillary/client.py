@@ -1,0 +1,352 @@
+"""Mapillary over HTTP: tiles, links of images, and images.
+
+Source: https://www.mapillary.com/developer/api-documentation
+"""
+
+import json
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Literal, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import mercantile
+import requests
+from requests.adapters import HTTPAdapter
+
+from vsvi_assets.mapillary.errors import (
+    InvalidTileError,
+    MapillaryError,
+    RefusedRequestError,
+    RefusedTokenError,
+    Service,
+    StoppedError,
+    ThrottledError,
+    TransientError,
+    UnavailableError,
+    answer_error,
+    cut_short,
+)
+from vsvi_assets.mapillary.pacing import Pacer, TileBudget
+from vsvi_assets.mapillary.tiles import MAX_TILE_BYTES, decode_tile, tile_name
+
+USER_AGENT = f"vsvi-assets/{version('vsvi-assets')} (vsvi_assets, street-view images by city)"
+IMAGES_PER_REQUEST = 50
+"""Image ids in one request for links, as other clients of the service use it."""
+
+LINK_REQUESTS_PER_SECOND = 150.0
+TILE_REQUESTS_PER_SECOND = 50.0
+IMAGE_REQUESTS_PER_SECOND = 1000.0
+"""Ceilings under the documented limits of searches, tiles and entities."""
+
+MAX_ANSWER_BYTES = 20_000_000
+MAX_ERROR_BYTES = 65_536
+MAX_REDIRECTS = 5
+MAX_BACKOFF = 60.0
+CHUNK_BYTES = 65_536
+
+ImageSize = Literal["original", "2048", "1024", "256"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLink:
+    """Where an image can be had for some time, and the name of who made it."""
+
+    id: int
+    url: str = field(repr=False)
+    creator: str | None
+
+
+class _Authorization(requests.auth.AuthBase):
+    """Sets the token, or none; either way requests looks for no credentials elsewhere."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token is not None:
+            request.headers["Authorization"] = f"OAuth {self._token}"
+        return request
+
+
+class Mapillary:
+    """The client that all threads of a process share.
+
+    The token goes to the hosts of `tiles_url` and `graph_url` alone, in a header, and appears
+    in no URL and no error.
+
+    Parameters
+    ----------
+    token
+        Returns the client token; called when it is needed.
+    tiles_url, graph_url
+        Where the two services are.
+    num_retries
+        How often what failed transiently is tried again.
+    backoff
+        Seconds; before retry n (from 0) a random time up to backoff * 2**n passes.
+    tile_budget
+        Counts the tile requests of the day; None: they are not counted.
+    connections
+        How many connections are kept open for reuse.
+    recovery
+        Seconds from standstill to full speed after the service said "too many requests".
+    timeout
+        Seconds without a byte after which a connection counts as dead.
+    """
+
+    def __init__(
+        self,
+        token: Callable[[], str],
+        *,
+        tiles_url: str = "https://tiles.mapillary.com",
+        graph_url: str = "https://graph.mapillary.com",
+        num_retries: int = 8,
+        backoff: float = 1.0,
+        tile_budget: TileBudget | None = None,
+        connections: int = 64,
+        recovery: float = 60.0,
+        timeout: float = 30.0,
+    ) -> None:
+        self._token = token
+        self._tiles_url = tiles_url.rstrip("/")
+        self._graph_url = graph_url.rstrip("/")
+        self._token_origins = {_origin(self._tiles_url), _origin(self._graph_url)}
+        self.num_retries = num_retries
+        self._backoff = backoff
+        self._tile_budget = tile_budget
+        self._timeout = timeout
+        self._pacers = {
+            Service.TILES: Pacer(TILE_REQUESTS_PER_SECOND, recovery),
+            Service.GRAPH: Pacer(LINK_REQUESTS_PER_SECOND, recovery),
+            Service.IMAGES: Pacer(IMAGE_REQUESTS_PER_SECOND, recovery),
+        }
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = USER_AGENT
+        for scheme in ("https://", "http://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
+
+    def tile(self, tile: mercantile.Tile, stop: threading.Event | None = None) -> bytes:
+        """Fetch the vector tile of Mapillary's public coverage, for `decode_tile`.
+
+        Raises
+        ------
+        MapillaryError
+            `TransientError` when it could not be had in all attempts, `RefusedTokenError`,
+            `TileBudgetError`, `RefusedRequestError`, `StoppedError` when `stop` was set.
+        """
+        url = f"{self._tiles_url}/maps/vtp/mly1_public/2/{tile.z}/{tile.x}/{tile.y}"
+        name = tile_name(tile)
+
+        def attempt(stop: threading.Event) -> bytes:
+            if self._tile_budget:
+                self._tile_budget.spend()
+            data = self._body(url, Service.TILES, name, stop, MAX_TILE_BYTES)
+            try:
+                decode_tile(data, tile)
+            except InvalidTileError as error:
+                raise TransientError(str(error)) from error
+            return data
+
+        return self._retrying(attempt, stop)
+
+    def image_links(
+        self, ids: Sequence[int], size: ImageSize, stop: threading.Event | None = None
+    ) -> dict[int, ImageLink]:
+        """Ask for links to up to 50 images, in one request.
+
+        Images that Mapillary does not have (any more) are left out. Should it refuse the
+        whole batch for one of them, the batch is halved until that one is found.
+
+        Raises
+        ------
+        MapillaryError
+            As `tile` does.
+        """
+        field_name = f"thumb_{size}_url"
+        url = (
+            f"{self._graph_url}/images?image_ids={','.join(map(str, ids))}"
+            f"&fields=id,{field_name},creator"
+        )
+        name = f"links of {len(ids)} images from {ids[0]}" if len(ids) > 1 else f"image {ids[0]}"
+
+        def attempt(stop: threading.Event) -> dict[int, ImageLink]:
+            body = self._body(url, Service.GRAPH, name, stop, MAX_ANSWER_BYTES)
+            return _links(body, field_name, name)
+
+        try:
+            links = self._retrying(attempt, stop)
+        except (UnavailableError, RefusedRequestError) as error:
+            if len(ids) > 1:
+                middle = len(ids) // 2
+                return self.image_links(ids[:middle], size, stop) | self.image_links(
+                    ids[middle:], size, stop
+                )
+            if isinstance(error, UnavailableError):
+                return {}
+            raise
+        return {image_id: links[image_id] for image_id in ids if image_id in links}
+
+    def image_chunks(self, link: ImageLink, stop: threading.Event) -> Iterator[bytes]:
+        """Fetch an image once, in pieces; whether they make a whole image is not checked.
+
+        Raises
+        ------
+        MapillaryError
+            As `tile` does, and `StaleLinkError`. Nothing is tried again here.
+        """
+        if urlsplit(link.url).scheme not in {"https", urlsplit(self._graph_url).scheme}:
+            raise RefusedRequestError(f"image {link.id}: its link is {cut_short(link.url)}")
+        with self._answer(link.url, Service.IMAGES, f"image {link.id}", stop) as response:
+            yield from self._chunks(response, f"image {link.id}", stop)
+
+    def delay(self, attempts: int, error: TransientError) -> float:
+        """Return the seconds to wait after so many failed attempts (full jitter)."""
+        jitter = random.uniform(0.0, min(self._backoff * 2.0 ** (attempts - 1), MAX_BACKOFF))
+        return (error.retry_after or 0.0) + jitter
+
+    def _retrying(self, attempt: Callable[[threading.Event], T], stop: threading.Event | None) -> T:
+        stop = stop or threading.Event()
+        for attempts in range(1, self.num_retries + 2):
+            try:
+                return attempt(stop)
+            except TransientError as error:
+                if attempts > self.num_retries:
+                    raise TransientError(
+                        f"{error}; given up after {attempts} attempts", error.retry_after
+                    ) from error
+                if stop.wait(self.delay(attempts, error)):
+                    raise StoppedError("stopped between two attempts") from error
+        raise AssertionError("unreachable")
+
+    def _body(
+        self, url: str, service: Service, asked_for: str, stop: threading.Event, limit: int
+    ) -> bytes:
+        """Return the body of a good answer."""
+        with self._answer(url, service, asked_for, stop) as response:
+            body = bytearray()
+            for chunk in self._chunks(response, asked_for, stop):
+                body += chunk
+                if len(body) > limit:
+                    raise RefusedRequestError(f"{asked_for}: more than {limit:,} bytes")
+        error = answer_error(
+            service, response.status_code, response.headers, self._redacted(body), asked_for
+        )
+        if error:
+            self._take_note(service, error)
+            raise error
+        return bytes(body)
+
+    @contextmanager
+    def _answer(
+        self, url: str, service: Service, asked_for: str, stop: threading.Event
+    ) -> Iterator[requests.Response]:
+        """Make one request, in its turn; give its answer when the status is good."""
+        self._pacers[service].wait_turn(stop)
+        with self._response(url, service, asked_for) as response:
+            if not response.ok:
+                chunks = self._chunks(response, asked_for, stop)
+                body = self._redacted(next(chunks, b"")[:MAX_ERROR_BYTES])
+                error = answer_error(
+                    service, response.status_code, response.headers, body, asked_for
+                )
+                if error:
+                    self._take_note(service, error)
+                    raise error
+            self._pacers[service].speed_up()
+            yield response
+
+    def _take_note(self, service: Service, error: MapillaryError) -> None:
+        if isinstance(error, ThrottledError):
+            self._pacers[service].slow_down(error.retry_after)
+
+    def _response(self, url: str, service: Service, asked_for: str) -> requests.Response:
+        """Send the request, along redirects, with the token where it belongs."""
+        secure = urlsplit(url).scheme == "https"
+        for _ in range(MAX_REDIRECTS + 1):
+            token = None
+            if service != Service.IMAGES and _origin(url) in self._token_origins:
+                token = self._valid_token()
+            try:
+                response = self._session.get(
+                    url,
+                    auth=_Authorization(token),
+                    stream=True,
+                    allow_redirects=False,
+                    timeout=self._timeout,
+                )
+            except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+                raise RefusedRequestError(f"{asked_for}: {cut_short(url)} is no URL") from error
+            except requests.RequestException as error:
+                raise TransientError(f"{asked_for}: {_reason(error)}") from error
+            if not response.is_redirect:
+                return response
+            response.close()
+            url = urljoin(url, response.headers["Location"])
+            scheme = urlsplit(url).scheme
+            if scheme != "https" and (secure or scheme != "http"):
+                raise RefusedRequestError(
+                    f"{asked_for}: redirected to {cut_short(url)}, which is not followed"
+                )
+        raise RefusedRequestError(f"{asked_for}: more than {MAX_REDIRECTS} redirects")
+
+    def _chunks(
+        self, response: requests.Response, asked_for: str, stop: threading.Event
+    ) -> Iterator[bytes]:
+        """Read the body; one shorter than announced is an error."""
+        try:
+            for chunk in response.iter_content(CHUNK_BYTES):
+                if stop.is_set():
+                    raise StoppedError(f"{asked_for}: stopped")
+                yield chunk
+        except requests.RequestException as error:
+            raise TransientError(f"{asked_for}: {_reason(error)}") from error
+
+    def _valid_token(self) -> str:
+        token = self._token()
+        if not re.fullmatch(r"[!-~]+", token):
+            raise RefusedTokenError(
+                "The token has spaces, line breaks or other characters that no token has. Set "
+                "MAPILLARY_TOKEN, or the token file, to the client token by itself."
+            )
+        return token
+
+    def _redacted(self, body: bytes | bytearray) -> bytes:
+        """Return an answer's bytes without the token, should the service repeat it."""
+        return bytes(body).replace(self._valid_token().encode(), b"<token>")
+
+
+def _links(body: bytes, field_name: str, asked_for: str) -> dict[int, ImageLink]:
+    """Read the links from the answer to a request for them."""
+    links = {}
+    try:
+        for image in json.loads(body)["data"]:
+            if url := image.get(field_name):
+                link = ImageLink(int(image["id"]), str(url), _username(image))
+                links[link.id] = link
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise TransientError(f"{asked_for}: the answer is no list: {cut_short(body)}") from error
+    return links
+
+
+def _username(image: dict[str, Any]) -> str | None:
+    creator = image.get("creator")
+    username = creator.get("username") if isinstance(creator, dict) else None
+    return str(username) if username else None
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _reason(error: BaseException) -> str:
+    """Return what lies at the bottom of an error of requests, which quotes whole URLs."""
+    while error.__context__:
+        error = error.__context__
+    return f"{type(error).__name__}: {cut_short(str(error), 120)}"
