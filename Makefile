@@ -1,0 +1,44 @@
+# make demo   the whole pipeline on the demo city, from a bounding box to photographs
+# make dev    Dagster's UI on http://127.0.0.1:3000
+# make test   linters, type checker, tests
+# make bench  the project beside the way people do it today
+# Each sets up what is missing first. PYTHON chooses the interpreter: make PYTHON=python3.13 demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help setup demo dev test bench constraints
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@setup/system.sh $(PYTHON)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/vsvi demo
+
+dev: setup
+	$(BIN)/vsvi up
+	$(BIN)/dagster dev
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+# The versions that are installed: the newest that the bounds in pyproject.toml allow.
+constraints: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --all-extras --no-annotate --no-header \
+		--output-file constraints.txt pyproject.toml
