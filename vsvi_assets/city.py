@@ -127,9 +127,9 @@ class City(BaseModel):
     captured_after: Annotated[datetime, AfterValidator(_utc)] | None = None
     captured_before: Annotated[datetime, AfterValidator(_utc)] | None = None
     creator_ids: tuple[int, ...] | None = Field(None, min_length=1)
-    image_size: Annotated[
-        Literal["original", "2048", "1024", "256"], BeforeValidator(_text)
-    ] = "original"
+    image_size: Annotated[Literal["original", "2048", "1024", "256"], BeforeValidator(_text)] = (
+        "original"
+    )
     required_disk_space: float = Field(100, ge=0)
     num_retries: int = Field(8, ge=0, le=100)
     schedule: Annotated[str, AfterValidator(_cron)] | None = None
@@ -424,8 +424,8 @@ def load_cities(cities_dir: Path, data_dir: Path) -> tuple[list[City], list[Brok
             others = ", ".join(other.name for other in clashing if other != path)
             city = cities.pop(path, None)
             if city:
-                error = CityFileError(f"{path}: {what(city)} as {others}; give each its own")
-                broken.append(BrokenCity(path.stem, path, error))
+                clash = CityFileError(f"{path}: {what(city)} as {others}; give each its own")
+                broken.append(BrokenCity(path.stem, path, clash))
     return list(cities.values()), sorted(broken, key=lambda city: city.name)
 
 
@@ -441,4 +441,3 @@ def _clashes(cities: Mapping[Path, City]) -> Iterable[tuple[Sequence[Path], Any]
         for path, city in cities.items():
             by_key.setdefault(key(city), []).append(path)
         yield from ((paths, what) for paths in by_key.values() if len(paths) > 1)
-

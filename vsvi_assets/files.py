@@ -5,7 +5,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,3 +91,20 @@ def remove_abandoned_parts(folder: Path) -> int:
             continue
         removed += 1
     return removed
+
+
+def update_lines(path: Path, *, added: Iterable[str], removed: Iterable[str]) -> None:
+    """Add lines to a sorted text file and remove others, in one step for all processes.
+
+    The file is made where it is missing and there is something to add.
+    """
+    added, removed = set(added), set(removed)
+    if not added and not path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = path.read_text().split("\n") if path.exists() else []
+        lines = sorted({line for line in before if line} - removed | added)
+        with atomic_write(path) as file:
+            file.writelines(f"{line}\n".encode() for line in lines)

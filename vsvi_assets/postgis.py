@@ -138,9 +138,7 @@ class Postgis:
             connection.close()
 
 
-def _build(
-    cursor: psycopg2.extensions.cursor, building: sql.Identifier, table: NewTable
-) -> int:
+def _build(cursor: psycopg2.extensions.cursor, building: sql.Identifier, table: NewTable) -> int:
     columns = sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_))
         for name, type_ in table.columns.items()
@@ -155,9 +153,7 @@ def _build(
         cursor.copy_expert("COPY pg_temp.staging FROM STDIN (FORMAT csv)", buffer)
     cursor.execute("ANALYZE pg_temp.staging")
     target = sql.SQL("{}.{}").format(building, sql.Identifier(table.name))
-    cursor.execute(
-        sql.SQL("CREATE TABLE {} AS {}").format(target, table.query), table.parameters
-    )
+    cursor.execute(sql.SQL("CREATE TABLE {} AS {}").format(target, table.query), table.parameters)
     count = cursor.rowcount
     cursor.execute("DROP TABLE pg_temp.staging")
     for constraint in table.constraints:

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
+class SettingError(ValueError):
+    """An environment variable that holds what it should not."""
+
+
 class TokenMissingError(Exception):
     """No Mapillary token is set."""
 
@@ -14,6 +18,7 @@ class TokenMissingError(Exception):
 class Settings:
     """Folders, services and databases, as `.env.example` lists them.
 
+    `sequences_per_run` is how many sequences a run of a backfill takes at most.
     `postgres_url` is None where the project's own PostGIS cluster is to be used. The token
     is no field: it is read when it is needed, so that no repr or log can show it.
     """
@@ -24,6 +29,7 @@ class Settings:
     tiles_url: str
     graph_url: str
     overpass_url: str
+    sequences_per_run: int
     postgres_url: str | None = field(repr=False)
 
     @classmethod
@@ -41,6 +47,7 @@ class Settings:
             tiles_url=value("MAPILLARY_TILES_URL", "https://tiles.mapillary.com").rstrip("/"),
             graph_url=value("MAPILLARY_GRAPH_URL", "https://graph.mapillary.com").rstrip("/"),
             overpass_url=value("OVERPASS_URL", "https://overpass-api.de/api").rstrip("/"),
+            sequences_per_run=_positive_number(environ, "VSVI_SEQUENCES_PER_RUN", 200),
             postgres_url=environ.get("VSVI_POSTGRES_URL") or None,
         )
 
@@ -62,3 +69,10 @@ class Settings:
                 f"{self.token_file}, or set MAPILLARY_TOKEN."
             )
         return token
+
+
+def _positive_number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise SettingError(f"{name} = {text!r}: must be a whole number above 0")
+    return int(text)

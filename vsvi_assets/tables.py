@@ -25,17 +25,18 @@ class SelectedImage(NamedTuple):
     """An image that is to be downloaded, with what its tile tells of it.
 
     `captured_at` is in milliseconds since 1970 (UTC), `compass_angle` in degrees clockwise
-    from north, `lon` and `lat` in degrees (EPSG:4326).
+    from north, `lon` and `lat` in degrees (EPSG:4326). All but the ids are None where the
+    image has left the table `images` since it was selected.
     """
 
     id: int
     sequence_id: str
     captured_at: int | None
     compass_angle: float | None
-    is_pano: bool
+    is_pano: bool | None
     creator_id: int | None
-    lon: float
-    lat: float
+    lon: float | None
+    lat: float | None
 
 
 def _geometries(city: City) -> sql.Composable:
@@ -225,13 +226,14 @@ def selected_images_of(
     """
     query = sql.SQL(
         """
-        SELECT id, sequence_id, captured_at, compass_angle, is_pano, creator_id,
-            ST_X(geometry), ST_Y(geometry)
-        FROM {schema}.images
-        WHERE sequence_id = ANY(%(sequences)s)
-            AND id IN (SELECT image_id FROM {schema}.selected_images
-                       WHERE sequence_id = ANY(%(sequences)s))
-        ORDER BY sequence_id COLLATE "C", id
+        SELECT selected.image_id, selected.sequence_id, captured_at, compass_angle, is_pano,
+            creator_id, ST_X(geometry), ST_Y(geometry)
+        FROM (
+            SELECT DISTINCT image_id, sequence_id FROM {schema}.selected_images
+            WHERE sequence_id = ANY(%(sequences)s)
+        ) AS selected
+        LEFT JOIN {schema}.images ON images.id = selected.image_id
+        ORDER BY selected.sequence_id COLLATE "C", selected.image_id
         """
     ).format(schema=sql.Identifier(city_name))
     rows = postgis.stream(query, {"sequences": list(sequence_ids)})

@@ -1,0 +1,48 @@
+"""What the assets of a city have in common."""
+
+from typing import Any
+
+from dagster import AssetIn, AssetKey, Backoff, Config, Jitter, RetryPolicy
+from pydantic import Field
+
+from vsvi_assets.city import City
+
+SERVICE_RETRY = RetryPolicy(
+    max_retries=3, delay=30, backoff=Backoff.EXPONENTIAL, jitter=Jitter.FULL
+)
+"""For assets that talk to a service: later attempts take only what the earlier ones lack.
+
+The clients already retry each request within seconds; this serves outages of minutes.
+"""
+
+MAPILLARY_POOL = "mapillary"
+"""The pool that bounds how many runs ask Mapillary at a time."""
+
+
+class Fetch(Config):
+    """How to treat what is on disk already."""
+
+    overwrite: bool = Field(
+        default=False,
+        description="Fetch anew what is on disk; a file is replaced only by a whole new one.",
+    )
+
+
+def asset_key(city: City, name: str) -> AssetKey:
+    """Return the key of one of the city's assets."""
+    return AssetKey([city.name, name])
+
+
+def identity(city: City, name: str, kinds: set[str]) -> dict[str, Any]:
+    """Return what tells a city's asset from others: key, group, kinds and tags."""
+    return {
+        "key": asset_key(city, name),
+        "group_name": city.group,
+        "kinds": kinds,
+        "tags": {"vsvi/city": city.name},
+    }
+
+
+def upstream(city: City, *names: str) -> dict[str, AssetIn]:
+    """Return the inputs that come from other assets of the same city."""
+    return {name: AssetIn(asset_key(city, name)) for name in names}

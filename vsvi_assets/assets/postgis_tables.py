@@ -1,0 +1,34 @@
+"""Street points and image metadata as tables in PostGIS."""
+
+from collections.abc import Mapping
+
+import geopandas as gpd
+import pyarrow as pa
+from dagster import AssetsDefinition, asset
+
+from vsvi_assets.assets.common import SERVICE_RETRY, identity, upstream
+from vsvi_assets.city import City
+from vsvi_assets.postgis import NewTable
+from vsvi_assets.tables import images_table, street_points_table
+
+
+def build_postgis_tables(city: City) -> AssetsDefinition:
+    @asset(
+        **identity(city, "postgis_tables", {"postgres"}),
+        ins=upstream(city, "street_points", "tile_metadata"),
+        description=(
+            f"The tables street_points and images in the schema {city.name}, each with "
+            f"`geometry` (EPSG:4326) and `geo` (EPSG:{city.projected_srid}, metres)."
+        ),
+        io_manager_key="postgis_tables",
+        retry_policy=SERVICE_RETRY,
+    )
+    def postgis_tables(
+        street_points: gpd.GeoDataFrame, tile_metadata: Mapping[str, pa.Table]
+    ) -> list[NewTable]:
+        return [
+            street_points_table(street_points, city),
+            images_table(tile_metadata.values(), city),
+        ]
+
+    return postgis_tables

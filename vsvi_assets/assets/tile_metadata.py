@@ -1,0 +1,53 @@
+"""The metadata of all Mapillary images, tile by tile."""
+
+from collections.abc import Generator, Iterator
+
+import pyarrow as pa
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    BackfillPolicy,
+    StaticPartitionsDefinition,
+    asset,
+)
+
+from vsvi_assets.assets.common import MAPILLARY_POOL, SERVICE_RETRY, Fetch, identity
+from vsvi_assets.assets.partitions import Partition, hand_over
+from vsvi_assets.city import City, parse_tile_key, tile_key
+from vsvi_assets.failures import explained
+from vsvi_assets.mapillary.coverage import fetch_tiles
+from vsvi_assets.mapillary.tiles import read_tile
+from vsvi_assets.resources import MapillaryResource
+
+
+def build_tile_metadata(city: City) -> AssetsDefinition:
+    @asset(
+        **identity(city, "tile_metadata", {"mapillary", "geojson"}),
+        description="The metadata of every Mapillary image in the z14 tiles that meet the box.",
+        partitions_def=StaticPartitionsDefinition(city.tile_keys),
+        backfill_policy=BackfillPolicy.single_run(),
+        io_manager_key="tile_files",
+        retry_policy=SERVICE_RETRY,
+        pool=MAPILLARY_POOL,
+    )
+    def tile_metadata(
+        context: AssetExecutionContext, config: Fetch, mapillary: MapillaryResource
+    ) -> Iterator[tuple[str, pa.Table | None]]:
+        def partitions() -> Generator[Partition[pa.Table], None, None]:
+            absent = []
+            for key in context.partition_keys:
+                path = city.tile_path(key)
+                if config.overwrite or not path.exists():
+                    absent.append(key)
+                else:
+                    images = read_tile(path)
+                    yield Partition(key, None, {"images": len(images), "fetched": False})
+            context.log.info(f"{len(absent)} of {len(context.partition_keys)} tiles to fetch")
+            tiles = map(parse_tile_key, absent)
+            for tile, images in fetch_tiles(mapillary.client(city), tiles):
+                yield Partition(tile_key(tile), images, {"images": len(images), "fetched": True})
+
+        with explained(city):
+            yield from hand_over(context, partitions())
+
+    return tile_metadata

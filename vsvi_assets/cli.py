@@ -1,0 +1,189 @@
+"""The `vsvi` command: what researchers type."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vsvi_assets import services
+from vsvi_assets.city import City, CityFileError, load_cities
+from vsvi_assets.files import atomic_write
+from vsvi_assets.local_postgis import LocalPostgisError
+from vsvi_assets.resources import PostgisResource
+from vsvi_assets.settings import SettingError, Settings
+from vsvi_assets.status import city_status, status_lines, verify_lines
+
+ERRORS_FOR_PEOPLE = (CityFileError, LocalPostgisError, SettingError, services.ServiceError)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _explaining(command: Command) -> Command:
+    """Print errors that a person can mend as one message, without a traceback."""
+
+    @wraps(command)
+    def run(*args: object, **kwargs: object) -> object:
+        try:
+            return command(*args, **kwargs)
+        except ERRORS_FOR_PEOPLE as error:
+            raise click.ClickException(str(error)) from error
+
+    return run  # type: ignore[return-value]
+
+
+def _city(name: str) -> City:
+    settings = Settings.from_environment()
+    cities, broken = load_cities(settings.cities_dir, settings.data_dir)
+    for city in cities:
+        if city.name == name:
+            return city
+    for broken_city in broken:
+        if broken_city.name == name:
+            raise broken_city.error
+    known = ", ".join(city.name for city in cities) or "none"
+    raise CityFileError(
+        f"There is no city {name!r} in {settings.cities_dir}; the cities are: {known}."
+    )
+
+
+@click.group()
+@click.version_option(package_name="vsvi-assets")
+def main() -> None:
+    """From a city's bounding box to street-view photographs."""
+
+
+@main.command()
+@_explaining
+def up() -> None:
+    """Start PostGIS (and without a token the sandbox), and tell Dagster of them in .env."""
+    for line in services.up().lines:
+        click.echo(line)
+
+
+@main.command()
+@_explaining
+def down() -> None:
+    """Stop what `vsvi up` started."""
+    stopped = services.down()
+    click.echo(f"Stopped: {', '.join(stopped)}" if stopped else "Nothing runs.")
+
+
+@main.command()
+@click.argument("city_name", metavar="CITY")
+@click.option("--tiles-only", is_flag=True, help="Fetch the tiles' metadata, no photographs.")
+@click.option("--overwrite", "-O", is_flag=True, help="Fetch anew what is on disk already.")
+@_explaining
+def materialize(city_name: str, tiles_only: bool, overwrite: bool) -> None:
+    """Run all assets of CITY in order. What is on disk and whole is not fetched again."""
+    services.up()
+    _materialize(city_name, tiles_only=tiles_only, overwrite=overwrite)
+
+
+@main.command()
+@_explaining
+def demo() -> None:
+    """Run the demo city on the sandbox, whichever services are set."""
+    for line in services.up(sandbox=True).lines:
+        click.echo(line)
+    _materialize("demo")
+
+
+@main.command()
+@click.argument("city_name", metavar="CITY")
+@click.option("--verify", is_flag=True, help="Read every photograph and compare its SHA-256.")
+@_explaining
+def status(city_name: str, verify: bool) -> None:
+    """Tell what of CITY is done, missing, failed, unavailable or orphaned."""
+    services.up()
+    settings = Settings.from_environment()
+    city = _city(city_name)
+    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+    click.echo("\n".join(status_lines(city, city_status(city, postgis))))
+    if verify:
+        wrong = verify_lines(city)
+        if wrong:
+            raise click.ClickException("\n".join(["Files that differ:", *wrong]))
+        click.echo("  verified       every photograph is as it was downloaded")
+
+
+@main.command()
+@click.option("--port", type=int, default=0, help="Port on 127.0.0.1; default: any free one.")
+@click.option(
+    "--tiles",
+    multiple=True,
+    metavar="FOLDER|FILE@14/x/y",
+    help="Serve recorded tiles: a folder of them, or one file as that tile. Repeatable.",
+)
+@click.option("--osm", type=click.Path(exists=True, path_type=Path), help="Serve these streets.")
+@click.option(
+    "--jpegs", type=click.Path(exists=True, path_type=Path), help="Serve this folder's pictures."
+)
+@click.option("--address-file", type=click.Path(path_type=Path), hidden=True)
+@_explaining
+def sandbox(
+    port: int,
+    tiles: tuple[str, ...],
+    osm: Path | None,
+    jpegs: Path | None,
+    address_file: Path | None,
+) -> None:
+    """Serve a generated city, or recorded data, in place of Mapillary and OpenStreetMap."""
+    from vsvi_assets.sandbox import Sandbox, demo_world, recorded_world
+
+    recorded = tiles or osm or jpegs
+    world = recorded_world(tiles, osm, jpegs) if recorded else demo_world()
+
+    def ready(sandbox: Sandbox) -> None:
+        settings = {**sandbox.environment(), "PID": str(os.getpid())}
+        text = "".join(f"{name}={value}\n" for name, value in settings.items())
+        if address_file:
+            with atomic_write(address_file) as file:
+                file.write(text.encode())
+        click.echo(f"The sandbox answers at these addresses:\n{text}")
+
+    Sandbox(world, port=port).run(ready)
+
+
+def _materialize(city_name: str, *, tiles_only: bool = False, overwrite: bool = False) -> None:
+    # Dagster and all cities' definitions take seconds to load, which other commands need not.
+    from dagster import DagsterInstance
+
+    from vsvi_assets.definitions import build_defs
+    from vsvi_assets.runs import CityRuns, failure_messages, fetched
+
+    city = _city(city_name)
+    settings = Settings.from_environment()
+    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+    with DagsterInstance.get() as instance:
+        runs = CityRuns(build_defs(settings), city, instance)
+        result = runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
+        _fail_with(failure_messages(result))
+        if tiles_only:
+            return
+        sequences = runs.all_sequences() if overwrite else runs.pending_sequences(postgis)
+        images = bytes_ = 0
+        failures = []
+        for result in runs.materialize_images(
+            sequences, sequences_per_run=settings.sequences_per_run, overwrite=overwrite
+        ):
+            run_images, run_bytes = fetched(result)
+            images, bytes_ = images + run_images, bytes_ + run_bytes
+            failures += failure_messages(result)
+    click.echo("\n".join(status_lines(city, city_status(city, postgis))))
+    if images:
+        click.echo(f"  downloaded     {images:,} images, {bytes_:,} bytes, just now")
+    else:
+        click.echo("  downloaded     none: every selected image was there already")
+    _fail_with(failures)
+
+
+def _fail_with(messages: Sequence[str]) -> None:
+    if messages:
+        raise click.ClickException("\n".join(messages))
+
+
+if __name__ == "__main__":
+    main()

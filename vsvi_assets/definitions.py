@@ -1,0 +1,60 @@
+"""All cities' assets, with what they need: what `dagster dev` loads."""
+
+import logging
+from collections.abc import Sequence
+
+from dagster import AssetKey, AssetSpec, Definitions, in_process_executor
+
+from vsvi_assets.assets import build_city_assets
+from vsvi_assets.city import BrokenCity, load_cities
+from vsvi_assets.io_managers.filesystem import SequenceFolders, StreetPointsFile, TileFiles
+from vsvi_assets.io_managers.postgis import PostgisIOManager
+from vsvi_assets.resources import MapillaryResource, PostgisResource
+from vsvi_assets.settings import Settings
+
+
+def build_defs(settings: Settings | None = None) -> Definitions:
+    """Assemble the assets of every city file with their resources and IO managers.
+
+    A city whose file cannot be used appears as one asset, `<city>/city_file`, whose
+    description says what to mend; the others load without it.
+    """
+    settings = settings or Settings.from_environment()
+    cities, broken = load_cities(settings.cities_dir, settings.data_dir)
+    by_name = {city.name: city for city in cities}
+    postgis = PostgisResource(data_dir=str(settings.data_dir))
+    return Definitions(
+        assets=[
+            *(asset for city in cities for asset in build_city_assets(city, settings)),
+            *_broken_city_files(broken),
+        ],
+        resources={
+            "mapillary": MapillaryResource(
+                tiles_url=settings.tiles_url,
+                graph_url=settings.graph_url,
+                data_dir=str(settings.data_dir),
+            ),
+            "street_points_file": StreetPointsFile(by_name),
+            "tile_files": TileFiles(by_name),
+            "postgis_tables": PostgisIOManager(postgis),
+            "sequence_folders": SequenceFolders(by_name),
+        },
+        # A run's steps follow from each other, so a process for each would only cost time.
+        executor=in_process_executor,
+    )
+
+
+def _broken_city_files(broken: Sequence[BrokenCity]) -> list[AssetSpec]:
+    for city in broken:
+        logging.getLogger(__name__).error("City left out: %s", city.error)
+    return [
+        AssetSpec(
+            key=AssetKey([city.name, "city_file"]),
+            group_name="broken_city_files",
+            description=f"**This city is left out until its file is mended.**\n\n{city.error}",
+        )
+        for city in broken
+    ]
+
+
+defs = build_defs()

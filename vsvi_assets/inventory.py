@@ -1,0 +1,102 @@
+"""What a city has on disk, held against what is selected for it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from psycopg2 import sql
+
+from vsvi_assets.city import City
+from vsvi_assets.mapillary.sidecar import image_path, read_sidecar
+from vsvi_assets.postgis import Postgis
+
+
+@dataclass
+class Inventory:
+    """The selected images of a city, by what became of them.
+
+    Attributes
+    ----------
+    selected
+        Number of selected images.
+    on_disk
+        Number of selected images on disk, as long as their sidecar says.
+    bytes
+        The room these take.
+    unavailable
+        Selected images that Mapillary has no longer.
+    missing
+        Selected images that are yet to be downloaded, by sequence.
+    failed
+        Why missing images could not be had at the last try, by id.
+    orphaned
+        Sequences on disk of which no image is selected any more; they are kept.
+    """
+
+    selected: int = 0
+    on_disk: int = 0
+    bytes: int = 0
+    unavailable: list[int] = field(default_factory=list)
+    missing: dict[str, list[int]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    orphaned: list[str] = field(default_factory=list)
+
+
+def take_inventory(city: City, postgis: Postgis) -> Inventory:
+    """Compare a city's selection with the sidecars and sizes of its files on disk."""
+    inventory = Inventory()
+    selected_sequences = set()
+    for sequence_id, image_ids in _selected_by_sequence(city, postgis):
+        selected_sequences.add(sequence_id)
+        _count_sequence(inventory, city.sequences_folder / sequence_id, image_ids)
+    inventory.orphaned = sorted(
+        entry.name
+        for entry in _folders(city.sequences_folder)
+        if entry.name not in selected_sequences
+    )
+    return inventory
+
+
+def _count_sequence(inventory: Inventory, folder: Path, image_ids: list[int]) -> None:
+    sidecar = read_sidecar(folder)
+    sizes = {entry.name: entry.stat().st_size for entry in _files(folder)}
+    inventory.selected += len(image_ids)
+    missing = []
+    for image_id in image_ids:
+        record = sidecar.images.get(image_id)
+        if record and sizes.get(image_path(folder, image_id).name) == record.bytes:
+            inventory.on_disk += 1
+            inventory.bytes += record.bytes
+        elif image_id in sidecar.unavailable:
+            inventory.unavailable.append(image_id)
+        else:
+            missing.append(image_id)
+            if image_id in sidecar.failed:
+                inventory.failed[image_id] = sidecar.failed[image_id]
+    if missing:
+        inventory.missing[folder.name] = missing
+
+
+def _selected_by_sequence(city: City, postgis: Postgis) -> Iterator[tuple[str, list[int]]]:
+    query = sql.SQL(
+        'SELECT DISTINCT sequence_id COLLATE "C", image_id FROM {}.selected_images ORDER BY 1, 2'
+    ).format(sql.Identifier(city.name))
+    rows = postgis.stream(query)
+    for sequence_id, group in groupby(rows, key=lambda row: row[0]):
+        yield sequence_id, [image_id for _, image_id in group]
+
+
+def _folders(folder: Path) -> list[os.DirEntry[str]]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if entry.is_dir()]
+
+
+def _files(folder: Path) -> list[os.DirEntry[str]]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if entry.is_file()]

@@ -1,0 +1,29 @@
+"""The duties that come with the photographs, laid beside them."""
+
+from pathlib import Path
+
+from vsvi_assets.files import atomic_write
+
+ATTRIBUTION = """\
+The photographs in this folder are from Mapillary (https://www.mapillary.com).
+
+They are licensed under the Creative Commons Attribution-ShareAlike 4.0 International
+License (CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/). Whoever publishes
+them, or something made of them, has to
+
+- name Mapillary and, where it is known, the person who took the photograph,
+- link to the photograph's page at Mapillary,
+- name the licence and link to it, and say what was changed,
+- publish what was made of them under the same licence.
+
+The file images.geojson of each sequence gives, for each photograph, its creator and its
+page ("url"). See also https://help.mapillary.com/hc/en-us/articles/115001770409
+"""
+
+
+def write_attribution(seqdir: Path) -> None:
+    """Write ATTRIBUTION.txt into the folder of the sequences, unless it is there."""
+    path = seqdir / "ATTRIBUTION.txt"
+    if not path.exists():
+        with atomic_write(path) as file:
+            file.write(ATTRIBUTION.encode())

@@ -1,0 +1,48 @@
+"""Mapillary, PostGIS and the settings, as Dagster resources.
+
+None of them carries a secret in its configuration, which the UI shows: token and database
+address are read from the environment when they are needed.
+"""
+
+from pathlib import Path
+
+from dagster import ConfigurableResource
+
+from vsvi_assets.city import City
+from vsvi_assets.local_postgis import LocalPostgis
+from vsvi_assets.mapillary.client import Mapillary
+from vsvi_assets.mapillary.pacing import TileBudget
+from vsvi_assets.postgis import Postgis
+from vsvi_assets.settings import Settings
+
+
+class MapillaryResource(ConfigurableResource):
+    """Mapillary's tile, graph and image servers."""
+
+    tiles_url: str
+    graph_url: str
+    data_dir: str
+
+    def client(self, city: City) -> Mapillary:
+        """Return a client that tries as often as the city file says."""
+        return Mapillary(
+            Settings.from_environment().token,
+            tiles_url=self.tiles_url,
+            graph_url=self.graph_url,
+            num_retries=city.num_retries,
+            tile_budget=TileBudget(Path(self.data_dir, "tile_budget.json")),
+        )
+
+
+class PostgisResource(ConfigurableResource):
+    """The database of VSVI_POSTGRES_URL, or where that is not set the project's own cluster."""
+
+    data_dir: str
+
+    def database(self) -> Postgis:
+        url = Settings.from_environment().postgres_url
+        if url is None:
+            cluster = LocalPostgis(Path(self.data_dir))
+            cluster.start()
+            url = cluster.vsvi_url
+        return Postgis(url)

@@ -1,0 +1,152 @@
+"""A city's assets materialized in this process, recorded in the instance that the UI shows."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from dagster import (
+    DagsterInstance,
+    Definitions,
+    ExecuteInProcessResult,
+    JobDefinition,
+    RunConfig,
+)
+
+from vsvi_assets.assets.common import Fetch, asset_key
+from vsvi_assets.assets.selected_image_ids import sequence_partitions_name
+from vsvi_assets.city import City
+from vsvi_assets.inventory import take_inventory
+from vsvi_assets.postgis import Postgis
+
+METADATA_ASSETS = ("street_points", "tile_metadata", "postgis_tables", "selected_image_ids")
+
+
+class CityRuns:
+    """Runs of one city's assets, one after the other.
+
+    Parameters
+    ----------
+    defs
+        The definitions that hold the city.
+    instance
+        Where the runs are recorded.
+    resources
+        Resources to use in place of those of the definitions.
+    """
+
+    def __init__(
+        self,
+        defs: Definitions,
+        city: City,
+        instance: DagsterInstance,
+    ) -> None:
+        self._job: JobDefinition = defs.resolve_implicit_global_asset_job_def()
+        self._city = city
+        self._instance = instance
+
+    def materialize_metadata(
+        self, *, tiles_only: bool = False, overwrite: bool = False
+    ) -> ExecuteInProcessResult:
+        """Materialize all that comes before the photographs, with all tiles, in one run."""
+        names = ["tile_metadata"] if tiles_only else list(METADATA_ASSETS)
+        keys = self._city.tile_keys
+        return self._execute(names, (keys[0], keys[-1]), "tile_metadata", overwrite)
+
+    def materialize_images(
+        self, sequence_ids: Collection[str], *, sequences_per_run: int, overwrite: bool = False
+    ) -> Iterator[ExecuteInProcessResult]:
+        """Materialize the photographs of the given sequences, as many a run as asked for.
+
+        A run covers a range of partitions. Where sequences that were not asked for lie
+        between others, they may be in it: all their files are there, so that costs nothing.
+        """
+        registered = self._instance.get_dynamic_partitions(sequence_partitions_name(self._city))
+        for first, last in partition_ranges(registered, set(sequence_ids), sequences_per_run):
+            yield self._execute(["image_files"], (first, last), "image_files", overwrite)
+
+    def pending_sequences(self, postgis: Postgis) -> set[str]:
+        """Return the sequences that lack images on disk, or their materialization in Dagster."""
+        registered = self._instance.get_dynamic_partitions(sequence_partitions_name(self._city))
+        materialized = self._instance.get_materialized_partitions(
+            asset_key(self._city, "image_files")
+        )
+        lacking = take_inventory(self._city, postgis).missing
+        return set(registered).difference(materialized) | lacking.keys()
+
+    def all_sequences(self) -> set[str]:
+        """Return all sequences of which an image is selected."""
+        return set(self._instance.get_dynamic_partitions(sequence_partitions_name(self._city)))
+
+    def _execute(
+        self,
+        names: Sequence[str],
+        partition_range: tuple[str, str],
+        fetching: str,
+        overwrite: bool,
+    ) -> ExecuteInProcessResult:
+        first, last = partition_range
+        return self._job.execute_in_process(
+            asset_selection=[asset_key(self._city, name) for name in names],
+            instance=self._instance,
+            raise_on_error=False,
+            run_config=self._config(fetching, overwrite),
+            tags={
+                "dagster/asset_partition_range_start": first,
+                "dagster/asset_partition_range_end": last,
+                "vsvi/city": self._city.name,
+            },
+        )
+
+    def _config(self, fetching: str, overwrite: bool) -> RunConfig:
+        op = asset_key(self._city, fetching).to_python_identifier()
+        ops: Mapping[str, Any] = {op: Fetch(overwrite=overwrite)}
+        return RunConfig(ops=dict(ops))
+
+
+def partition_ranges(
+    keys: Sequence[str], wanted: Collection[str], size: int
+) -> Iterator[tuple[str, str]]:
+    """Cut ordered partition keys into ranges of at most `size` that cover all that are wanted.
+
+    Each range begins and ends with a wanted key.
+    """
+    positions = [position for position, key in enumerate(keys) if key in wanted]
+    start = 0
+    while start < len(positions):
+        end = start
+        while end + 1 < len(positions) and positions[end + 1] - positions[start] < size:
+            end += 1
+        yield keys[positions[start]], keys[positions[end]]
+        start = end + 1
+
+
+def fetched(result: ExecuteInProcessResult) -> tuple[int, int]:
+    """Return how many photographs a run fetched, and their bytes."""
+    told = [
+        event.step_materialization_data.materialization.metadata
+        if event.is_step_materialization
+        else event.asset_observation_data.asset_observation.metadata
+        for event in result.all_events
+        if event.is_step_materialization or event.is_asset_observation
+    ]
+    images, bytes_ = (
+        sum(int(metadata[name].value) for metadata in told if name in metadata)  # type: ignore[arg-type]
+        for name in ("fetched images", "fetched bytes")
+    )
+    return images, bytes_
+
+
+def failure_messages(result: ExecuteInProcessResult) -> list[str]:
+    """Return why the steps of a run failed, without tracebacks."""
+    messages = []
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data
+            error = failure.error
+            while error and error.cause:
+                error = error.cause
+            messages.append(
+                failure.user_failure_data.description
+                if failure.user_failure_data
+                else str(error and error.message)
+            )
+    return messages
