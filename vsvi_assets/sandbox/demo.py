@@ -26,13 +26,17 @@ _METRES = (111_320 * math.cos(math.radians(_CENTRE[1])), 111_200)
 """Metres in a degree of longitude and of latitude"""
 
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-_TREES = "Linden Elm Ash Willow Alder Poplar Maple Birch Hazel Hawthorn Rowan Beech Oak".split()
+_TREES = ("Linden", "Elm", "Ash", "Willow", "Alder", "Poplar", "Maple", "Birch", "Hazel")
+# fmt: off
 _WORDS = (
-    "Lock Weir Dyke Sluice Polder Buoy Anchor Mast Keel Rudder Sail Heron Teal Coot Grebe Plover "
-    "Curlew Tern Stork Swan Otter Perch Pike Roach Eel Smelt Mill Baker Cooper Weaver Potter "
-    "Smith Tanner Fuller Chandler Cartwright Mason Thatcher Miller Glazier Saddler Rope Tar Hemp "
-    "Flax Wool Salt Malt Hop Barley Rye Clover Sedge Reed Rush Iris Lily Mint Sorrel Thyme"
-).split()
+    "Lock", "Weir", "Dyke", "Sluice", "Polder", "Buoy", "Anchor", "Mast", "Keel", "Rudder",
+    "Sail", "Heron", "Teal", "Coot", "Grebe", "Plover", "Curlew", "Tern", "Stork", "Swan",
+    "Otter", "Perch", "Pike", "Roach", "Eel", "Smelt", "Mill", "Baker", "Cooper", "Weaver",
+    "Potter", "Smith", "Tanner", "Fuller", "Chandler", "Mason", "Thatcher", "Glazier", "Rope",
+    "Tar", "Hemp", "Flax", "Wool", "Salt", "Malt", "Hop", "Barley", "Rye", "Clover", "Sedge",
+    "Reed", "Rush", "Iris", "Lily", "Mint", "Sorrel", "Thyme",
+)
+# fmt: on
 _CREATORS = (
     # username, organization, panorama, seconds and metres between images
     ("markerwadden", 991_655_281_702_248, True, 1.0, 9.0),
@@ -65,7 +69,7 @@ def demo_world(seed: int = 1) -> World:
     As with the real data, there are images whose time is 0, whose compass angle is exactly
     0 or 361.39, that share a grid cell, that lie outside the box, and that two tiles hold.
     """
-    rng = random.Random(seed)  # noqa: S311 (a city, not a secret)
+    rng = random.Random(seed)
     world = World(picture=draw, tile_buffer=6)
     network = _pave(world, list(_plan(rng)), rng)
     world.add_images(_drive(network, rng))
@@ -76,7 +80,6 @@ def _plan(rng: random.Random) -> Iterator[_Line]:
     """Yield the streets before they are cut where they meet."""
     names = [f"{word} Street" for word in _WORDS] + [f"{word} Row" for word in _WORDS]
     rng.shuffle(names)
-    trees = iter(_TREES)
     angles = np.linspace(0, 2 * math.pi, 181)
     outer, inner = (
         np.column_stack(
@@ -92,13 +95,12 @@ def _plan(rng: random.Random) -> Iterator[_Line]:
     old_town, town = shapely.Polygon(inner), shapely.Polygon(outer)
     park = shapely.affinity.rotate(shapely.box(230, 120, 520, 340), 24, origin=(0, 0))
 
-    count = 9
-    for number in range(count):
-        angle = (number + rng.uniform(-0.25, 0.25)) * 2 * math.pi / count
+    for number, tree in enumerate(_TREES):
+        angle = (number + rng.uniform(-0.25, 0.25)) * 2 * math.pi / len(_TREES)
         reach = np.linspace(55, rng.uniform(820, 1080), 24)
         bend = angle + rng.uniform(-0.25, 0.25) * ((reach - 55) / 900) ** 2 * 2
         line = shapely.LineString(np.column_stack([reach * np.cos(bend), reach * np.sin(bend)]))
-        yield _Line(f"{next(trees)} Avenue", "tertiary", line)
+        yield _Line(f"{tree} Avenue", "tertiary", line)
     square = np.column_stack([55 * np.cos(angles[::6]), 55 * np.sin(angles[::6])])
     yield _Line("Market Square", "residential", shapely.LineString(square), oneway=True)
 
@@ -211,7 +213,7 @@ def _drive(network: nx.Graph, rng: random.Random) -> Iterator[StreetImage]:
         creator = number % len(_CREATORS) if rng.random() < 0.8 else 0
         username, organization_id, is_pano, seconds, metres = _CREATORS[creator]
         walking = username == "wandelaarster"
-        route = _route(network if walking else driveable, rng, length=rng.uniform(90, 400))
+        route = _route(network if walking else driveable, rng, length=rng.uniform(120, 420))
         sequence_id = "".join(rng.choices(_ALPHABET, k=22))
         if number % 20 == 3:
             sequence_id = "-_"[number // 20 % 2] + sequence_id[1:]

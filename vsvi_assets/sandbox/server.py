@@ -24,7 +24,7 @@ from vsvi_assets.sandbox.stats import Stats
 from vsvi_assets.sandbox.vector_tiles import encode_tile
 from vsvi_assets.sandbox.world import ZOOM, StreetImage, Tile, World
 
-TOKEN = "MLY|sandbox|0123456789abcdef"  # noqa: S105 (opens nothing but a sandbox)
+TOKEN = "MLY|sandbox|0123456789abcdef"
 IMAGE_SIZES = ("original", "2048", "1024", "256")
 MOST_IDS = 100
 """Image ids in one request of the graph."""

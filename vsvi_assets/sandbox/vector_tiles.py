@@ -1,6 +1,7 @@
 """Mapillary's vector tiles: images and sequences as Mapbox vector tiles of version 2."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from mapbox_vector_tile.Mapbox import vector_tile_pb2
@@ -30,7 +31,7 @@ def encode_tile(tile: Tile, images: Iterable[StreetImage]) -> bytes:
     lines = _Layer(message, "sequence", first_id=0)
     for sequence_id, members in sequences.items():
         path = [cell for _, cell in members]
-        path = [path[0]] + [b for a, b in zip(path, path[1:], strict=False) if a != b]
+        path = [path[0]] + [b for a, b in pairwise(path) if a != b]
         if len(path) > 1:
             first = members[0][0]
             lines.add(_LINE, path, _properties(first) | {"id": sequence_id, "image_id": first.id})
