@@ -9,8 +9,12 @@ set -eu
 python=$1
 shift
 
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    echo "Python 3.11 or later is needed, and '$python' is $("$python" --version 2>&1 || true)." \
+if ! command -v "$python" >/dev/null; then
+    echo "There is no '$python' here. Name another Python: make PYTHON=python3.12" >&2
+    exit 1
+fi
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "Python 3.11 or later is needed, and '$python' is $("$python" --version 2>&1 | head -n 1)." \
         "Name another one: make PYTHON=python3.12" >&2
     exit 1
 fi

@@ -25,7 +25,6 @@ import pwd
 import random
 import re
 import secrets
-import shlex
 import shutil
 import socket
 import subprocess
@@ -135,9 +134,7 @@ class LocalPostgis:
         with self._lock():
             if self._is_link_of_a_copy() or not self._cluster.exists():
                 self._initialize()
-            if not self.is_running():
-                self._start_server()
-            self._wait_until_accepting()
+            self._start_and_wait()
             self._create_databases()
 
     def stop(self) -> None:
@@ -145,7 +142,7 @@ class LocalPostgis:
         if not self.is_running():
             return
         with self._lock():
-            stopped = self._run("pg_ctl", "stop", "-D", self._cluster, "-m", "fast", "-t", 120)
+            stopped = self._run("pg_ctl", "stop", "-D", "cluster", "-m", "fast", "-t", 120)
         if stopped.returncode and self.is_running():
             raise LocalPostgisError(f"The PostGIS server does not stop.{self._end_of_log()}")
 
@@ -154,7 +151,7 @@ class LocalPostgis:
         self._refuse_other_owner()
         if not self._cluster.exists():
             return False
-        status = self._run("pg_ctl", "status", "-D", self._cluster)
+        status = self._run("pg_ctl", "status", "-D", "cluster")
         return status.returncode == 0 and not self._pid_file_is_stale()
 
     @property
@@ -180,6 +177,7 @@ class LocalPostgis:
     # Set-up
 
     def _initialize(self) -> None:
+        initdb = self._programs.folder / "initdb"
         if os.geteuid() == 0:
             self._link_folder_for_root()
         self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -196,8 +194,8 @@ class LocalPostgis:
             if os.geteuid() == 0:
                 for path in (unfinished, password_file.name):
                     os.chown(path, self._privileges["user"], self._privileges["group"])
-            made = self._run(
-                "initdb", "-D", unfinished, "--username", SUPERUSER,
+            made = self._execute(
+                initdb, "-D", unfinished, "--username", SUPERUSER,
                 "--pwfile", password_file.name, "--auth", "scram-sha-256",
                 "--encoding", "UTF8", "--no-locale",
             )  # fmt: skip
@@ -246,6 +244,24 @@ class LocalPostgis:
 
     # Start
 
+    def _start_and_wait(self) -> None:
+        """Return as soon as the server accepts connections, whoever started it."""
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while True:
+            if not self.is_running():
+                self._start_server()
+            try:
+                self._connect("postgres").close()
+                return
+            except psycopg2.OperationalError as error:
+                # It may be starting up, shutting down, or have been killed just now.
+                passing = "FATAL" not in str(error) or "the database system is" in str(error)
+                if not passing or time.monotonic() > deadline:
+                    raise LocalPostgisError(
+                        f"The PostGIS server does not accept connections.{self._end_of_log()}"
+                    ) from error
+            time.sleep(0.1)
+
     def _start_server(self) -> None:
         service = self._service()
         port = int(service["port"])
@@ -257,46 +273,39 @@ class LocalPostgis:
             settings = SETTINGS.format(port=port, dynamic_shared_memory_type=memory)
             self._write("server.conf", settings, mode=0o644)
             if self._pid_file_is_stale():
-                (self._cluster / "postmaster.pid").unlink()
+                self._retire_pid_file()
             if self._log.exists():
                 self._log.replace(self._log.with_suffix(".previous.log"))
+            # Relative, since pg_ctl hands the paths to a shell.
             started = self._run(
-                "pg_ctl", "start", "-D", self._cluster, "-l", self._log,
-                "-o", f"-c config_file={shlex.quote(str(self.folder.resolve() / 'server.conf'))}",
-                "-w", "-t", START_TIMEOUT_SECONDS,
+                "pg_ctl", "start", "-D", "cluster", "-l", "cluster/server.log",
+                "-o", "-c config_file=server.conf", "-w", "-t", START_TIMEOUT_SECONDS,
             )  # fmt: skip
             if started.returncode == 0:
                 return
-            # Another program took the port just now, or processes of a server that was killed
-            # are still going: both pass.
+            # Another program can take the port just now, and the processes of a server that
+            # was killed can be about to end: these pass.
+            if _is_free(port) and "still in use" not in self._end_of_log():
+                break
             time.sleep(1)
         raise LocalPostgisError(f"The PostGIS server does not start.{self._end_of_log()}")
 
-    def _wait_until_accepting(self) -> None:
-        """Wait for a server that another process has started to finish its recovery."""
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while True:
-            try:
-                self._connect("postgres").close()
-                return
-            except psycopg2.OperationalError as error:
-                if "starting up" not in str(error) or time.monotonic() > deadline:
-                    raise LocalPostgisError(
-                        f"The PostGIS server does not accept connections.{self._end_of_log()}"
-                    ) from error
-            time.sleep(0.1)
-
     def _pid_file_is_stale(self) -> bool:
-        """Return whether postmaster.pid names a live process that is not this server.
+        """Return whether postmaster.pid names a process that is not this server.
 
         PostgreSQL itself discards the file of a process that is gone. What it cannot tell
-        is a process id in use again after a reboot or in a new container, and a file that
-        came along with a copy of the folder while the original's server runs.
+        is a process id in use again after a reboot or in a new container, a file that came
+        along with a copy of the folder while the original's server runs, and a killed
+        server that is still listed because nothing in a container reaps it.
         """
         try:
-            pid = int((self._cluster / "postmaster.pid").read_text().split()[0])
+            pid = int(self._pid_file.read_text().split()[0])
+            process = Path(f"/proc/{pid}/stat").read_text()
         except FileNotFoundError:
             return False
+        name, state = re.search(r"\((.*)\) (\w)", process, re.DOTALL).groups()  # type: ignore[union-attr]
+        if name != "postgres" or state == "Z":
+            return True
         # A server's working directory is its cluster. As root in a container this cannot be
         # read of another user's process, but that user can.
         working_directory = self._execute("readlink", f"/proc/{pid}/cwd")
@@ -304,6 +313,19 @@ class LocalPostgis:
             working_directory.returncode == 0
             and Path(working_directory.stdout.strip()) != self._cluster
         )
+
+    def _retire_pid_file(self) -> None:
+        """Make postmaster.pid name a process that cannot exist.
+
+        The rest of the file stays: by it, PostgreSQL tells whether processes of a killed
+        server still use the cluster.
+        """
+        owner = self._pid_file.stat()
+        _, *rest = self._pid_file.read_text().splitlines(keepends=True)
+        with atomic_write(self._pid_file) as file:
+            os.fchmod(file.fileno(), 0o600)
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            file.write("".join([f"{2**31 - 1}\n", *rest]).encode())
 
     def _end_of_log(self) -> str:
         if not self._log.exists():
@@ -353,6 +375,10 @@ class LocalPostgis:
     @property
     def _log(self) -> Path:
         return self._cluster / "server.log"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self._cluster / "postmaster.pid"
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -425,13 +451,16 @@ class LocalPostgis:
         return ServerPrograms(folder, number[0])
 
     def _run(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return self._execute(self._programs.folder / program, *arguments)
+        """Run one of the server's programs in `folder`."""
+        return self._execute(self._programs.folder / program, *arguments, cwd=self.folder.resolve())
 
-    def _execute(self, program: Path | str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def _execute(
+        self, program: Path | str, *arguments: object, cwd: Path = Path("/")
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program as the server's user, in an environment that holds no secrets."""
         return subprocess.run(
             [str(program), *map(str, arguments)],
-            cwd="/",
+            cwd=cwd,
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
