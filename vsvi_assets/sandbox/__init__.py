@@ -11,6 +11,7 @@ not know that it exists. It serves a `World`: the generated `demo_world`, record
 
 from vsvi_assets.sandbox.demo import DEMO_BOX, demo_world
 from vsvi_assets.sandbox.faults import Fault, Faults
+from vsvi_assets.sandbox.recorded import RecordingError, recorded_world
 from vsvi_assets.sandbox.server import TOKEN, Sandbox
 from vsvi_assets.sandbox.stats import Stats
 from vsvi_assets.sandbox.world import Street, StreetImage, World
@@ -20,10 +21,12 @@ __all__ = [
     "TOKEN",
     "Fault",
     "Faults",
+    "RecordingError",
     "Sandbox",
     "Stats",
     "Street",
     "StreetImage",
     "World",
     "demo_world",
+    "recorded_world",
 ]

@@ -181,7 +181,7 @@ def _pave(world: World, plan: list[_Line], rng: random.Random) -> nx.Graph:
             tags["maxspeed"] = "50" if street.highway == "secondary" else "30"
         world.add_street([_degrees(x, y) for x, y in piece.coords], **tags)
         ends = piece.coords[0], piece.coords[-1]
-        network.add_edge(*ends, line=piece, name=street.name, highway=street.highway)
+        network.add_edge(*ends, line=piece, name=street.name, highway=street.highway, driven=0)
     return network
 
 
@@ -203,17 +203,24 @@ def _drive(network: nx.Graph, rng: random.Random) -> Iterator[StreetImage]:
     """Yield the images of sequences driven along the streets."""
     names = sorted({name for *_, name in network.edges(data="name") if name})
     unseen = set(rng.sample(names, len(names) // 6))
-    driveable = nx.Graph(
-        (a, b, data)
+    driveable = network.edge_subgraph(
+        (a, b)
         for a, b, data in network.edges(data=True)
         if data["highway"] != "footway" and data["name"] not in unseen
     )
+    outskirts = [
+        node
+        for node in sorted(driveable)
+        if not shapely.box(*DEMO_BOX).covers(shapely.Point(_degrees(*node)))
+    ]
     next_id = 1_000_000_000_000_000
     for number in range(80):
         creator = number % len(_CREATORS) if rng.random() < 0.8 else 0
         username, organization_id, is_pano, seconds, metres = _CREATORS[creator]
         walking = username == "wandelaarster"
-        route = _route(network if walking else driveable, rng, length=rng.uniform(120, 420))
+        streets = network if walking else driveable
+        start = rng.choice(outskirts) if number % 25 == 7 else _quiet_place(streets, rng)
+        route = _route(streets, start, rng, length=rng.uniform(120, 420))
         sequence_id = "".join(rng.choices(_ALPHABET, k=22))
         if number % 20 == 3:
             sequence_id = "-_"[number // 20 % 2] + sequence_id[1:]
@@ -227,7 +234,8 @@ def _drive(network: nx.Graph, rng: random.Random) -> Iterator[StreetImage]:
             ahead = route.interpolate(min(at + 3, route.length)).coords[0]
             behind = route.interpolate(max(at - 3, 0)).coords[0]
             heading = math.degrees(math.atan2(ahead[0] - behind[0], ahead[1] - behind[1])) % 360
-            drift = drift * 0.97 + np.array([rng.gauss(0, _ACCURACY * 0.15) for _ in "xy"])
+            if not waiting:
+                drift = drift * 0.97 + np.array([rng.gauss(0, _ACCURACY * 0.15) for _ in "xy"])
             lon, lat = _degrees(x + drift[0], y + drift[1])
             next_id += rng.randrange(10**9, 10**13)
             angle = round((heading + rng.gauss(0, 2.5)) % 360, 11)
@@ -254,30 +262,44 @@ def _drive(network: nx.Graph, rng: random.Random) -> Iterator[StreetImage]:
                 at += metres * rng.uniform(0.85, 1.15)
 
 
-def _route(network: nx.Graph, rng: random.Random, length: float) -> shapely.LineString:
-    """Return a way through the network that goes straight on more often than not."""
-    here = rng.choice(sorted(network.nodes))
+def _quiet_place(network: nx.Graph, rng: random.Random) -> tuple[float, float]:
+    """Return a junction that few came along, by the counts in `driven`."""
+    nodes = sorted(network)
+    weights = [1 / (1 + network.degree(node, weight="driven")) ** 2 for node in nodes]
+    return rng.choices(nodes, weights)[0]
+
+
+def _route(
+    network: nx.Graph, start: tuple[float, float], rng: random.Random, length: float
+) -> shapely.LineString:
+    """Return a way through the network, rather straight on and where few came along before."""
+    here, before = start, None
     path: list[tuple[float, float]] = []
-    before = None
     while not path or shapely.LineString(path).length < length:
         onward = sorted(node for node in network[here] if node != before) or [before]
-        if before is not None and len(path) > 1:
-            bearing = math.atan2(path[-1][1] - path[-2][1], path[-1][0] - path[-2][0])
-            weights = [_straightness(network[here][node]["line"], here, bearing) for node in onward]
-        else:
-            weights = [1.0] * len(onward)
+        weights = []
+        for node in onward:
+            street = network[here][node]
+            weight = _straightness(street["line"], here, path[-2:]) if path else 1.0
+            weights.append(weight / (1 + street["driven"]))
         there = rng.choices(onward, weights)[0]
-        coordinates = list(network[here][there]["line"].coords)
+        street = network[here][there]
+        street["driven"] += 1
+        coordinates = list(street["line"].coords)
         path += coordinates if coordinates[0] == here else coordinates[::-1]
         before, here = here, there
     return shapely.LineString(path)
 
 
-def _straightness(line: shapely.LineString, start: tuple[float, float], bearing: float) -> float:
-    """Return how much a street invites those who come along a bearing: straight on, most."""
+def _straightness(
+    line: shapely.LineString, start: tuple[float, float], behind: list[tuple[float, float]]
+) -> float:
+    """Return how much a street invites those who come along `behind`: straight on, most."""
     coordinates = line.coords if line.coords[0] == start else line.coords[::-1]
+    (x0, y0), (x1, y1) = behind
+    bearing = math.atan2(y1 - y0, x1 - x0)
     (x0, y0), (x1, y1) = coordinates[0], coordinates[1]
-    return 0.15 + max(0.0, math.cos(math.atan2(y1 - y0, x1 - x0) - bearing)) ** 2
+    return 0.1 + max(0.0, math.cos(math.atan2(y1 - y0, x1 - x0) - bearing)) ** 2
 
 
 def _degrees(x: float, y: float) -> tuple[float, float]:

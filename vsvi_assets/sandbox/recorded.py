@@ -1,0 +1,162 @@
+"""A world of recorded data: vector tiles, an OpenStreetMap extract, photographs."""
+
+import gzip
+import re
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+from PIL import Image
+
+from vsvi_assets.sandbox.pictures import draw
+from vsvi_assets.sandbox.vector_tiles import decode_images
+from vsvi_assets.sandbox.world import ZOOM, Picture, Street, StreetImage, Tile, World
+
+_TILE_NAMES = (
+    re.compile(r"mly1_public_(?P<x>\d+)_(?P<y>\d+)_(?P<z>\d+)(\.\w+)?"),
+    re.compile(r"(?P<z>\d+)-(?P<x>\d+)-(?P<y>\d+)\.\w+"),
+)
+_PHOTOGRAPHS = (".jpg", ".jpeg", ".mpo")
+
+
+class RecordingError(ValueError):
+    """A recorded file is not what it should be; the text says which, and what was expected."""
+
+
+def recorded_world(
+    tiles: Iterable[str] = (), osm: Path | None = None, jpegs: Path | None = None
+) -> World:
+    """Make a world of recorded files.
+
+    Parameters
+    ----------
+    tiles
+        Folders of vector tiles named `mly1_public_<x>_<y>_<z>` (with any suffix or none) or
+        `<z>-<x>-<y>.mvt`, and single files laid on a tile: `FILE@14/x/y`. They are served
+        byte for byte, and the graph knows the images that are in them.
+    osm
+        `.osm` or Overpass `.json`, either may be gzipped (`.gz`); served as Overpass.
+    jpegs
+        Folder of photographs, dealt round by image id and served byte for byte in every
+        size. None: pictures are drawn.
+
+    Raises
+    ------
+    RecordingError
+        When a file is missing, or not named or made as described.
+    """
+    recorded = dict(_tiles(tiles))
+    photographs = _photographs(jpegs) if jpegs is not None else []
+    world = World(picture=_dealt(photographs) if photographs else draw, recorded_tiles=recorded)
+    for tile, encoded in recorded.items():
+        world.add_images(
+            _with_size(image, photographs) if photographs else image
+            for image in decode_images(tile, encoded)
+        )
+    if osm is not None:
+        _add_streets(world, osm)
+    return world
+
+
+def _tiles(sources: Iterable[str]) -> Iterator[tuple[Tile, bytes]]:
+    for source in sources:
+        path, _, place = source.partition("@")
+        if place:
+            if not re.fullmatch(rf"{ZOOM}/\d+/\d+", place):
+                raise RecordingError(f"{source}: expected FILE@{ZOOM}/x/y")
+            z, x, y = map(int, place.split("/"))
+            yield (z, x, y), _contents(Path(path))
+            continue
+        if not Path(path).is_dir():
+            raise RecordingError(f"{path}: no folder; a single tile is given as FILE@{ZOOM}/x/y")
+        named = [
+            (match, file)
+            for file in sorted(Path(path).iterdir())
+            for pattern in _TILE_NAMES
+            if (match := pattern.fullmatch(file.name))
+        ]
+        if not named:
+            raise RecordingError(f"{path}: no file in it is named mly1_public_<x>_<y>_{ZOOM}")
+        for match, file in named:
+            yield (int(match["z"]), int(match["x"]), int(match["y"])), _contents(file)
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecordingError(f"{path}: {error.strerror}") from error
+    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+
+
+def _photographs(folder: Path) -> list[Path]:
+    photographs = sorted(p for p in folder.glob("*") if p.suffix.lower() in _PHOTOGRAPHS)
+    if not photographs:
+        raise RecordingError(f"{folder}: there is no .jpg, .jpeg or .mpo in it")
+    return photographs
+
+
+def _dealt(photographs: list[Path]) -> Picture:
+    """Return the function that gives each image its photograph."""
+    contents = lru_cache(maxsize=None)(Path.read_bytes)
+
+    def picture(image: StreetImage, size: str) -> bytes:
+        return contents(_photograph_of(image, photographs))
+
+    return picture
+
+
+def _photograph_of(image: StreetImage, photographs: list[Path]) -> Path:
+    return photographs[zlib.crc32(str(image.id).encode()) % len(photographs)]
+
+
+def _with_size(image: StreetImage, photographs: list[Path]) -> StreetImage:
+    width, height = _size(_photograph_of(image, photographs))
+    return replace(image, width=width, height=height)
+
+
+@cache
+def _size(photograph: Path) -> tuple[int, int]:
+    with Image.open(photograph) as opened:
+        return opened.size
+
+
+def _add_streets(world: World, path: Path) -> None:
+    content = _contents(path)
+    try:
+        elements = _json_elements(content) if content[:1] == b"{" else _xml_elements(content)
+        for element in elements:
+            match element["type"]:
+                case "node":
+                    world.nodes[element["id"]] = (element["lon"], element["lat"])
+                case "way" if "highway" in element.get("tags", {}):
+                    world.streets[element["id"]] = Street(
+                        element["id"], tuple(element["nodes"]), element["tags"]
+                    )
+    except (orjson.JSONDecodeError, ET.ParseError, KeyError) as error:
+        message = f"{path}: neither OSM XML nor an Overpass JSON answer ({error!r})"
+        raise RecordingError(message) from error
+
+
+def _json_elements(content: bytes) -> Iterator[dict[str, Any]]:
+    yield from orjson.loads(content)["elements"]
+
+
+def _xml_elements(content: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the nodes and ways of OSM XML as they are written in Overpass's JSON."""
+    for element in ET.fromstring(content):
+        if element.tag == "node":
+            lon, lat = float(element.attrib["lon"]), float(element.attrib["lat"])
+            yield {"type": "node", "id": int(element.attrib["id"]), "lon": lon, "lat": lat}
+        elif element.tag == "way":
+            yield {
+                "type": "way",
+                "id": int(element.attrib["id"]),
+                "nodes": [int(nd.attrib["ref"]) for nd in element.iter("nd")],
+                "tags": {tag.attrib["k"]: tag.attrib["v"] for tag in element.iter("tag")},
+            }
