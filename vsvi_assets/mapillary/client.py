@@ -3,24 +3,30 @@
 Source: https://www.mapillary.com/developer/api-documentation
 """
 
+import functools
 import json
 import random
 import re
+import socket
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import mercantile
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
+from requests.exceptions import InvalidSchema, InvalidURL
 
 from vsvi_assets.mapillary.errors import (
     InvalidTileError,
-    MapillaryError,
     RefusedRequestError,
     RefusedTokenError,
     Service,
@@ -45,6 +51,7 @@ IMAGE_REQUESTS_PER_SECOND = 1000.0
 
 MAX_ANSWER_BYTES = 20_000_000
 MAX_ERROR_BYTES = 65_536
+MAX_ANSWER_SECONDS = 3600
 MAX_REDIRECTS = 5
 MAX_BACKOFF = 60.0
 CHUNK_BYTES = 65_536
@@ -74,6 +81,38 @@ class _Authorization(requests.auth.AuthBase):
         return request
 
 
+class _Adapter(HTTPAdapter):
+    """Knows the sockets of its connections, so that threads which wait on one can be woken."""
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        super().init_poolmanager(*arguments, **options)
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": self._known(urllib3.HTTPConnectionPool),
+            "https": self._known(urllib3.HTTPSConnectionPool),
+        }
+
+    def cut(self) -> None:
+        """Shut down all connections; who waits on one gets an error at once."""
+        with self._lock:
+            sockets = list(self._sockets)
+        for open_socket in sockets:
+            with suppress(OSError):  # it was closed meanwhile
+                open_socket.shutdown(socket.SHUT_RDWR)
+
+    def _known(self, pool: type[Any]) -> type[Any]:
+        """Return a kind of pool whose connections enter their sockets here."""
+
+        def connect(connection: Any) -> None:
+            pool.ConnectionCls.connect(connection)
+            with self._lock:
+                self._sockets.add(connection.sock)
+
+        connection_class = type("Connection", (pool.ConnectionCls,), {"connect": connect})
+        return type(pool.__name__, (pool,), {"ConnectionCls": connection_class})
+
+
 class Mapillary:
     """The client that all threads of a process share.
 
@@ -83,7 +122,7 @@ class Mapillary:
     Parameters
     ----------
     token
-        Returns the client token; called when it is needed.
+        Returns the client token; called when it is first needed.
     tiles_url, graph_url
         Where the two services are.
     num_retries
@@ -113,7 +152,7 @@ class Mapillary:
         recovery: float = 60.0,
         timeout: float = 30.0,
     ) -> None:
-        self._token = token
+        self._token = functools.cache(lambda: _checked_token(token()))
         self._tiles_url = tiles_url.rstrip("/")
         self._graph_url = graph_url.rstrip("/")
         self._token_origins = {_origin(self._tiles_url), _origin(self._graph_url)}
@@ -128,8 +167,13 @@ class Mapillary:
         }
         self._session = requests.Session()
         self._session.headers["User-Agent"] = USER_AGENT
+        self._adapter = _Adapter(pool_maxsize=connections)
         for scheme in ("https://", "http://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
+            self._session.mount(scheme, self._adapter)
+
+    def cut_connections(self) -> None:
+        """End all requests that are under way, in whichever thread; they fail transiently."""
+        self._adapter.cut()
 
     def tile(self, tile: mercantile.Tile, stop: threading.Event | None = None) -> bytes:
         """Fetch the vector tile of Mapillary's public coverage, for `decode_tile`.
@@ -203,7 +247,7 @@ class Mapillary:
         if urlsplit(link.url).scheme not in {"https", urlsplit(self._graph_url).scheme}:
             raise RefusedRequestError(f"image {link.id}: its link is {cut_short(link.url)}")
         with self._answer(link.url, Service.IMAGES, f"image {link.id}", stop) as response:
-            yield from self._chunks(response, f"image {link.id}", stop)
+            yield from _chunks(response, f"image {link.id}", stop)
 
     def delay(self, attempts: int, error: TransientError) -> float:
         """Return the seconds to wait after so many failed attempts (full jitter)."""
@@ -228,18 +272,13 @@ class Mapillary:
         self, url: str, service: Service, asked_for: str, stop: threading.Event, limit: int
     ) -> bytes:
         """Return the body of a good answer."""
+        body = bytearray()
         with self._answer(url, service, asked_for, stop) as response:
-            body = bytearray()
-            for chunk in self._chunks(response, asked_for, stop):
+            for chunk in _chunks(response, asked_for, stop):
                 body += chunk
                 if len(body) > limit:
                     raise RefusedRequestError(f"{asked_for}: more than {limit:,} bytes")
-        error = answer_error(
-            service, response.status_code, response.headers, self._redacted(body), asked_for
-        )
-        if error:
-            self._take_note(service, error)
-            raise error
+        self._check(service, response, bytes(body), asked_for)
         return bytes(body)
 
     @contextmanager
@@ -249,21 +288,23 @@ class Mapillary:
         """Make one request, in its turn; give its answer when the status is good."""
         self._pacers[service].wait_turn(stop)
         with self._response(url, service, asked_for) as response:
-            if not response.ok:
-                chunks = self._chunks(response, asked_for, stop)
-                body = self._redacted(next(chunks, b"")[:MAX_ERROR_BYTES])
-                error = answer_error(
-                    service, response.status_code, response.headers, body, asked_for
-                )
-                if error:
-                    self._take_note(service, error)
-                    raise error
-            self._pacers[service].speed_up()
+            good = response.status_code in (HTTPStatus.OK, HTTPStatus.NO_CONTENT)
+            body = b"" if good else _start_of(response, asked_for, stop)
+            self._check(service, response, body, asked_for)
+            self._pacers[service].succeeded()
             yield response
 
-    def _take_note(self, service: Service, error: MapillaryError) -> None:
+    def _check(
+        self, service: Service, response: requests.Response, body: bytes, asked_for: str
+    ) -> None:
+        """Raise what the answer means, unless it is good."""
+        if service != Service.IMAGES:
+            body = body.replace(self._token().encode(), b"<token>")  # were it to be repeated
+        error = answer_error(service, response.status_code, response.headers, body, asked_for)
         if isinstance(error, ThrottledError):
-            self._pacers[service].slow_down(error.retry_after)
+            self._pacers[service].refused(error.retry_after)
+        if error:
+            raise error
 
     def _response(self, url: str, service: Service, asked_for: str) -> requests.Response:
         """Send the request, along redirects, with the token where it belongs."""
@@ -271,16 +312,17 @@ class Mapillary:
         for _ in range(MAX_REDIRECTS + 1):
             token = None
             if service != Service.IMAGES and _origin(url) in self._token_origins:
-                token = self._valid_token()
+                token = self._token()
             try:
                 response = self._session.get(
                     url,
+                    headers={"Accept-Encoding": "identity"} if service == Service.IMAGES else None,
                     auth=_Authorization(token),
                     stream=True,
                     allow_redirects=False,
                     timeout=self._timeout,
                 )
-            except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+            except (InvalidURL, InvalidSchema) as error:
                 raise RefusedRequestError(f"{asked_for}: {cut_short(url)} is no URL") from error
             except requests.RequestException as error:
                 raise TransientError(f"{asked_for}: {_reason(error)}") from error
@@ -295,30 +337,38 @@ class Mapillary:
                 )
         raise RefusedRequestError(f"{asked_for}: more than {MAX_REDIRECTS} redirects")
 
-    def _chunks(
-        self, response: requests.Response, asked_for: str, stop: threading.Event
-    ) -> Iterator[bytes]:
-        """Read the body; one shorter than announced is an error."""
-        try:
-            for chunk in response.iter_content(CHUNK_BYTES):
-                if stop.is_set():
-                    raise StoppedError(f"{asked_for}: stopped")
-                yield chunk
-        except requests.RequestException as error:
-            raise TransientError(f"{asked_for}: {_reason(error)}") from error
 
-    def _valid_token(self) -> str:
-        token = self._token()
-        if not re.fullmatch(r"[!-~]+", token):
-            raise RefusedTokenError(
-                "The token has spaces, line breaks or other characters that no token has. Set "
-                "MAPILLARY_TOKEN, or the token file, to the client token by itself."
-            )
-        return token
+def _chunks(response: requests.Response, asked_for: str, stop: threading.Event) -> Iterator[bytes]:
+    """Read the body as it arrives; one shorter than announced is an error."""
+    last_moment = time.monotonic() + MAX_ANSWER_SECONDS
+    try:
+        while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+            if stop.is_set():
+                raise StoppedError(f"{asked_for}: stopped")
+            if time.monotonic() > last_moment:
+                raise TransientError(f"{asked_for}: no end after {MAX_ANSWER_SECONDS} seconds")
+            yield chunk
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise TransientError(f"{asked_for}: {_reason(error)}") from error
 
-    def _redacted(self, body: bytes | bytearray) -> bytes:
-        """Return an answer's bytes without the token, should the service repeat it."""
-        return bytes(body).replace(self._valid_token().encode(), b"<token>")
+
+def _start_of(response: requests.Response, asked_for: str, stop: threading.Event) -> bytes:
+    """Read as much of a body as an error message can fill."""
+    body = b""
+    for chunk in _chunks(response, asked_for, stop):
+        body += chunk
+        if len(body) > MAX_ERROR_BYTES:
+            break
+    return body
+
+
+def _checked_token(token: str) -> str:
+    if not re.fullmatch(r"[!-~]+", token):
+        raise RefusedTokenError(
+            "The token has spaces, line breaks or other characters that no token has. Set "
+            "MAPILLARY_TOKEN, or the token file, to the client token by itself."
+        )
+    return token
 
 
 def _links(body: bytes, field_name: str, asked_for: str) -> dict[int, ImageLink]:

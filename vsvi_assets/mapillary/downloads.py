@@ -132,7 +132,11 @@ def download_sequences(
         yield from downloads.run(iter(sequences))
     finally:
         stop.set()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        while downloads.is_running():
+            client.cut_connections()
+            time.sleep(0.02)
+        pool.shutdown()
 
 
 class _Downloads:
@@ -158,7 +162,8 @@ class _Downloads:
         self._max_running = 2 * workers
         self._max_waiting = 4 * workers + 2 * IMAGES_PER_REQUEST
         self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._running = self._inspecting = 0
+        self._running: set[Future[Any]] = set()
+        self._inspecting = 0
         self._jobs: Iterator[SequenceJob] | None = None
         self._without_link: deque[_Image] = deque()
         self._with_link: deque[_Image] = deque()
@@ -169,7 +174,7 @@ class _Downloads:
     def run(self, jobs: Iterator[SequenceJob]) -> Iterator[SequenceResult]:
         self._jobs = jobs
         while True:
-            while self._running < self._max_running and self._start_next():
+            while len(self._running) < self._max_running and self._start_next():
                 pass
             if not self._running and not self._later:
                 return
@@ -179,6 +184,10 @@ class _Downloads:
                 continue
             yield from self._complete
             self._complete.clear()
+
+    def is_running(self) -> bool:
+        """Return whether tasks are under way in the pool."""
+        return not all(future.done() for future in self._running)
 
     def _start_next(self) -> bool:
         """Give the most urgent task to the pool; False when there is none for now."""
@@ -220,13 +229,13 @@ class _Downloads:
     ) -> None:
         """Run a task in the pool, and `take_result` in the iterating thread afterwards."""
 
-        def finish(future: Future[Any]) -> None:
-            self._running -= 1
+        def finish() -> None:
+            self._running.remove(future)
             take_result(subject, future)
 
-        self._running += 1
         future = self._pool.submit(task, *arguments)
-        future.add_done_callback(lambda future: self._finished.put(lambda: finish(future)))
+        self._running.add(future)
+        future.add_done_callback(lambda _: self._finished.put(finish))
 
     def _waiting(self) -> int:
         return len(self._without_link) + len(self._with_link) + len(self._later)
@@ -280,6 +289,10 @@ class _Downloads:
         return ImageFile(
             image.id, size, digest.hexdigest(), info.width, info.height, image.link.creator, True
         )
+
+    def _sync(self, sequence: _Sequence) -> None:
+        sync_folder(sequence.folder)
+        sync_folder(self._seqdir)
 
     # Their results, in the thread that iterates
 
@@ -341,9 +354,14 @@ class _Downloads:
     def _complete_if_done(self, sequence: _Sequence) -> None:
         if sequence.outstanding:
             return
-        if any(image.fetched for image in sequence.result.images):
-            sync_folder(sequence.folder)
         sequence.result.images.sort(key=lambda image: image.id)
+        if any(image.fetched for image in sequence.result.images):
+            self._start(self._synced, sequence, self._sync, sequence)
+        else:
+            self._complete.append(sequence.result)
+
+    def _synced(self, sequence: _Sequence, future: Future[None]) -> None:
+        future.result()
         self._complete.append(sequence.result)
 
 

@@ -124,11 +124,11 @@ def answer_error(
         return StaleLinkError(said)
     if code in TRANSIENT_CODES or is_transient:
         return TransientError(said, wait)
-    if status >= 500 or status == HTTPStatus.REQUEST_TIMEOUT:
+    if status in (HTTPStatus.OK, HTTPStatus.NO_CONTENT) and code is None:
+        return None
+    if status < 400 or status >= 500 or status == HTTPStatus.REQUEST_TIMEOUT:
         return TransientError(said, wait)
-    if code is not None or not 200 <= status < 300:
-        return RefusedRequestError(said)
-    return None
+    return RefusedRequestError(said)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

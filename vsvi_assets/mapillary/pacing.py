@@ -22,8 +22,10 @@ TILES_PER_DAY = 50_000
 class Pacer:
     """Spaces out the requests of all threads that share it.
 
-    Additive increase, multiplicative decrease: each second in which the service answers "too
-    many requests" halves the rate, and success brings back the ceiling within `recovery`.
+    The rate is reviewed every sixtieth of `recovery`: it falls by half the share of requests
+    that were answered "too many requests", and otherwise rises by a sixtieth of the ceiling. So it
+    halves while everything is refused, but a few refusals among many successes cost little
+    (additive increase, and the decrease of Data Center TCP, RFC 8257).
 
     Parameters
     ----------
@@ -36,10 +38,10 @@ class Pacer:
     def __init__(self, ceiling: float, recovery: float = 60.0) -> None:
         self._ceiling = self._rate = ceiling
         self._floor = min(1.0, ceiling)
-        self._recovery = recovery
+        self._step, self._review_every = ceiling / 60, recovery / 60
         self._lock = threading.Lock()
-        self._next_turn = self._changed = time.monotonic()
-        self._turns_since_change = 0
+        self._next_turn = self._resume = self._reviewed = time.monotonic()
+        self._requests = self._refusals = 0
 
     @property
     def rate(self) -> float:
@@ -58,30 +60,39 @@ class Pacer:
             now = time.monotonic()
             turn = max(self._next_turn, now)
             self._next_turn = turn + 1.0 / self._rate
-            self._turns_since_change += 1
-        if stop.wait(turn - now) if turn > now else stop.is_set():
+            if not self._requests:
+                self._reviewed = now  # idle time is no sign of a slow service
+            self._requests += 1
+        while (wait := max(turn, self._resume) - time.monotonic()) > 0:
+            if stop.wait(wait):
+                break
+        if stop.is_set():
             raise StoppedError("stopped while waiting for a turn")
 
-    def slow_down(self, pause: float | None = None) -> None:
-        """Take note of a refusal; `pause` is how many seconds the service asked for."""
+    def succeeded(self) -> None:
+        """Take note of a good answer."""
         with self._lock:
-            now = time.monotonic()
-            elapsed = now - self._changed
-            if elapsed >= self._recovery / 60:
-                made = self._turns_since_change / elapsed
-                self._rate = max(min(self._rate, made) / 2, self._floor)
-                self._changed, self._turns_since_change = now, 0
-            self._next_turn = max(self._next_turn, now + (pause or 0.0))
+            self._review()
 
-    def speed_up(self) -> None:
-        """Take note of a success."""
-        if self._rate == self._ceiling:
-            return
+    def refused(self, pause: float | None = None) -> None:
+        """Take note of "too many requests"; `pause` is how many seconds it asked to wait."""
         with self._lock:
-            now = time.monotonic()
-            gain = self._ceiling * (now - self._changed) / self._recovery
-            self._rate = min(self._rate + gain, self._ceiling)
-            self._changed, self._turns_since_change = now, 0
+            self._refusals += 1
+            self._resume = max(self._resume, time.monotonic() + (pause or 0.0))
+            self._next_turn = max(self._next_turn, self._resume)
+            self._review()
+
+    def _review(self) -> None:
+        now = time.monotonic()
+        elapsed = now - self._reviewed
+        if elapsed < self._review_every:
+            return
+        if self._refusals:
+            made = self._requests / elapsed
+            share = min(self._refusals / max(self._requests, 1), 1.0)
+            self._rate = min(self._rate, 2 * made) * (1 - share / 2)
+        self._rate = min(max(self._rate, self._floor) + self._step, self._ceiling)
+        self._reviewed, self._requests, self._refusals = now, 0, 0
 
 
 def _today() -> date:
