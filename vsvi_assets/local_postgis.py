@@ -65,7 +65,9 @@ shared_buffers = 1GB
 effective_cache_size = 4GB
 work_mem = 64MB
 maintenance_work_mem = 512MB
-dynamic_shared_memory_type = {dynamic_shared_memory_type}
+# Parallel queries share memory through files of the cluster: /dev/shm is 64 MB in a container,
+# and systemd empties it of what a user has there who logs out.
+dynamic_shared_memory_type = mmap
 random_page_cost = 1.1                  # solid state disks
 jit = off                               # compiles longer than these queries run
 
@@ -269,9 +271,7 @@ class LocalPostgis:
             if not _is_free(port):
                 port = _free_port()
                 self._write_service(port, service["password"])
-            memory = _dynamic_shared_memory_type()
-            settings = SETTINGS.format(port=port, dynamic_shared_memory_type=memory)
-            self._write("server.conf", settings, mode=0o644)
+            self._write("server.conf", SETTINGS.format(port=port), mode=0o644)
             if self._pid_file_is_stale():
                 self._retire_pid_file()
             if self._log.exists():
@@ -508,14 +508,6 @@ def _is_free(port: int) -> bool:
 
 def _free_port() -> int:
     return next(port for port in random.sample(PORTS, len(PORTS)) if _is_free(port))
-
-
-def _dynamic_shared_memory_type() -> str:
-    """Return where parallel queries share memory: containers often have 64 MB of /dev/shm."""
-    shm = Path("/dev/shm")
-    if shm.exists() and shutil.disk_usage(shm).free < 1 << 30:
-        return "mmap"
-    return "posix"
 
 
 def _scram_verifier(password: str) -> str:
