@@ -131,10 +131,14 @@ def sandbox(
     address_file: Path | None,
 ) -> None:
     """Serve a generated city, or recorded data, in place of Mapillary and OpenStreetMap."""
-    from vsvi_assets.sandbox import Sandbox, demo_world, recorded_world
+    from vsvi_assets.sandbox import Sandbox, demo_world
 
-    recorded = tiles or osm or jpegs
-    world = recorded_world(tiles, osm, jpegs) if recorded else demo_world()
+    if tiles or osm or jpegs:
+        from vsvi_assets.sandbox.recorded import recorded_world
+
+        world = recorded_world(tiles, osm, jpegs)
+    else:
+        world = demo_world()
 
     def ready(sandbox: Sandbox) -> None:
         settings = {**sandbox.environment(), "PID": str(os.getpid())}
@@ -151,14 +155,14 @@ def _materialize(city_name: str, *, tiles_only: bool = False, overwrite: bool = 
     # Dagster and all cities' definitions take seconds to load, which other commands need not.
     from dagster import DagsterInstance
 
-    from vsvi_assets.definitions import build_defs
+    from vsvi_assets.definitions import defs
     from vsvi_assets.runs import CityRuns, failure_messages, fetched
 
     city = _city(city_name)
     settings = Settings.from_environment()
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
     with DagsterInstance.get() as instance:
-        runs = CityRuns(build_defs(settings), city, instance)
+        runs = CityRuns(defs, city, instance)
         result = runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
         _fail_with(failure_messages(result))
         if tiles_only:

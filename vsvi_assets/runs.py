@@ -99,7 +99,9 @@ class CityRuns:
     def _config(self, fetching: str, overwrite: bool) -> RunConfig:
         op = asset_key(self._city, fetching).to_python_identifier()
         ops: Mapping[str, Any] = {op: Fetch(overwrite=overwrite)}
-        return RunConfig(ops=dict(ops))
+        # What went wrong is told by the caller, and all of it is in the instance.
+        console = {"console": {"config": {"log_level": "CRITICAL"}}}
+        return RunConfig(ops=dict(ops), loggers=console)
 
 
 def partition_ranges(

@@ -1,11 +1,16 @@
 """What the assets of a city have in common."""
 
+import warnings
 from typing import Any
 
-from dagster import AssetIn, AssetKey, Backoff, Config, Jitter, RetryPolicy
+from dagster import Any as DagsterAny
+from dagster import AssetIn, AssetKey, Backoff, BetaWarning, Config, Jitter, RetryPolicy
 from pydantic import Field
 
 from vsvi_assets.city import City
+
+# Backfill policies are as good as settled, and users can do nothing about the warning.
+warnings.filterwarnings("ignore", category=BetaWarning, message=".*backfill_policy.*")
 
 SERVICE_RETRY = RetryPolicy(
     max_retries=3, delay=30, backoff=Backoff.EXPONENTIAL, jitter=Jitter.FULL
@@ -45,4 +50,5 @@ def identity(city: City, name: str, kinds: set[str]) -> dict[str, Any]:
 
 def upstream(city: City, *names: str) -> dict[str, AssetIn]:
     """Return the inputs that come from other assets of the same city."""
-    return {name: AssetIn(asset_key(city, name)) for name in names}
+    # Without a type of its own Dagster would take the annotation `Mapping` to mean `dict`.
+    return {name: AssetIn(asset_key(city, name), dagster_type=DagsterAny) for name in names}

@@ -7,6 +7,7 @@ from dagster import (
     AssetsDefinition,
     BackfillPolicy,
     DynamicPartitionsDefinition,
+    Output,
     asset,
 )
 
@@ -14,7 +15,7 @@ from vsvi_assets.assets.common import MAPILLARY_POOL, SERVICE_RETRY, Fetch, iden
 from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.assets.selected_image_ids import sequence_partitions_name
 from vsvi_assets.city import City
-from vsvi_assets.failures import ImagesFailedError, explained
+from vsvi_assets.failures import ImagesFailedError
 from vsvi_assets.files import DiskGuard, update_lines
 from vsvi_assets.io_managers.postgis import PostgisSchema
 from vsvi_assets.mapillary.attribution import write_attribution
@@ -41,7 +42,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         config: Fetch,
         selected_image_ids: PostgisSchema,
         mapillary: MapillaryResource,
-    ) -> Iterator[tuple[str, Sidecar | None]]:
+    ) -> Output:
         selected: dict[str, list[SelectedImage]] = {}
         failed: dict[int, str] = {}
 
@@ -75,10 +76,9 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
             if failed:
                 raise ImagesFailedError(city.name, failed)
 
-        with explained(city):
-            city.sequences_folder.mkdir(parents=True, exist_ok=True)
-            write_attribution(city.sequences_folder)
-            yield from hand_over(context, partitions())
+        city.sequences_folder.mkdir(parents=True, exist_ok=True)
+        write_attribution(city.sequences_folder)
+        return Output(hand_over(context, city, partitions()))
 
     return image_files
 

@@ -6,6 +6,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from dagster import AssetExecutionContext, AssetMaterialization, AssetObservation
 
+from vsvi_assets.city import City
+from vsvi_assets.failures import explained
+
 Value = TypeVar("Value")
 
 
@@ -23,7 +26,9 @@ class Partition(NamedTuple, Generic[Value]):
 
 
 def hand_over(
-    context: AssetExecutionContext, partitions: Generator[Partition[Value], None, None]
+    context: AssetExecutionContext,
+    city: City,
+    partitions: Generator[Partition[Value], None, None],
 ) -> Iterator[tuple[str, Value | None]]:
     """Yield partitions to the IO manager, which stores each before it takes the next.
 
@@ -33,7 +38,7 @@ def hand_over(
     """
     stored: dict[str, Mapping[str, Any]] = {}
     try:
-        with closing(partitions):
+        with explained(city), closing(partitions):
             for key, value, metadata, is_complete in partitions:
                 yield key, value
                 if is_complete:

@@ -1,6 +1,6 @@
 """The metadata of all Mapillary images, tile by tile."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import pyarrow as pa
 from dagster import (
@@ -8,13 +8,13 @@ from dagster import (
     AssetsDefinition,
     BackfillPolicy,
     StaticPartitionsDefinition,
+    Output,
     asset,
 )
 
 from vsvi_assets.assets.common import MAPILLARY_POOL, SERVICE_RETRY, Fetch, identity
 from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.city import City, parse_tile_key, tile_key
-from vsvi_assets.failures import explained
 from vsvi_assets.mapillary.coverage import fetch_tiles
 from vsvi_assets.mapillary.tiles import read_tile
 from vsvi_assets.resources import MapillaryResource
@@ -32,7 +32,7 @@ def build_tile_metadata(city: City) -> AssetsDefinition:
     )
     def tile_metadata(
         context: AssetExecutionContext, config: Fetch, mapillary: MapillaryResource
-    ) -> Iterator[tuple[str, pa.Table | None]]:
+    ) -> Output:
         def partitions() -> Generator[Partition[pa.Table], None, None]:
             absent = []
             for key in context.partition_keys:
@@ -47,7 +47,6 @@ def build_tile_metadata(city: City) -> AssetsDefinition:
             for tile, images in fetch_tiles(mapillary.client(city), tiles):
                 yield Partition(tile_key(tile), images, {"images": len(images), "fetched": True})
 
-        with explained(city):
-            yield from hand_over(context, partitions())
+        return Output(hand_over(context, city, partitions()))
 
     return tile_metadata

@@ -1,5 +1,6 @@
 """What a city keeps on disk: its points, its tiles, its photographs, one path a partition."""
 
+import io
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,6 +21,7 @@ from vsvi_assets.mapillary.sidecar import (
     write_sidecar,
 )
 from vsvi_assets.mapillary.tiles import read_tile, write_tile
+from vsvi_assets.streets import COORDINATE_DECIMALS
 
 Value = TypeVar("Value")
 
@@ -126,7 +128,15 @@ class StreetPointsFile(FilesystemIOManager[gpd.GeoDataFrame]):
 
     def write(self, path: Path, value: gpd.GeoDataFrame) -> None:
         with atomic_write(path) as file:
-            value.to_file(file, driver="GeoJSON", COORDINATE_PRECISION=7)
+            # GDAL writes to memory: pyogrio takes no open file.
+            text = io.BytesIO()
+            value.to_file(
+                text,
+                driver="GeoJSON",
+                layer="street_points",
+                COORDINATE_PRECISION=COORDINATE_DECIMALS,
+            )
+            file.write(text.getbuffer())
 
     def read(self, path: Path) -> gpd.GeoDataFrame:
         return gpd.read_file(path)
