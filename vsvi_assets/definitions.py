@@ -1,7 +1,7 @@
 """All cities' assets, with what they need: what `dagster dev` loads."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dagster import AssetKey, AssetSpec, Definitions, in_process_executor
 
@@ -13,8 +13,12 @@ from vsvi_assets.resources import MapillaryResource, PostgisResource
 from vsvi_assets.settings import Settings
 
 
-def build_defs(settings: Settings | None = None) -> Definitions:
+def build_defs(
+    settings: Settings | None = None, resource_overrides: Mapping[str, object] | None = None
+) -> Definitions:
     """Assemble the assets of every city file with their resources and IO managers.
+
+    Tests put resources of their own in place of some by `resource_overrides`.
 
     A city whose file cannot be used appears as one asset, `<city>/city_file`, whose
     description says what to mend; the others load without it.
@@ -38,6 +42,7 @@ def build_defs(settings: Settings | None = None) -> Definitions:
             "tile_files": TileFiles(by_name),
             "postgis_tables": PostgisIOManager(postgis),
             "sequence_folders": SequenceFolders(by_name),
+            **(resource_overrides or {}),
         },
         # A run's steps follow from each other, so a process for each would only cost time.
         executor=in_process_executor,

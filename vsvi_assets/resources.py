@@ -22,6 +22,8 @@ class MapillaryResource(ConfigurableResource):
     tiles_url: str
     graph_url: str
     data_dir: str
+    backoff: float = 1.0
+    """Seconds, to the base of which the pauses between attempts grow."""
 
     def client(self, city: City) -> Mapillary:
         """Return a client that tries as often as the city file says."""
@@ -30,6 +32,7 @@ class MapillaryResource(ConfigurableResource):
             tiles_url=self.tiles_url,
             graph_url=self.graph_url,
             num_retries=city.num_retries,
+            backoff=self.backoff,
             tile_budget=TileBudget(Path(self.data_dir, "tile_budget.json")),
         )
 

@@ -130,11 +130,11 @@ def fetched(result: ExecuteInProcessResult) -> tuple[int, int]:
         for event in result.all_events
         if event.is_step_materialization or event.is_asset_observation
     ]
-    images, bytes_ = (
-        sum(int(metadata[name].value) for metadata in told if name in metadata)  # type: ignore[arg-type]
-        for name in ("fetched images", "fetched bytes")
-    )
-    return images, bytes_
+
+    def total(name: str) -> int:
+        return sum(int(str(metadata[name].value)) for metadata in told if name in metadata)
+
+    return total("fetched images"), total("fetched bytes")
 
 
 def failure_messages(result: ExecuteInProcessResult) -> list[str]:
@@ -146,9 +146,6 @@ def failure_messages(result: ExecuteInProcessResult) -> list[str]:
             error = failure.error
             while error and error.cause:
                 error = error.cause
-            messages.append(
-                failure.user_failure_data.description
-                if failure.user_failure_data
-                else str(error and error.message)
-            )
+            described = failure.user_failure_data and failure.user_failure_data.description
+            messages.append(described or str(error and error.message))
     return messages

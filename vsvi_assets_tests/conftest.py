@@ -9,9 +9,12 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from dagster import DagsterInstance
 from psycopg2 import sql
 
 from vsvi_assets.local_postgis import LocalPostgis
+from vsvi_assets.sandbox import Sandbox
+from vsvi_assets_tests.project import Project, small_world
 
 
 @contextmanager
@@ -56,3 +59,28 @@ def _execute(postgis: LocalPostgis, statement: str, *names: str) -> None:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """A sandbox that serves a small city."""
+    with Sandbox(small_world()) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, sandbox: Sandbox, postgis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Project]:
+    """A project on that sandbox, with an empty database and a new in-memory instance."""
+    environment = {
+        "VSVI_CITIES_DIR": str(tmp_path / "cities"),
+        "VSVI_DATA_DIR": str(tmp_path / "data"),
+        "VSVI_POSTGRES_URL": postgis_url,
+        "VSVI_RETRY_DELAY": "1",
+        **sandbox.environment(),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with DagsterInstance.ephemeral() as instance:
+        yield Project(tmp_path, sandbox, instance)

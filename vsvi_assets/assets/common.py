@@ -8,20 +8,27 @@ from dagster import AssetIn, AssetKey, Backoff, BetaWarning, Config, Jitter, Ret
 from pydantic import Field
 
 from vsvi_assets.city import City
+from vsvi_assets.settings import Settings
 
 # Backfill policies are as good as settled, and users can do nothing about the warning.
 warnings.filterwarnings("ignore", category=BetaWarning, message=".*backfill_policy.*")
 
-SERVICE_RETRY = RetryPolicy(
-    max_retries=3, delay=30, backoff=Backoff.EXPONENTIAL, jitter=Jitter.FULL
-)
-"""For assets that talk to a service: later attempts take only what the earlier ones lack.
-
-The clients already retry each request within seconds; this serves outages of minutes.
-"""
-
 MAPILLARY_POOL = "mapillary"
 """The pool that bounds how many runs ask Mapillary at a time."""
+
+
+def service_retry(settings: Settings) -> RetryPolicy:
+    """Return the policy of assets that talk to a service.
+
+    The clients already repeat each request within seconds; this serves outages of minutes.
+    What an attempt stored is there for the next, which takes the rest.
+    """
+    return RetryPolicy(
+        max_retries=3,
+        delay=settings.retry_delay,
+        backoff=Backoff.EXPONENTIAL,
+        jitter=Jitter.PLUS_MINUS,
+    )
 
 
 class Fetch(Config):

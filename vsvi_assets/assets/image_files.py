@@ -11,7 +11,7 @@ from dagster import (
     asset,
 )
 
-from vsvi_assets.assets.common import MAPILLARY_POOL, SERVICE_RETRY, Fetch, identity, upstream
+from vsvi_assets.assets.common import MAPILLARY_POOL, Fetch, identity, service_retry, upstream
 from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.assets.selected_image_ids import sequence_partitions_name
 from vsvi_assets.city import City
@@ -34,7 +34,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         partitions_def=DynamicPartitionsDefinition(name=sequence_partitions_name(city)),
         backfill_policy=BackfillPolicy.multi_run(settings.sequences_per_run),
         io_manager_key="sequence_folders",
-        retry_policy=SERVICE_RETRY,
+        retry_policy=service_retry(settings),
         pool=MAPILLARY_POOL,
     )
     def image_files(

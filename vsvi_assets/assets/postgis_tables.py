@@ -6,13 +6,14 @@ import geopandas as gpd
 import pyarrow as pa
 from dagster import AssetsDefinition, asset
 
-from vsvi_assets.assets.common import SERVICE_RETRY, identity, upstream
+from vsvi_assets.assets.common import identity, service_retry, upstream
 from vsvi_assets.city import City
 from vsvi_assets.postgis import NewTable
+from vsvi_assets.settings import Settings
 from vsvi_assets.tables import images_table, street_points_table
 
 
-def build_postgis_tables(city: City) -> AssetsDefinition:
+def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
         **identity(city, "postgis_tables", {"postgres"}),
         ins=upstream(city, "street_points", "tile_metadata"),
@@ -21,7 +22,7 @@ def build_postgis_tables(city: City) -> AssetsDefinition:
             f"`geometry` (EPSG:4326) and `geo` (EPSG:{city.projected_srid}, metres)."
         ),
         io_manager_key="postgis_tables",
-        retry_policy=SERVICE_RETRY,
+        retry_policy=service_retry(settings),
     )
     def postgis_tables(
         street_points: gpd.GeoDataFrame, tile_metadata: Mapping[str, pa.Table]

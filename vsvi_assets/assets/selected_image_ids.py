@@ -12,12 +12,13 @@ from dagster import (
     asset,
 )
 
-from vsvi_assets.assets.common import SERVICE_RETRY, identity, upstream
+from vsvi_assets.assets.common import identity, service_retry, upstream
 from vsvi_assets.city import City
 from vsvi_assets.failures import explained
 from vsvi_assets.files import atomic_write
 from vsvi_assets.io_managers.postgis import PostgisSchema
 from vsvi_assets.postgis import NewTable
+from vsvi_assets.settings import Settings
 from vsvi_assets.tables import select_images, selected_images_table
 
 
@@ -26,13 +27,13 @@ def sequence_partitions_name(city: City) -> str:
     return f"{city.name}_sequences"
 
 
-def build_selected_image_ids(city: City) -> AssetsDefinition:
+def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
         **identity(city, "selected_image_ids", {"postgres"}),
         ins=upstream(city, "postgis_tables"),
         description=_description(city),
         io_manager_key="postgis_tables",
-        retry_policy=SERVICE_RETRY,
+        retry_policy=service_retry(settings),
     )
     def selected_image_ids(
         context: AssetExecutionContext, postgis_tables: PostgisSchema

@@ -4,7 +4,7 @@ import geopandas as gpd
 from dagster import AssetExecutionContext, AssetsDefinition, asset
 
 from vsvi_assets import streets
-from vsvi_assets.assets.common import SERVICE_RETRY, identity
+from vsvi_assets.assets.common import identity, service_retry
 from vsvi_assets.city import City
 from vsvi_assets.failures import explained
 from vsvi_assets.settings import Settings
@@ -15,7 +15,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
         **identity(city, "street_points", {"osmnx", "geojson"}),
         description=f"Points every {city.interval:g} m along every street of the bounding box.",
         io_manager_key="street_points_file",
-        retry_policy=SERVICE_RETRY,
+        retry_policy=service_retry(settings),
     )
     def street_points(context: AssetExecutionContext) -> gpd.GeoDataFrame:
         box = city.bounding_box.bounds

@@ -7,27 +7,28 @@ from dagster import (
     AssetExecutionContext,
     AssetsDefinition,
     BackfillPolicy,
-    StaticPartitionsDefinition,
     Output,
+    StaticPartitionsDefinition,
     asset,
 )
 
-from vsvi_assets.assets.common import MAPILLARY_POOL, SERVICE_RETRY, Fetch, identity
+from vsvi_assets.assets.common import MAPILLARY_POOL, Fetch, identity, service_retry
 from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.city import City, parse_tile_key, tile_key
 from vsvi_assets.mapillary.coverage import fetch_tiles
 from vsvi_assets.mapillary.tiles import read_tile
 from vsvi_assets.resources import MapillaryResource
+from vsvi_assets.settings import Settings
 
 
-def build_tile_metadata(city: City) -> AssetsDefinition:
+def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
         **identity(city, "tile_metadata", {"mapillary", "geojson"}),
         description="The metadata of every Mapillary image in the z14 tiles that meet the box.",
         partitions_def=StaticPartitionsDefinition(city.tile_keys),
         backfill_policy=BackfillPolicy.single_run(),
         io_manager_key="tile_files",
-        retry_policy=SERVICE_RETRY,
+        retry_policy=service_retry(settings),
         pool=MAPILLARY_POOL,
     )
     def tile_metadata(
