@@ -65,7 +65,8 @@ def demo_world(seed: int = 1) -> World:
 
     Ring roads and radial streets, a warped grid of blocks between them, a park with
     footpaths, dead ends shorter than 50 m, one-way streets; about a fifth of the images are
-    panoramas, taken from 2015 to 2025 by several creators; some streets have no image.
+    panoramas, taken from 2015 to 2025 by several creators; some streets and one quarter have
+    no image.
     As with the real data, there are images whose time is 0, whose compass angle is exactly
     0 or 361.39, that share a grid cell, that lie outside the box, and that two tiles hold.
     """
@@ -202,20 +203,22 @@ def _dead_ends(plan: list[_Line], rng: random.Random) -> Iterator[_Line]:
 def _drive(network: nx.Graph, rng: random.Random) -> Iterator[StreetImage]:
     """Yield the images of sequences driven along the streets."""
     names = sorted({name for *_, name in network.edges(data="name") if name})
-    unseen = set(rng.sample(names, len(names) // 6))
+    unseen = set(rng.sample(names, len(names) // 8))
+    new_quarter = shapely.Point(370, -310).buffer(190)
     driveable = network.edge_subgraph(
         (a, b)
         for a, b, data in network.edges(data=True)
-        if data["highway"] != "footway" and data["name"] not in unseen
+        if data["highway"] != "footway"
+        and data["name"] not in unseen
+        and not data["line"].intersects(new_quarter)
     )
+    box = shapely.box(*DEMO_BOX)
     outskirts = [
-        node
-        for node in sorted(driveable)
-        if not shapely.box(*DEMO_BOX).covers(shapely.Point(_degrees(*node)))
+        node for node in sorted(driveable) if not box.covers(shapely.Point(_degrees(*node)))
     ]
     next_id = 1_000_000_000_000_000
     for number in range(80):
-        creator = number % len(_CREATORS) if rng.random() < 0.8 else 0
+        creator = number % len(_CREATORS) if rng.random() < 0.88 else 0
         username, organization_id, is_pano, seconds, metres = _CREATORS[creator]
         walking = username == "wandelaarster"
         streets = network if walking else driveable

@@ -64,13 +64,13 @@ def draw(image: StreetImage, size: str) -> bytes:
     """
     width = image.width if size == "original" else int(size)
     height = round(width * image.height / image.width)
-    # Twice the size, so that halving it smooths the edges; panoramas have pixels to spare.
-    detail = 1 if image.is_pano and width > 1024 else 2
-    canvas = _Canvas(width * detail, height * detail, image)
+    # Drawn larger, so that scaling it down smooths the edges; panoramas have pixels to spare
+    detail = 1.0 if image.is_pano and width > 1024 else 1.5
+    canvas = _Canvas(round(width * detail), round(height * detail), image)
     scene = _Scene(image)
     canvas.paint_sky(scene)
     canvas.paint(scene)
-    picture = canvas.picture.reduce(detail) if detail > 1 else canvas.picture
+    picture = canvas.picture.resize((width, height), Image.Resampling.BILINEAR)
     picture = ImageChops.add(picture.point(scene.light.table()), _grain(width, height), 1, -128)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=_QUALITY)
@@ -131,7 +131,7 @@ class _Scene:
         self.street = axis % 12 * 1_000_003 + round(across / 60)
         self.green = greenery(image.lon, image.lat)
 
-        rng = random.Random(self.street)
+        self.rng = rng = random.Random(self.street)
         self.road = rng.choice((2.8, 3.2, 3.6, 4.4))
         self.pavement = rng.choice((2.0, 2.6, 3.4))
         self.cycle_lane = rng.random() < 0.35 and self.road > 3
@@ -182,7 +182,7 @@ class _Scene:
         """Close an item that began with face number `first`, to be painted by its depth."""
         self.items.append((depth, first, len(self.colours), sprite))
 
-    def _slots(self, length: float, reach: float) -> Iterator[tuple[random.Random, int, float]]:
+    def _slots(self, length: float, reach: float) -> Iterator[tuple[int, float]]:
         """Yield the lots along the street, each `length` metres, with their z."""
         behind = reach if self.both_ways else 12.0
         low, high = sorted(
@@ -190,12 +190,12 @@ class _Scene:
         )
         for number in range(math.floor(low / length), math.floor(high / length)):
             edge = (number + (self.direction < 0)) * length
-            yield random.Random(), number, self.direction * (edge - self.along)
+            yield number, self.direction * (edge - self.along)
 
-    def _seeded(self, rng: random.Random, kind: int, side: int, number: int) -> random.Random:
+    def _seeded(self, kind: int, side: int, number: int) -> random.Random:
         """Seed the generator for one lot: the same from whichever direction it is seen."""
-        rng.seed(((self.street * 31 + kind) * 7 + side * self.direction) * 1_000_003 + number)
-        return rng
+        self.rng.seed(((self.street * 31 + kind) * 7 + side * self.direction) * 1_000_003 + number)
+        return self.rng
 
     def _stretches(self) -> list[tuple[float, float]]:
         """Cut the street lengthwise, finely where it is near."""
@@ -235,14 +235,14 @@ class _Scene:
         if self.cobbled:
             return
         white: Colour = (222, 222, 216)
-        for _, number, z in self._slots(2.0, 80):
+        for number, z in self._slots(2.0, 80):
             if number % 3 == 0 and self.road > 3:
                 self._along(c - 0.07, 0, c + 0.07, 0, z, z + 2, white)
             if self.cycle_lane and number % 2 == 0:
                 for side in (-1, 1):
                     x = c + side * (road - 1.3)
                     self._along(x - 0.06, 0, x + 0.06, 0, z, z + 1, white)
-        for _, number, z in self._slots(1.0, 60):
+        for number, z in self._slots(1.0, 60):
             # A zebra crossing every 90 m
             if number % 90 < 4:
                 stripe = road / 5
@@ -265,8 +265,8 @@ class _Scene:
     def _houses(self, side: int) -> None:
         detached = self.green > 0.58
         length = 9.0 if detached else 6.6
-        for rng, number, z in self._slots(length, 130):
-            self._seeded(rng, 1, side, number)
+        for number, z in self._slots(length, 130):
+            rng = self._seeded(1, side, number)
             if rng.random() < (self.green - 0.45) * 0.8:
                 continue
             setback = 3.5 + rng.uniform(0, 1.2) if detached else 0.0
@@ -368,8 +368,8 @@ class _Scene:
     # What stands on the pavement and on the road
 
     def _trees(self, side: int) -> None:
-        for rng, number, z in self._slots(7.0, 120):
-            self._seeded(rng, 2, side, number)
+        for number, z in self._slots(7.0, 120):
+            rng = self._seeded(2, side, number)
             z += rng.uniform(0, 3)
             if rng.random() < self.green * 1.15 - 0.14 and abs(z) > 3.2:
                 x = self.centre + side * (self.road + 0.9)
@@ -381,8 +381,8 @@ class _Scene:
                 self._item(abs(z) + 9, len(self.colours), (rng.randrange(4), height, (x, 0.1, z)))
 
     def _parked_cars(self, side: int) -> None:
-        for rng, number, z in self._slots(6.0, 90):
-            self._seeded(rng, 3, side, number)
+        for number, z in self._slots(6.0, 90):
+            rng = self._seeded(3, side, number)
             if self.road > 3 and rng.random() < 0.24 and abs(z + 2.2) > 4.5:
                 self._car(rng, self.centre + side * (self.road - 1.0), z + 0.8, side)
 
@@ -433,7 +433,7 @@ class _Scene:
         self._item(abs(near), first)
 
     def _lamps(self, side: int) -> None:
-        for _, number, z in self._slots(28.0, 110):
+        for number, z in self._slots(28.0, 110):
             if (number + (side * self.direction > 0)) % 2 or abs(z) < 2.5:
                 continue
             first = len(self.colours)
@@ -617,12 +617,12 @@ def _noise(width: int, height: int, roughness: float) -> NDArray[np.float64]:
     return np.asarray(np.clip(values / np.abs(values).max() * 1.5, -1, 1))
 
 
-_LARGEST_TREE_KEPT = 500
-_TREE_STEP = 0.08
-"""Trees are kept in heights of exp(0.08 * step) pixels"""
+_LARGEST_TREE_KEPT = 256
+_TREE_STEP = 0.1
+"""Trees are kept in heights of exp(0.1 * step) pixels"""
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)
 def _tree(
     kind: int, season: int, step: int, paleness: int, haze: Colour
 ) -> tuple[Image.Image, Image.Image]:
@@ -634,10 +634,15 @@ def _tree(
         if pair[0].height >= height or pair[0].height > 700
     )
     size = max(3, round(grown.width * height / grown.height)), height
+    method = Image.Resampling.NEAREST  # The whole picture is smoothed in the end
+    return grown.resize(size, method).point(_pale(paleness, haze)), outline.resize(size, method)
+
+
+@lru_cache(maxsize=8)
+def _pale(paleness: int, haze: Colour) -> list[int]:
+    """Return the lookup table that makes a picture paler by steps of 30 m."""
     clear = math.exp(-30 * paleness / 170)
-    table = [round(v * clear + share * (1 - clear)) for share in haze for v in range(256)]
-    method = Image.Resampling.BILINEAR
-    return grown.resize(size, method).point(table), outline.resize(size, method)
+    return [round(value * clear + share * (1 - clear)) for share in haze for value in range(256)]
 
 
 @lru_cache(maxsize=16)
@@ -652,7 +657,7 @@ def _grow_tree(kind: int, season: int) -> list[tuple[Image.Image, Image.Image]]:
     base = ((92, 82, 64), (134, 164, 74), (76, 112, 48), (178, 124, 50))[season]
     tree, outline = Image.new("RGB", (width, height), base), Image.new("L", (width, height))
     paint, cut = ImageDraw.Draw(tree), ImageDraw.Draw(outline)
-    slim = (1.0, 0.8, 0.95, 0.66)[kind]
+    slim = (0.88, 0.8, 0.82, 0.66)[kind]
     twigs: list[tuple[float, float]] = []
 
     def branch(x: float, y: float, angle: float, length: float, thick: int) -> None:
@@ -667,7 +672,7 @@ def _grow_tree(kind: int, season: int) -> list[tuple[Image.Image, Image.Image]]:
                 bent = (angle + turn + rng.uniform(-0.2, 0.2)) * 0.95
                 branch(*tip, bent, length * rng.uniform(0.64, 0.78), max(2, round(thick * 0.6)))
 
-    branch(width / 2, height, 0.0, 190, 26)
+    branch(width / 2, height, 0.0, 178, 26)
     if season:
         top, bottom = min(y for _, y in twigs), max(y for _, y in twigs)
         leaves = twigs * (3 if season == 2 else 2)

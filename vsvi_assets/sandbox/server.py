@@ -118,7 +118,7 @@ class Sandbox:
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(
-            target=self._loop.run_until_complete, args=(self._serve(listener),), name="sandbox"
+            target=self._loop.run_until_complete, args=(self._serve(listener),), daemon=True
         )
         self._thread.start()
         return self
@@ -212,11 +212,21 @@ class Sandbox:
         )
         fault = self.faults.decide(service, f"{request.path}?{asked}", image_id)
         if fault is None:
-            return await handler(request)
+            return self._count_whole(image_id, await handler(request))
         self.stats.faults[service][fault] += 1
         if image_id is not None:
             self.stats.faults_by_image[image_id].append(fault)
-        return await self._commit(fault, request, handler)
+        response = await self._commit(fault, request, handler)
+        return self._count_whole(image_id, response) if fault is Fault.SLOW else response
+
+    def _count_whole(
+        self, image_id: int | None, response: web.StreamResponse
+    ) -> web.StreamResponse:
+        """Count an image's file that is about to be sent whole and right."""
+        if image_id is not None and response.status == 200:
+            self.stats.images_served[image_id] += 1
+            self.stats.image_bytes += len(_body(response))
+        return response
 
     async def _commit(
         self, fault: Fault, request: web.Request, handler: Handler
@@ -253,7 +263,7 @@ class Sandbox:
     ) -> web.StreamResponse:
         """Announce the whole body, send half of it, and then hang up or fall silent."""
         body = _body(whole)
-        half = web.StreamResponse(headers={"Content-Type": whole.content_type})
+        half = web.StreamResponse(status=whole.status, headers={"Content-Type": whole.content_type})
         half.content_length = max(len(body), 2)
         await half.prepare(request)
         await half.write(body[: len(body) // 2])
@@ -368,10 +378,7 @@ class Sandbox:
         image = self.world.images.get(image_id)
         if image is None or self.faults.is_gone(image_id):
             return web.Response(status=404, text="Not Found")
-        body = await self._picture(image, size)
-        self.stats.images_served[image_id] += 1
-        self.stats.image_bytes += len(body)
-        return web.Response(body=body, content_type="image/jpeg")
+        return web.Response(body=await self._picture(image, size), content_type="image/jpeg")
 
     async def _picture(self, image: StreetImage, size: str) -> bytes:
         key = (image.id, size)
