@@ -1,6 +1,7 @@
 """The `vsvi` command: what researchers type."""
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -142,7 +143,7 @@ def sandbox(
 
     def ready(sandbox: Sandbox) -> None:
         settings = {**sandbox.environment(), "PID": str(os.getpid())}
-        text = "".join(f"{name}={value}\n" for name, value in settings.items())
+        text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
         if address_file:
             with atomic_write(address_file) as file:
                 file.write(text.encode())
