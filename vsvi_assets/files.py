@@ -56,8 +56,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}{PART_SUFFIX}")
     try:
-        with part.open("x+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with _locked(part) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -68,6 +67,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             free = shutil.disk_usage(path.parent).free
             raise DiskFullError(path.parent, free, free + 1) from error
         raise
+
+
+def _locked(part: Path) -> BinaryIO:
+    """Make a file and lock it; another process may take it for abandoned in between."""
+    while True:
+        file = part.open("x+b")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -20,13 +21,14 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import mercantile
+import pyarrow as pa
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidSchema, InvalidURL
 
 from vsvi_assets.mapillary.errors import (
-    InvalidTileError,
+    MalformedTileError,
     RefusedRequestError,
     RefusedTokenError,
     Service,
@@ -158,7 +160,7 @@ class Mapillary:
         self._token_origins = {_origin(self._tiles_url), _origin(self._graph_url)}
         self.num_retries = num_retries
         self._backoff = backoff
-        self._tile_budget = tile_budget
+        self.tile_budget = tile_budget
         self._timeout = timeout
         self._pacers = {
             Service.TILES: Pacer(TILE_REQUESTS_PER_SECOND, recovery),
@@ -171,31 +173,48 @@ class Mapillary:
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, self._adapter)
 
-    def cut_connections(self) -> None:
-        """End all requests that are under way, in whichever thread; they fail transiently."""
-        self._adapter.cut()
+    @contextmanager
+    def workers(self, count: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+        """Give a pool of threads to make requests in, and an event to hand to each request.
 
-    def tile(self, tile: mercantile.Tile, stop: threading.Event | None = None) -> bytes:
-        """Fetch the vector tile of Mapillary's public coverage, for `decode_tile`.
+        When the block is left by an exception the event is set and requests under way are cut
+        off: no thread outlives the block.
+        """
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(count, thread_name_prefix="mapillary")
+        try:
+            yield pool, stop
+        except BaseException:
+            stop.set()
+            end = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True})
+            end.start()
+            while end.is_alive():
+                self._adapter.cut()
+                end.join(0.02)
+            raise
+        pool.shutdown()
+
+    def tile_images(self, tile: mercantile.Tile, stop: threading.Event | None = None) -> pa.Table:
+        """Fetch a tile of Mapillary's public coverage and return its images (`IMAGE_SCHEMA`).
 
         Raises
         ------
         MapillaryError
-            `TransientError` when it could not be had in all attempts, `RefusedTokenError`,
-            `TileBudgetError`, `RefusedRequestError`, `StoppedError` when `stop` was set.
+            `TransientError` when it could not be had in all attempts, `InvalidTileError`,
+            `UnavailableError`, `RefusedRequestError`, `RefusedTokenError`, `TileBudgetError`,
+            `StoppedError` when `stop` was set.
         """
         url = f"{self._tiles_url}/maps/vtp/mly1_public/2/{tile.z}/{tile.x}/{tile.y}"
         name = tile_name(tile)
 
-        def attempt(stop: threading.Event) -> bytes:
-            if self._tile_budget:
-                self._tile_budget.spend()
+        def attempt(stop: threading.Event) -> pa.Table:
+            if self.tile_budget:
+                self.tile_budget.spend()
             data = self._body(url, Service.TILES, name, stop, MAX_TILE_BYTES)
             try:
-                decode_tile(data, tile)
-            except InvalidTileError as error:
+                return decode_tile(data, tile)
+            except MalformedTileError as error:
                 raise TransientError(str(error)) from error
-            return data
 
         return self._retrying(attempt, stop)
 
@@ -210,7 +229,7 @@ class Mapillary:
         Raises
         ------
         MapillaryError
-            As `tile` does.
+            As `tile_images` does.
         """
         field_name = f"thumb_{size}_url"
         url = (
@@ -242,7 +261,7 @@ class Mapillary:
         Raises
         ------
         MapillaryError
-            As `tile` does, and `StaleLinkError`. Nothing is tried again here.
+            As `tile_images` does, and `StaleLinkError`. Nothing is tried again here.
         """
         if urlsplit(link.url).scheme not in {"https", urlsplit(self._graph_url).scheme}:
             raise RefusedRequestError(f"image {link.id}: its link is {cut_short(link.url)}")

@@ -1,18 +1,24 @@
 """The images of many tiles, fetched several at a time."""
 
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 
 import mercantile
 import pyarrow as pa
 
 from vsvi_assets.mapillary.client import Mapillary
-from vsvi_assets.mapillary.errors import MapillaryError, RefusedRequestError, TransientError
-from vsvi_assets.mapillary.tiles import decode_tile, tile_name
+from vsvi_assets.mapillary.errors import (
+    InvalidTileError,
+    MapillaryError,
+    RefusedRequestError,
+    TransientError,
+    UnavailableError,
+)
+from vsvi_assets.mapillary.tiles import tile_name
 
 WORKERS = 8
+NOT_TO_BE_HAD = (InvalidTileError, RefusedRequestError, TransientError, UnavailableError)
 
 
 class TilesFailedError(MapillaryError):
@@ -34,17 +40,11 @@ def fetch_tiles(
     RefusedTokenError, TileBudgetError
         At once.
     """
-    stop = threading.Event()
-
-    def fetch(tile: mercantile.Tile) -> pa.Table:
-        return decode_tile(client.tile(tile, stop), tile)
-
     waiting = iter(tiles)
     failed: dict[mercantile.Tile, str] = {}
-    pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="tiles")
-    try:
+    with client.workers(WORKERS) as (pool, stop):
         running: dict[Future[pa.Table], mercantile.Tile] = {
-            pool.submit(fetch, tile): tile for tile in islice(waiting, WORKERS)
+            pool.submit(client.tile_images, tile, stop): tile for tile in islice(waiting, WORKERS)
         }
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -52,15 +52,12 @@ def fetch_tiles(
                 tile = running.pop(future)
                 try:
                     images = future.result()
-                except (TransientError, RefusedRequestError) as error:
+                except NOT_TO_BE_HAD as error:
                     failed[tile] = str(error)
                 else:
                     yield tile, images
             for tile in islice(waiting, len(done)):
-                running[pool.submit(fetch, tile)] = tile
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+                running[pool.submit(client.tile_images, tile, stop)] = tile
     if failed:
         reasons = "\n".join(f"{tile_name(tile)}: {reason}" for tile, reason in failed.items())
         raise TilesFailedError(f"{len(failed)} tiles could not be had:\n{reasons}")

@@ -125,18 +125,9 @@ def download_sequences(
         At once; nothing half is left behind. An image that cannot be had stops nothing: it
         is listed in its sequence's result.
     """
-    stop = threading.Event()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="mapillary")
-    downloads = _Downloads(client, seqdir, size, guard, overwrite, workers, pool, stop)
-    try:
+    with client.workers(workers) as (pool, stop):
+        downloads = _Downloads(client, seqdir, size, guard, overwrite, workers, pool, stop)
         yield from downloads.run(iter(sequences))
-    finally:
-        stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-        while downloads.is_running():
-            client.cut_connections()
-            time.sleep(0.02)
-        pool.shutdown()
 
 
 class _Downloads:
@@ -162,8 +153,7 @@ class _Downloads:
         self._max_running = 2 * workers
         self._max_waiting = 4 * workers + 2 * IMAGES_PER_REQUEST
         self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._running: set[Future[Any]] = set()
-        self._inspecting = 0
+        self._running = self._inspecting = 0
         self._jobs: Iterator[SequenceJob] | None = None
         self._without_link: deque[_Image] = deque()
         self._with_link: deque[_Image] = deque()
@@ -174,7 +164,7 @@ class _Downloads:
     def run(self, jobs: Iterator[SequenceJob]) -> Iterator[SequenceResult]:
         self._jobs = jobs
         while True:
-            while len(self._running) < self._max_running and self._start_next():
+            while self._running < self._max_running and self._start_next():
                 pass
             if not self._running and not self._later:
                 return
@@ -184,10 +174,6 @@ class _Downloads:
                 continue
             yield from self._complete
             self._complete.clear()
-
-    def is_running(self) -> bool:
-        """Return whether tasks are under way in the pool."""
-        return not all(future.done() for future in self._running)
 
     def _start_next(self) -> bool:
         """Give the most urgent task to the pool; False when there is none for now."""
@@ -230,11 +216,11 @@ class _Downloads:
         """Run a task in the pool, and `take_result` in the iterating thread afterwards."""
 
         def finish() -> None:
-            self._running.remove(future)
+            self._running -= 1
             take_result(subject, future)
 
         future = self._pool.submit(task, *arguments)
-        self._running.add(future)
+        self._running += 1
         future.add_done_callback(lambda _: self._finished.put(finish))
 
     def _waiting(self) -> int:

@@ -75,6 +75,10 @@ class InvalidTileError(MapillaryError):
     """The bytes are no vector tile or tile file of Mapillary images."""
 
 
+class MalformedTileError(InvalidTileError):
+    """The bytes are no whole vector tile, whatever they are."""
+
+
 class InvalidSequenceIdError(MapillaryError):
     """A sequence id that cannot be one, nor the name of a folder."""
 

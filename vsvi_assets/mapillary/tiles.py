@@ -5,7 +5,7 @@ https://www.mapillary.com/developer/api-documentation#coverage-tiles.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,17 @@ import mercantile
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 from google.protobuf.message import DecodeError
 from mapbox_vector_tile.Mapbox import vector_tile_pb2
 
 from vsvi_assets.files import atomic_write
-from vsvi_assets.mapillary.errors import InvalidSequenceIdError, InvalidTileError, cut_short
+from vsvi_assets.mapillary.errors import (
+    InvalidSequenceIdError,
+    InvalidTileError,
+    MalformedTileError,
+    cut_short,
+)
 
 IMAGE_LAYER = "image"
 MAX_TILE_BYTES = 100_000_000
@@ -75,30 +81,18 @@ def decode_tile(data: bytes, tile: mercantile.Tile) -> pa.Table:
 
     Raises
     ------
+    MalformedTileError
+        When the bytes are no whole vector tile.
     InvalidTileError
-        When the bytes are no vector tile, or an image in it is not what it should be.
+        When an image in it is not what it should be.
     """
     where = tile_name(tile)
-    if len(data) > MAX_TILE_BYTES:
-        raise InvalidTileError(f"{where}: {len(data):,} bytes, more than {MAX_TILE_BYTES:,}")
-    message = vector_tile_pb2.tile()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise InvalidTileError(
-            f"{where}: not a vector tile, begins with {cut_short(data)}"
-        ) from error
-    layers = [layer for layer in message.layers if layer.name == IMAGE_LAYER]
-    if not layers and data and not message.layers:
-        raise InvalidTileError(f"{where}: not a vector tile, begins with {cut_short(data)}")
-    if len(layers) > 1:
-        raise InvalidTileError(f"{where}: {len(layers)} layers named {IMAGE_LAYER!r}")
-    if not layers:
+    layer = _image_layer(data, where)
+    if layer is None:
         return IMAGE_SCHEMA.empty_table()
-    (layer,) = layers
     if len(layer.features) > MAX_IMAGES:
         raise InvalidTileError(f"{where}: {len(layer.features):,} images, more than {MAX_IMAGES:,}")
-    columns: dict[str, Any] = dict(_properties(layer, where))
+    columns = _properties(layer, where)
     columns["lon"], columns["lat"] = _positions(layer, tile, where)
     return _checked_table(columns, len(layer.features), where)
 
@@ -108,27 +102,26 @@ def tile_geojson(table: pa.Table) -> bytes:
 
     The features are those of vt2geojson: Points whose properties are the tile's own, absent
     where the tile does not have them.
+
+    The text is put together column by column in Arrow, which takes a third of the time that
+    a dict for each feature takes.
     """
-    names = [name for name in table.column_names if name not in _POSITION]
-    lines = [
-        orjson.dumps(
-            {
-                "type": "Feature",
-                "geometry": {"type": "Point", "coordinates": position},
-                "properties": {
-                    name: value
-                    for name, value in zip(names, values, strict=True)
-                    if value is not None
-                },
-            }
-        )
-        for position, *values in zip(
-            zip(*(table[name].to_pylist() for name in _POSITION), strict=True),
-            *(table[name].to_pylist() for name in names),
-            strict=True,
-        )
+    pieces: list[Any] = [
+        '{"type":"Feature","geometry":{"type":"Point","coordinates":[',
+        _json_texts(table["lon"]),
+        ",",
+        _json_texts(table["lat"]),
+        ']},"properties":{"id":',
+        _json_texts(table["id"]),
     ]
-    return b'{"type":"FeatureCollection","features":[\n%b\n]}\n' % b",\n".join(lines)
+    for name in table.column_names:
+        if name not in ("id", *_POSITION):
+            key = f",{orjson.dumps(name).decode()}:"
+            texts = pc.binary_join_element_wise(key, _json_texts(table[name]), "")
+            pieces.append(texts.fill_null(""))
+    lines = pc.binary_join_element_wise(*pieces, "}},\n", "").combine_chunks()
+    features = lines.cast(pa.large_string()).buffers()[2].to_pybytes()[: -len(",\n")]
+    return b'{"type":"FeatureCollection","features":[\n%b\n]}\n' % features
 
 
 def write_tile(table: pa.Table, path: Path) -> None:
@@ -179,40 +172,82 @@ def tile_name(tile: mercantile.Tile) -> str:
     return f"tile {tile.z}/{tile.x}/{tile.y}"
 
 
-def _properties(layer: vector_tile_pb2.tile.layer, where: str) -> dict[str, list[Any]]:
-    """Return the layer's properties by name, a value (or None) for each feature."""
+def _image_layer(data: bytes, where: str) -> vector_tile_pb2.tile.layer | None:
+    """Return the layer of images; None where the tile has none."""
+    if len(data) > MAX_TILE_BYTES:
+        raise InvalidTileError(f"{where}: {len(data):,} bytes, more than {MAX_TILE_BYTES:,}")
+    message = vector_tile_pb2.tile()
     try:
-        values = [value.ListFields()[0][1] for value in layer.values]
-    except IndexError as error:
-        raise InvalidTileError(f"{where}: a value without a type") from error
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise MalformedTileError(
+            f"{where}: not a whole vector tile, begins with {cut_short(data)}"
+        ) from error
+    if data and not message.layers:
+        raise MalformedTileError(f"{where}: not a vector tile, begins with {cut_short(data)}")
+    layers = [layer for layer in message.layers if layer.name == IMAGE_LAYER]
+    if len(layers) > 1:
+        raise InvalidTileError(f"{where}: {len(layers)} layers named {IMAGE_LAYER!r}")
+    return layers[0] if layers else None
+
+
+def _json_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column's values as JSON; null where they are null, or no JSON number."""
+    if pa.types.is_string(column.type):
+        distinct = column.unique()
+        texts = pa.array([orjson.dumps(text).decode() for text in distinct.to_pylist()])
+        return texts.take(pc.index_in(column, distinct))
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_finite(column), column, None)
+    return column.cast(pa.string())
+
+
+def _properties(layer: vector_tile_pb2.tile.layer, where: str) -> dict[str, np.ndarray]:
+    """Return the layer's properties by name, a value (or None) for each feature."""
+    values = np.empty(len(layer.values), object)
+    values[:] = [
+        # The two kinds that nearly all values are of, then any.
+        value.int_value
+        if value.HasField("int_value")
+        else value.string_value
+        if value.HasField("string_value")
+        else _value(value, where)
+        for value in layer.values
+    ]
     tags = [feature.tags for feature in layer.features]
     lengths = np.fromiter(map(len, tags), np.int64, len(tags))
     if (lengths % 2).any():
-        raise InvalidTileError(f"{where}: a property without a value")
+        raise MalformedTileError(f"{where}: a property without a value")
     pairs = np.fromiter(chain.from_iterable(tags), np.int64, lengths.sum()).reshape(-1, 2)
-    keys, indices = pairs[:, 0], pairs[:, 1]
+    keys, indices = pairs.T
     if len(pairs) and (keys.max() >= len(layer.keys) or indices.max() >= len(values)):
-        raise InvalidTileError(f"{where}: a property that the layer does not list")
+        raise MalformedTileError(f"{where}: a property that the layer does not list")
     rows = np.repeat(np.arange(len(tags)), lengths // 2)
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, np.ndarray] = {}
     for key, name in enumerate(layer.keys):
-        column = columns.setdefault(name, [None] * len(tags))
+        column = columns.setdefault(name, np.full(len(tags), None, object))
         having = keys == key
-        for row, index in zip(rows[having].tolist(), indices[having].tolist(), strict=True):
-            column[row] = values[index]
+        column[rows[having]] = values[indices[having]]
     return columns
+
+
+def _value(value: vector_tile_pb2.tile.value, where: str) -> int | float | bool | str:
+    """Return the one value that a message holds, of whatever kind."""
+    for _, content in value.ListFields():
+        return content
+    raise MalformedTileError(f"{where}: a value without a type")
 
 
 def _positions(
     layer: vector_tile_pb2.tile.layer, tile: mercantile.Tile, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return longitudes and latitudes of the features (inverse spherical Mercator)."""
+    types = {feature.type for feature in layer.features}
     geometries = [feature.geometry for feature in layer.features]
-    numbers = np.fromiter(chain.from_iterable(geometries), np.int64)
-    if any(feature.type != _POINT for feature in layer.features) or any(
-        len(geometry) != 3 for geometry in geometries
-    ):
+    lengths = set(map(len, geometries))
+    if not (types <= {_POINT} and lengths <= {3}):
         raise InvalidTileError(f"{where}: an image that is no point")
+    numbers = np.fromiter(chain.from_iterable(geometries), np.int64, 3 * len(geometries))
     command, x, y = numbers.reshape(-1, 3).T
     if (command != _MOVE_TO_ONE_POINT).any() or not layer.extent:
         raise InvalidTileError(f"{where}: an image that is no point")
@@ -226,10 +261,10 @@ def _positions(
     return lon, lat
 
 
-def _checked_table(columns: dict[str, Any], rows: int, where: str) -> pa.Table:
+def _checked_table(columns: Mapping[str, Any], rows: int, where: str) -> pa.Table:
     """Make the table of columns whose values may be anything."""
     known = {field.name: field.type for field in IMAGE_SCHEMA}
-    further: Sequence[str] = [name for name in columns if name not in known]
+    further = [name for name in columns if name not in known]
     arrays = []
     for name in (*known, *further):
         values = columns.get(name, [None] * rows)
