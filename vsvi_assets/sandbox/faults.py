@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from threading import Lock
+from typing import Any
 
 
 class Fault(StrEnum):
@@ -58,10 +59,21 @@ class Fault(StrEnum):
     MALFORMED = "malformed"
     """200, the right length and noise for a body"""
     HOSTILE_IDS = "hostile_ids"
-    """a tile some of whose images have a sequence id that leads out of any folder"""
+    """a tile some of whose images have ids that are none, or that lead out of any folder"""
 
 
-HOSTILE_SEQUENCE_IDS = ("../../../../tmp/escaped", "/etc/passwd", "..", "a/b", "nul\0l", "x" * 300)
+HOSTILE_IDS: tuple[dict[str, Any], ...] = (
+    {"sequence_id": "../../../../tmp/escaped"},
+    {"sequence_id": "/etc/passwd"},
+    {"id": "../../escaped"},
+    {"sequence_id": ".."},
+    {"sequence_id": "a/b"},
+    {"sequence_id": "nul\0l"},
+    {"sequence_id": "x" * 300},
+    {"sequence_id": ""},
+    {"id": -1},
+)
+"""What `Fault.HOSTILE_IDS` changes in the first images of a tile, one each."""
 
 
 @dataclass

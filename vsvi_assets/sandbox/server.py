@@ -19,7 +19,7 @@ import orjson
 from aiohttp import web
 
 from vsvi_assets.sandbox import overpass
-from vsvi_assets.sandbox.faults import HOSTILE_SEQUENCE_IDS, Fault, Faults
+from vsvi_assets.sandbox.faults import HOSTILE_IDS, Fault, Faults
 from vsvi_assets.sandbox.stats import Stats
 from vsvi_assets.sandbox.vector_tiles import encode_tile
 from vsvi_assets.sandbox.world import ZOOM, StreetImage, Tile, World
@@ -502,10 +502,8 @@ def _tile_of(request: web.Request) -> Tile:
 
 
 def _hostile(images: list[StreetImage]) -> list[StreetImage]:
-    """Give the first images of a tile, one each, the hostile sequence ids."""
     hostile = [
-        replace(image, sequence_id=sequence_id)
-        for image, sequence_id in zip(images, HOSTILE_SEQUENCE_IDS, strict=False)
+        replace(image, **changes) for image, changes in zip(images, HOSTILE_IDS, strict=False)
     ]
     return hostile + images[len(hostile) :]
 
