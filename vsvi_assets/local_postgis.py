@@ -83,6 +83,7 @@ checkpoint_timeout = 15min
 # one is made up by the next run, which finds the file and fetches nothing.
 synchronous_commit = off
 
+log_checkpoints = off
 timezone = 'UTC'
 log_timezone = 'UTC'
 """
@@ -101,7 +102,7 @@ class ServerPrograms:
 
     @property
     def major(self) -> int:
-        return int(re.match(r"\d+", self.version)[0])  # type: ignore[index]
+        return int(re.findall(r"\d+", self.version)[0])
 
 
 class LocalPostgis:
@@ -211,10 +212,10 @@ class LocalPostgis:
 
     def _link_folder_for_root(self) -> None:
         """Make `folder` a link to a new folder which the server's user can reach."""
-        ROOT_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
         target = ROOT_FOLDER / secrets.token_hex(8)
-        target.mkdir()
-        target.chmod(0o755)
+        for folder in (ROOT_FOLDER, target):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o755)
         (target / "data_dir").write_text(str(self.data_dir), encoding="utf-8")
         self.folder.unlink(missing_ok=True)
         self.folder.symlink_to(target)
@@ -301,10 +302,10 @@ class LocalPostgis:
         try:
             pid = int(self._pid_file.read_text().split()[0])
             process = Path(f"/proc/{pid}/stat").read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             return False
-        name, state = re.search(r"\((.*)\) (\w)", process, re.DOTALL).groups()  # type: ignore[union-attr]
-        if name != "postgres" or state == "Z":
+        name, _, state = process.partition("(")[2].rpartition(")")
+        if name != "postgres" or state.split()[0] == "Z":
             return True
         # A server's working directory is its cluster. As root in a container this cannot be
         # read of another user's process, but that user can.

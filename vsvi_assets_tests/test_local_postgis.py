@@ -200,6 +200,16 @@ def test_as_root_it_runs_as_another_user_wherever_the_project_lies(server: Local
 
 
 @needs_root
+def test_a_strict_umask_does_not_keep_the_servers_user_out() -> None:
+    with temporary_postgis() as server:
+        before = os.umask(0o077)
+        try:
+            server.start()
+        finally:
+            os.umask(before)
+
+
+@needs_root
 def test_an_ordinary_user_has_it_in_the_data_folder(tmp_path: Path) -> None:
     base = Path("/tmp", f"vsvi-{tmp_path.name}-{os.getpid()}")
     data_dir = base / "Köln & 'Ümland' $HOME" / ("x" * 100)
