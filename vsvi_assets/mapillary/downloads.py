@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -87,8 +87,8 @@ class _Sequence:
 class _Image:
     id: int
     sequence: _Sequence
-    attempts: int = 0
     link: ImageLink | None = None
+    troubles: Counter[type[Exception]] = field(default_factory=Counter)
 
 
 def download_sequences(
@@ -100,6 +100,7 @@ def download_sequences(
     guard: DiskGuard,
     workers: int = 64,
     overwrite: bool = False,
+    settled: Callable[[int], object] = lambda bytes_: None,
 ) -> Iterator[SequenceResult]:
     """Download images to `<seqdir>/<sequence_id>/<image_id>.jpg`.
 
@@ -118,6 +119,8 @@ def download_sequences(
         How many images are fetched at a time.
     overwrite
         Fetch everything anew; a file is replaced only by a whole new one.
+    settled
+        Called for each image that is fetched, with its bytes, or given up, with 0.
 
     Raises
     ------
@@ -126,7 +129,9 @@ def download_sequences(
         is listed in its sequence's result.
     """
     with client.workers(workers) as (pool, stop):
-        downloads = _Downloads(client, seqdir, size, guard, overwrite, workers, pool, stop)
+        downloads = _Downloads(
+        client, seqdir, size, guard, overwrite, workers, settled, pool, stop
+    )
         yield from downloads.run(iter(sequences))
 
 
@@ -144,11 +149,12 @@ class _Downloads:
         guard: DiskGuard,
         overwrite: bool,
         workers: int,
+        settled: Callable[[int], object],
         pool: ThreadPoolExecutor,
         stop: threading.Event,
     ) -> None:
         self._client, self._seqdir, self._size = client, seqdir, size
-        self._guard, self._overwrite = guard, overwrite
+        self._guard, self._overwrite, self._settled = guard, overwrite, settled
         self._pool, self._stop = pool, stop
         self._max_running = 2 * workers
         self._max_waiting = 4 * workers + 2 * IMAGES_PER_REQUEST
@@ -305,35 +311,42 @@ class _Downloads:
                 self._settle(image)
 
     def _fetched(self, image: _Image, future: Future[ImageFile]) -> None:
-        image.attempts += 1
-        out_of_attempts = image.attempts > self._client.num_retries
         try:
-            image.sequence.result.images.append(future.result())
+            file = future.result()
+            image.sequence.result.images.append(file)
+            self._settle(image, file.bytes)
         except UnavailableError:
             image.sequence.result.unavailable.append(image.id)
+            self._settle(image)
         except (OversizedImageError, RefusedRequestError) as error:
             self._fail(image, error)
-            return
-        except (TransientError, InvalidImageError, StaleLinkError) as error:
-            if out_of_attempts:
-                self._fail(image, error)
-            elif isinstance(error, StaleLinkError):
-                self._without_link.append(image)
-            else:
-                self._fetch_later(image, error)
-            return
-        self._settle(image)
+        except InvalidImageError as error:
+            self._try_again(image, TransientError(f"image {image.id}: {error}"))
+        except (TransientError, StaleLinkError) as error:
+            self._try_again(image, error)
 
-    def _fetch_later(self, image: _Image, error: TransientError | InvalidImageError) -> None:
-        transient = error if isinstance(error, TransientError) else TransientError(str(error))
-        due = time.monotonic() + self._client.delay(image.attempts, transient)
-        heapq.heappush(self._later, (due, next(self._tickets), image))
+    def _try_again(self, image: _Image, error: TransientError | StaleLinkError) -> None:
+        """Queue the image once more, unless it had as much of this kind of trouble as allowed.
+
+        Each kind has its own count: a service that is busy, or a link that ran out, says
+        nothing about the image.
+        """
+        image.troubles[type(error)] += 1
+        times = image.troubles[type(error)]
+        if times > self._client.num_retries:
+            self._fail(image, error)
+        elif isinstance(error, StaleLinkError):
+            self._without_link.append(image)
+        else:
+            due = time.monotonic() + self._client.delay(times, error)
+            heapq.heappush(self._later, (due, next(self._tickets), image))
 
     def _fail(self, image: _Image, error: Exception) -> None:
         image.sequence.result.failed[image.id] = str(error)
         self._settle(image)
 
-    def _settle(self, image: _Image) -> None:
+    def _settle(self, image: _Image, bytes_: int = 0) -> None:
+        self._settled(bytes_)
         image.sequence.outstanding -= 1
         self._complete_if_done(image.sequence)
 

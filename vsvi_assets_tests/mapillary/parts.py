@@ -1,0 +1,105 @@
+"""Small worlds to download, and clients that lose no time over faults."""
+
+import io
+import random
+from collections.abc import Collection, Sequence
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from vsvi_assets.files import DiskGuard
+from vsvi_assets.mapillary.client import Mapillary
+from vsvi_assets.mapillary.downloads import SequenceJob, SequenceResult, download_sequences
+from vsvi_assets.sandbox import TOKEN, Sandbox, StreetImage, World
+
+LON, LAT = 4.8952, 52.3702
+FIRST_ID = 1_000_000_000_000_001
+NO_GUARD_BYTES = 1
+
+
+@cache
+def jpeg(seed: int, width: int = 24, height: int = 16) -> bytes:
+    """Return a small picture, another one for each seed."""
+    colours = random.Random(seed).randbytes(width * height * 3)
+    file = io.BytesIO()
+    Image.frombytes("RGB", (width, height), colours).save(file, "JPEG")
+    return file.getvalue()
+
+
+def street_images(count: int, per_sequence: int = 20) -> list[StreetImage]:
+    """Return images along one place, in sequences of `per_sequence`."""
+    return [
+        StreetImage(
+            id=FIRST_ID + number,
+            lon=LON,
+            lat=LAT,
+            sequence_id=f"-sequence_{number // per_sequence:04d}",
+            creator_username=f"walker{number % 3}",
+        )
+        for number in range(count)
+    ]
+
+
+def world_of(images: Collection[StreetImage]) -> World:
+    """Return a world of these images, each with the picture of its id."""
+    world = World(picture=lambda image, size: jpeg(image.id))
+    world.add_images(images)
+    return world
+
+
+def jobs_of(images: Collection[StreetImage]) -> list[SequenceJob]:
+    """Return the jobs to download all of these images."""
+    by_sequence: dict[str, list[int]] = {}
+    for image in images:
+        by_sequence.setdefault(image.sequence_id, []).append(image.id)
+    return [SequenceJob(sequence_id, ids) for sequence_id, ids in by_sequence.items()]
+
+
+def client_of(
+    sandbox: Sandbox, *, token: str = TOKEN, num_retries: int = 8, timeout: float = 30.0
+) -> Mapillary:
+    """Return a client of the sandbox that waits hundredths of seconds between attempts."""
+    return Mapillary(
+        lambda: token,
+        tiles_url=sandbox.tiles_url,
+        graph_url=sandbox.graph_url,
+        num_retries=num_retries,
+        backoff=0.01,
+        timeout=timeout,
+    )
+
+
+def download(
+    client: Mapillary,
+    images: Collection[StreetImage],
+    seqdir: Path,
+    *,
+    overwrite: bool = False,
+) -> dict[str, SequenceResult]:
+    """Download all of these images; return the results by sequence."""
+    results = download_sequences(
+        client,
+        jobs_of(images),
+        seqdir,
+        size="original",
+        guard=DiskGuard(seqdir, NO_GUARD_BYTES),
+        overwrite=overwrite,
+    )
+    return {result.sequence_id: result for result in results}
+
+
+def path_of(seqdir: Path, image: StreetImage) -> Path:
+    """Return where an image belongs."""
+    return seqdir / image.sequence_id / f"{image.id}.jpg"
+
+
+def not_whole(seqdir: Path, images: Sequence[StreetImage]) -> list[int]:
+    """Return the ids of the images that are not on disk, byte by byte as served."""
+    paths = {image.id: path_of(seqdir, image) for image in images}
+    return [id for id, path in paths.items() if not path.exists() or path.read_bytes() != jpeg(id)]
+
+
+def leftovers(seqdir: Path) -> list[Path]:
+    """Return the files that are no images."""
+    return [path for path in seqdir.rglob("*") if path.is_file() and path.suffix != ".jpg"]
