@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -12,7 +13,9 @@ import click
 from vsvi_assets import services
 from vsvi_assets.city import City, CityFileError, load_cities
 from vsvi_assets.files import atomic_write
+from vsvi_assets.inventory import take_inventory
 from vsvi_assets.local_postgis import LocalPostgisError
+from vsvi_assets.progress import progress_on
 from vsvi_assets.resources import PostgisResource
 from vsvi_assets.settings import SettingError, Settings
 from vsvi_assets.status import city_status, status_lines, verify_lines
@@ -156,19 +159,23 @@ def _materialize(city_name: str, *, tiles_only: bool = False, overwrite: bool = 
     # Dagster and all cities' definitions take seconds to load, which other commands need not.
     from dagster import DagsterInstance
 
-    from vsvi_assets.definitions import defs
+    from vsvi_assets.definitions import build_defs
     from vsvi_assets.runs import CityRuns, failure_messages, fetched
 
     city = _city(city_name)
     settings = Settings.from_environment()
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
-    with DagsterInstance.get() as instance:
-        runs = CityRuns(defs, city, instance)
+    with DagsterInstance.get() as instance, progress_on(sys.stderr) as progress:
+        defs = build_defs(settings, {"progress": progress})
+        runs = CityRuns(defs, city, instance, progress)
         result = runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
         _fail_with(failure_messages(result))
         if tiles_only:
             return
         sequences = runs.all_sequences() if overwrite else runs.pending_sequences(postgis)
+        inventory = take_inventory(city, postgis)
+        expected = inventory.selected if overwrite else inventory.missing_images
+        progress.expect(f"{city.name}/image_files", expected, "images")
         images = bytes_ = 0
         failures = []
         for result in runs.materialize_images(

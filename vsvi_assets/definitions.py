@@ -9,6 +9,7 @@ from vsvi_assets.assets import build_city_assets
 from vsvi_assets.city import BrokenCity, load_cities
 from vsvi_assets.io_managers.filesystem import SequenceFolders, StreetPointsFile, TileFiles
 from vsvi_assets.io_managers.postgis import PostgisIOManager
+from vsvi_assets.progress import LogProgress
 from vsvi_assets.resources import MapillaryResource, PostgisResource
 from vsvi_assets.settings import Settings
 
@@ -38,6 +39,7 @@ def build_defs(
                 graph_url=settings.graph_url,
                 data_dir=str(settings.data_dir),
             ),
+            "progress": LogProgress(),
             "street_points_file": StreetPointsFile(by_name),
             "tile_files": TileFiles(by_name),
             "postgis_tables": PostgisIOManager(postgis),

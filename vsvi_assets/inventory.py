@@ -1,7 +1,7 @@
 """What a city has on disk, held against what is selected for it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -43,14 +43,26 @@ class Inventory:
     failed: dict[int, str] = field(default_factory=dict)
     orphaned: list[str] = field(default_factory=list)
 
+    @property
+    def missing_images(self) -> int:
+        """Number of missing images, over all sequences."""
+        return sum(map(len, self.missing.values()))
 
-def take_inventory(city: City, postgis: Postgis) -> Inventory:
-    """Compare a city's selection with the sidecars and sizes of its files on disk."""
+
+def take_inventory(
+    city: City, postgis: Postgis, sequence_ids: Sequence[str] | None = None
+) -> Inventory:
+    """Compare a city's selection with the sidecars and sizes of its files on disk.
+
+    With `sequence_ids` only these sequences are looked at, and none for being orphaned.
+    """
     inventory = Inventory()
     selected_sequences = set()
-    for sequence_id, image_ids in _selected_by_sequence(city, postgis):
+    for sequence_id, image_ids in _selected_by_sequence(city, postgis, sequence_ids):
         selected_sequences.add(sequence_id)
         _count_sequence(inventory, city.sequences_folder / sequence_id, image_ids)
+    if sequence_ids is not None:
+        return inventory
     inventory.orphaned = sorted(
         entry.name
         for entry in _folders(city.sequences_folder)
@@ -79,11 +91,17 @@ def _count_sequence(inventory: Inventory, folder: Path, image_ids: list[int]) ->
         inventory.missing[folder.name] = missing
 
 
-def _selected_by_sequence(city: City, postgis: Postgis) -> Iterator[tuple[str, list[int]]]:
+def _selected_by_sequence(
+    city: City, postgis: Postgis, sequence_ids: Sequence[str] | None
+) -> Iterator[tuple[str, list[int]]]:
     query = sql.SQL(
-        'SELECT DISTINCT sequence_id COLLATE "C", image_id FROM {}.selected_images ORDER BY 1, 2'
+        """
+        SELECT DISTINCT sequence_id COLLATE "C", image_id FROM {}.selected_images
+        WHERE %(sequences)s IS NULL OR sequence_id = ANY(%(sequences)s) ORDER BY 1, 2
+        """
     ).format(sql.Identifier(city.name))
-    rows = postgis.stream(query)
+    sequences = None if sequence_ids is None else list(sequence_ids)
+    rows = postgis.stream(query, {"sequences": sequences})
     for sequence_id, group in groupby(rows, key=lambda row: row[0]):
         yield sequence_id, [image_id for _, image_id in group]
 

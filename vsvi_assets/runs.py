@@ -4,18 +4,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from dagster import (
+    DagsterEventType,
     DagsterInstance,
     Definitions,
+    EventLogEntry,
     ExecuteInProcessResult,
     JobDefinition,
     RunConfig,
 )
+from dagster._core.utils import make_new_run_id
 
 from vsvi_assets.assets.common import Fetch, asset_key
 from vsvi_assets.assets.selected_image_ids import sequence_partitions_name
 from vsvi_assets.city import City
 from vsvi_assets.inventory import take_inventory
 from vsvi_assets.postgis import Postgis
+from vsvi_assets.progress import Progress
 
 METADATA_ASSETS = ("street_points", "tile_metadata", "postgis_tables", "selected_image_ids")
 
@@ -26,11 +30,11 @@ class CityRuns:
     Parameters
     ----------
     defs
-        The definitions that hold the city.
+        The definitions that hold the city, with `progress` as their resource.
     instance
         Where the runs are recorded.
-    resources
-        Resources to use in place of those of the definitions.
+    progress
+        Told of the steps that begin and end.
     """
 
     def __init__(
@@ -38,10 +42,12 @@ class CityRuns:
         defs: Definitions,
         city: City,
         instance: DagsterInstance,
+        progress: Progress,
     ) -> None:
         self._job: JobDefinition = defs.resolve_implicit_global_asset_job_def()
         self._city = city
         self._instance = instance
+        self._progress = progress
 
     def materialize_metadata(
         self, *, tiles_only: bool = False, overwrite: bool = False
@@ -84,9 +90,12 @@ class CityRuns:
         overwrite: bool,
     ) -> ExecuteInProcessResult:
         first, last = partition_range
+        run_id = make_new_run_id()
+        self._instance.add_event_listener(run_id, self._listen)
         return self._job.execute_in_process(
             asset_selection=[asset_key(self._city, name) for name in names],
             instance=self._instance,
+            run_id=run_id,
             raise_on_error=False,
             run_config=self._config(fetching, overwrite),
             tags={
@@ -95,6 +104,16 @@ class CityRuns:
                 "vsvi/city": self._city.name,
             },
         )
+
+    def _listen(self, entry: EventLogEntry) -> None:
+        event = entry.dagster_event
+        if event is None or event.step_key is None:
+            return
+        asset = event.step_key.replace("__", "/", 1)
+        if event.event_type == DagsterEventType.STEP_START:
+            self._progress.started(asset)
+        elif event.event_type == DagsterEventType.STEP_SUCCESS:
+            self._progress.finished(asset)
 
     def _config(self, fetching: str, overwrite: bool) -> RunConfig:
         op = asset_key(self._city, fetching).to_python_identifier()

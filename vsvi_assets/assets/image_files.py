@@ -8,6 +8,7 @@ from dagster import (
     BackfillPolicy,
     DynamicPartitionsDefinition,
     Output,
+    ResourceParam,
     asset,
 )
 
@@ -17,10 +18,12 @@ from vsvi_assets.assets.selected_image_ids import sequence_partitions_name
 from vsvi_assets.city import City
 from vsvi_assets.failures import ImagesFailedError
 from vsvi_assets.files import DiskGuard, update_lines
+from vsvi_assets.inventory import take_inventory
 from vsvi_assets.io_managers.postgis import PostgisSchema
 from vsvi_assets.mapillary.attribution import write_attribution
 from vsvi_assets.mapillary.downloads import SequenceJob, SequenceResult, download_sequences
 from vsvi_assets.mapillary.sidecar import ImageRecord, Sidecar
+from vsvi_assets.progress import Progress
 from vsvi_assets.resources import MapillaryResource
 from vsvi_assets.settings import Settings
 from vsvi_assets.tables import SelectedImage, selected_images_of
@@ -42,6 +45,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         config: Fetch,
         selected_image_ids: PostgisSchema,
         mapillary: MapillaryResource,
+        progress: ResourceParam[Progress],
     ) -> Output:
         selected: dict[str, list[SelectedImage]] = {}
         failed: dict[int, str] = {}
@@ -55,6 +59,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
 
         def partitions() -> Generator[Partition[Sidecar], None, None]:
             without_selection = set(context.partition_keys)
+            inventory = take_inventory(city, selected_image_ids.postgis, context.partition_keys)
             for result in download_sequences(
                 mapillary.client(city),
                 jobs(),
@@ -62,6 +67,12 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
                 size=city.image_size,
                 guard=DiskGuard(city.sequences_folder, city.required_free_bytes),
                 overwrite=config.overwrite,
+                settled=progress.counting(
+                    context.asset_key.to_user_string(),
+                    inventory.selected if config.overwrite else inventory.missing_images,
+                    "images",
+                    context.log.info,
+                ),
             ):
                 without_selection.discard(result.sequence_id)
                 failed.update(result.failed)

@@ -8,6 +8,7 @@ from dagster import (
     AssetsDefinition,
     BackfillPolicy,
     Output,
+    ResourceParam,
     StaticPartitionsDefinition,
     asset,
 )
@@ -17,6 +18,7 @@ from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.city import City, parse_tile_key, tile_key
 from vsvi_assets.mapillary.coverage import fetch_tiles
 from vsvi_assets.mapillary.tiles import read_tile
+from vsvi_assets.progress import Progress
 from vsvi_assets.resources import MapillaryResource
 from vsvi_assets.settings import Settings
 
@@ -32,7 +34,10 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
         pool=MAPILLARY_POOL,
     )
     def tile_metadata(
-        context: AssetExecutionContext, config: Fetch, mapillary: MapillaryResource
+        context: AssetExecutionContext,
+        config: Fetch,
+        mapillary: MapillaryResource,
+        progress: ResourceParam[Progress],
     ) -> Output:
         def partitions() -> Generator[Partition[pa.Table], None, None]:
             absent = []
@@ -44,8 +49,12 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
                     images = read_tile(path)
                     yield Partition(key, None, {"images": len(images), "fetched": False})
             context.log.info(f"{len(absent)} of {len(context.partition_keys)} tiles to fetch")
+            advance = progress.counting(
+                context.asset_key.to_user_string(), len(absent), "tiles", context.log.info
+            )
             tiles = map(parse_tile_key, absent)
             for tile, images in fetch_tiles(mapillary.client(city), tiles):
+                advance()
                 yield Partition(tile_key(tile), images, {"images": len(images), "fetched": True})
 
         return Output(hand_over(context, city, partitions()))

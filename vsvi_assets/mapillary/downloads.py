@@ -130,8 +130,8 @@ def download_sequences(
     """
     with client.workers(workers) as (pool, stop):
         downloads = _Downloads(
-        client, seqdir, size, guard, overwrite, workers, settled, pool, stop
-    )
+            client, seqdir, size, guard, overwrite, workers, settled, pool, stop
+        )
         yield from downloads.run(iter(sequences))
 
 

@@ -1,0 +1,185 @@
+"""How far a long step is: one bar an asset in a terminal, a line now and then in a log."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol, TextIO
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 30.0
+
+Tell = Callable[[str], object]
+"""Takes a line for people, as a logger's `info` does."""
+
+
+class Advance(Protocol):
+    """Counts one more, and the bytes that came with it."""
+
+    def __call__(self, bytes_: int = 0) -> object: ...
+
+
+class Progress(Protocol):
+    """Where the steps of a run tell how far they are.
+
+    `asset` is the name of the step's asset, such as "demo/image_files".
+    """
+
+    def expect(self, asset: str, total: int, unit: str) -> None:
+        """Count over all runs of an asset, which have `total` to do together."""
+
+    def started(self, asset: str) -> None:
+        """Take note that a step begins."""
+
+    def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
+        """Return what the step calls for each of `total` that it has done; `log` is its log."""
+
+    def finished(self, asset: str) -> None:
+        """Take note that a step has succeeded."""
+
+
+@contextmanager
+def progress_on(file: TextIO) -> Iterator[Progress]:
+    """Give bars where `file` is a terminal, and lines where it is not."""
+    if not file.isatty():
+        yield LogProgress(lambda line: print(line, file=file, flush=True))
+        return
+    terminal = TerminalProgress(file)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
+
+
+@dataclass
+class _Count:
+    total: int
+    unit: str
+    done: int = 0
+    bytes: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, bytes_: int) -> None:
+        self.done += 1
+        self.bytes += bytes_
+
+    def __str__(self) -> str:
+        text = f"{self.done:,} of {self.total:,} {self.unit}"
+        if self.bytes:
+            text += f", {self.bytes / 1e6:,.1f} MB"
+        rate = self.done / max(time.monotonic() - self.began, 1e-3)
+        if rate:
+            text += f", {rate:,.1f} a second"
+        if rate and self.done < self.total:
+            text += f", {timedelta(seconds=round((self.total - self.done) / rate))} left"
+        return text
+
+
+class LogProgress:
+    """Tells a line every so many seconds.
+
+    Parameters
+    ----------
+    tell
+        Takes the lines, and one more at the beginning and the end of each step. None: they
+        go to the step's own log, which tells of beginning and end by itself.
+    every
+        Seconds from line to line.
+    """
+
+    def __init__(self, tell: Tell | None = None, every: float = SECONDS_BETWEEN_LINES) -> None:
+        self._tell, self._every = tell, every
+        self._counts: dict[str, _Count] = {}
+
+    def expect(self, asset: str, total: int, unit: str) -> None:
+        self._counts[asset] = _Count(total, unit)
+
+    def started(self, asset: str) -> None:
+        if self._tell:
+            self._tell(f"{asset}: started")
+
+    def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
+        count = self._counts.get(asset) or _Count(total, unit)
+        tell = self._tell or log
+        next_line = time.monotonic() + self._every
+
+        def advance(bytes_: int = 0) -> None:
+            nonlocal next_line
+            count.add(bytes_)
+            if time.monotonic() >= next_line or count.done == count.total:
+                tell(f"{asset}: {count}")
+                next_line = time.monotonic() + self._every
+
+        return advance
+
+    def finished(self, asset: str) -> None:
+        if self._tell:
+            self._tell(f"{asset}: done")
+
+
+class TerminalProgress:
+    """Draws one bar an asset, one below the other."""
+
+    BAR = "{desc} {percentage:3.0f}% {bar:20} "
+    UNCOUNTED = BAR + "{elapsed}"
+    COUNTED = BAR + "{n:,} of {total:,}{unit}{postfix}, {rate_noinv_fmt}, {remaining} left"
+    DONE = BAR + "{n:,}{unit}{postfix}, {rate_noinv_fmt}, {elapsed}"
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._bars: dict[str, tqdm] = {}
+        self._bytes = 0
+
+    def expect(self, asset: str, total: int, unit: str) -> None:
+        if total:
+            self._count(self._bar(asset), total, unit)
+
+    def started(self, asset: str) -> None:
+        self._bar(asset)
+
+    def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
+        bar = self._bar(asset)
+        if total and not bar.unit:
+            self._count(bar, total, unit)
+
+        def advance(bytes_: int = 0) -> None:
+            self._bytes += bytes_
+            if self._bytes:
+                bar.set_postfix_str(f"{self._bytes / 1e6:,.1f} MB", refresh=False)
+            if bar.n + 1 == bar.total:
+                bar.bar_format = self.DONE
+            bar.update()
+
+        return advance
+
+    def finished(self, asset: str) -> None:
+        bar = self._bars[asset]
+        if not bar.unit and not bar.n:
+            bar.update()
+        bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bars as they are, and the cursor below them."""
+        for bar in self._bars.values():
+            bar.close()
+
+    def _bar(self, asset: str) -> tqdm:
+        if asset not in self._bars:
+            self.close()
+            self._bytes = 0
+            self._bars[asset] = tqdm(
+                desc=f"{asset:<32}",
+                total=1,
+                unit="",
+                bar_format=self.UNCOUNTED,
+                file=self._file,
+                dynamic_ncols=True,
+                mininterval=0.2,
+            )
+        return self._bars[asset]
+
+    def _count(self, bar: tqdm, total: int, unit: str) -> None:
+        bar.unit, bar.bar_format = f" {unit}", self.COUNTED
+        bar.reset(total)
