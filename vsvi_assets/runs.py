@@ -14,8 +14,8 @@ from dagster import (
 )
 from dagster._core.utils import make_new_run_id
 
-from vsvi_assets.assets.common import Fetch, asset_key
-from vsvi_assets.assets.selected_image_ids import sequence_partitions_name
+from vsvi_assets.assets.common import CITY_TAG, Fetch, asset_key
+from vsvi_assets.assets.sequence_partitions import sequence_partitions_name
 from vsvi_assets.city import City
 from vsvi_assets.inventory import take_inventory
 from vsvi_assets.postgis import Postgis
@@ -48,6 +48,8 @@ class CityRuns:
         self._city = city
         self._instance = instance
         self._progress = progress
+        keys = [asset_key(city, name) for name in (*METADATA_ASSETS, "image_files")]
+        self._assets = {key.to_python_identifier(): key.to_user_string() for key in keys}
 
     def materialize_metadata(
         self, *, tiles_only: bool = False, overwrite: bool = False
@@ -101,18 +103,16 @@ class CityRuns:
             tags={
                 "dagster/asset_partition_range_start": first,
                 "dagster/asset_partition_range_end": last,
-                "vsvi/city": self._city.name,
+                CITY_TAG: self._city.name,
             },
         )
 
     def _listen(self, entry: EventLogEntry) -> None:
         event = entry.dagster_event
-        if event is None or event.step_key is None:
-            return
-        asset = event.step_key.replace("__", "/", 1)
-        if event.event_type == DagsterEventType.STEP_START:
+        asset = self._assets.get(event.step_key or "") if event else None
+        if event and asset and event.event_type == DagsterEventType.STEP_START:
             self._progress.started(asset)
-        elif event.event_type == DagsterEventType.STEP_SUCCESS:
+        elif event and asset and event.event_type == DagsterEventType.STEP_SUCCESS:
             self._progress.finished(asset)
 
     def _config(self, fetching: str, overwrite: bool) -> RunConfig:
@@ -142,16 +142,17 @@ def partition_ranges(
 
 def fetched(result: ExecuteInProcessResult) -> tuple[int, int]:
     """Return how many photographs a run fetched, and their bytes."""
-    told = [
-        event.step_materialization_data.materialization.metadata
+    # By partition, since one can be recorded in the course of a run and again at its end.
+    told = {
+        (event.asset_key, event.partition): event.step_materialization_data.materialization.metadata
         if event.is_step_materialization
         else event.asset_observation_data.asset_observation.metadata
         for event in result.all_events
         if event.is_step_materialization or event.is_asset_observation
-    ]
+    }
 
     def total(name: str) -> int:
-        return sum(int(str(metadata[name].value)) for metadata in told if name in metadata)
+        return sum(int(str(metadata[name].value)) for metadata in told.values() if name in metadata)
 
     return total("fetched images"), total("fetched bytes")
 

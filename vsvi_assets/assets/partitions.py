@@ -1,5 +1,7 @@
 """Partial success: of a run over many partitions, what was stored stays recorded."""
 
+import time
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -10,6 +12,9 @@ from vsvi_assets.city import City
 from vsvi_assets.failures import explained
 
 Value = TypeVar("Value")
+
+SECONDS_BEFORE_RECORDING = 30.0
+SECONDS_BETWEEN_RECORDS = 1.0
 
 
 class Partition(NamedTuple, Generic[Value]):
@@ -32,26 +37,41 @@ def hand_over(
 ) -> Iterator[tuple[str, Value | None]]:
     """Yield partitions to the IO manager, which stores each before it takes the next.
 
-    Where all goes well, Dagster itself records a materialization of every partition of the
-    run, with the metadata given here. Where the run breaks off, at whatever point, it would
-    record none: those stored until then are recorded here, so that a retry takes the rest.
+    Where all goes well, Dagster itself records a materialization of every partition at the end
+    of the run, with the metadata given here. Where the run breaks off, at whatever point, it
+    would record none: those stored until then are recorded here, so that a retry takes the
+    rest.
+
+    In a run that lasts, partitions are recorded as they come too, so that the UI shows them
+    as materialized. Since a record takes tens of milliseconds and is repeated at the end, one
+    is made a second at the most: many partitions a second are soon over.
     """
     stored: dict[str, Mapping[str, Any]] = {}
+    unrecorded: deque[str] = deque()
+    next_record = time.monotonic() + SECONDS_BEFORE_RECORDING
+
+    def record(key: str) -> None:
+        context.log_event(
+            AssetMaterialization(context.asset_key, partition=key, metadata=stored[key])
+        )
+
     try:
         with explained(city), closing(partitions):
             for key, value, metadata, is_complete in partitions:
                 yield key, value
                 if is_complete:
                     stored[key] = metadata
+                    unrecorded.append(key)
                 else:
                     context.log_event(
                         AssetObservation(context.asset_key, partition=key, metadata=metadata)
                     )
+                if unrecorded and time.monotonic() >= next_record:
+                    record(unrecorded.popleft())
+                    next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
     except BaseException:
-        for key, metadata in stored.items():
-            context.log_event(
-                AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
-            )
+        for key in unrecorded:
+            record(key)
         raise
     for key, metadata in stored.items():
         context.add_asset_metadata(metadata, partition_key=key)

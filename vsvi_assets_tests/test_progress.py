@@ -1,0 +1,151 @@
+"""A run tells how far it is, and its partitions count as materialized in its course."""
+
+import os
+import pty
+import re
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import StringIO
+from threading import Thread
+from typing import TextIO
+
+import pytest
+from dagster import DagsterEventType
+
+from vsvi_assets.assets import partitions
+from vsvi_assets.city import City
+from vsvi_assets.definitions import build_defs
+from vsvi_assets.inventory import take_inventory
+from vsvi_assets.progress import LogProgress, Progress, progress_on
+from vsvi_assets.runs import CityRuns, fetched
+from vsvi_assets_tests.project import Project
+
+
+@contextmanager
+def terminal() -> Iterator[tuple[TextIO, list[str]]]:
+    """Give a terminal to write to, and a list that gets its lines once it is closed."""
+    reader, writer = pty.openpty()
+    termios.tcsetwinsize(writer, (24, 120))
+    chunks: list[bytes] = []
+    lines: list[str] = []
+
+    def read() -> None:
+        # Linux answers with an error in place of the end once the other side is closed.
+        with suppress(OSError):
+            while chunk := os.read(reader, 65536):
+                chunks.append(chunk)
+
+    reading = Thread(target=read)
+    reading.start()
+    with os.fdopen(writer, "w") as file:
+        yield file, lines
+    reading.join()
+    os.close(reader)
+    lines += re.split(r"[\r\n]+", re.sub(r"\x1b\[\w+", "", b"".join(chunks).decode()))
+
+
+def city_runs(project: Project, city: City, progress: Progress) -> CityRuns:
+    defs = build_defs(project.settings, {"progress": progress})
+    return CityRuns(defs, city, project.instance, progress)
+
+
+def images_of_several_runs(project: Project, file: TextIO) -> int:
+    """Materialize a city in several runs, three sequences each; return how many images it has."""
+    city = project.write_city()
+    with progress_on(file) as progress:
+        runs = city_runs(project, city, progress)
+        assert runs.materialize_metadata().success
+        images = take_inventory(city, project.postgis).missing_images
+        progress.expect("town/image_files", images, "images")
+        results = list(runs.materialize_images(runs.all_sequences(), sequences_per_run=3))
+    assert len(results) > 1
+    return images
+
+
+def test_a_terminal_shows_one_bar_an_asset_over_all_runs(project: Project) -> None:
+    with terminal() as (file, screen):
+        images = images_of_several_runs(project, file)
+    last = {line.split()[0]: line for line in screen if line.strip()}
+    assert list(last) == [
+        f"town/{name}"
+        for name in (
+            "street_points",
+            "tile_metadata",
+            "postgis_tables",
+            "selected_image_ids",
+            "image_files",
+        )
+    ]
+    assert all("100%" in line for line in last.values())
+    assert "4 tiles" in last["town/tile_metadata"]
+    bytes_ = take_inventory(project.write_city(), project.postgis).bytes
+    assert f"{images} images, {bytes_ / 1e6:.1f} MB" in last["town/image_files"]
+    assert any(re.search(r"\d+ of \d+ images, .* left", line) for line in screen)
+
+
+def test_what_is_no_terminal_gets_plain_lines(project: Project) -> None:
+    log = StringIO()
+    images = images_of_several_runs(project, log)
+    assert "town/street_points: started\ntown/street_points: done\n" in log.getvalue()
+    assert "town/tile_metadata: 4 of 4 tiles" in log.getvalue()
+    assert f"town/image_files: {images} of {images} images" in log.getvalue()
+    assert "\r" not in log.getvalue()
+
+
+def test_a_failed_step_is_not_told_as_done(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    city = project.write_city()
+    monkeypatch.setenv("MAPILLARY_TOKEN", "no-such-token")
+    log = StringIO()
+    with progress_on(log) as progress:
+        assert not city_runs(project, city, progress).materialize_metadata().success
+    assert "town/tile_metadata: started" in log.getvalue()
+    assert "town/tile_metadata: done" not in log.getvalue()
+
+
+def test_lines_come_at_intervals_with_what_is_left() -> None:
+    lines: list[str] = []
+    advance = LogProgress(every=0).counting("town/image_files", 4, "images", lines.append)
+    for _ in range(4):
+        advance(2_000_000)
+    assert lines[0].startswith("town/image_files: 1 of 4 images, 2.0 MB, ")
+    assert lines[0].endswith(" left")
+    assert re.fullmatch(r"town/image_files: 4 of 4 images, 8.0 MB, [\d,.]+ a second", lines[3])
+
+    lines.clear()
+    advance = LogProgress(every=60).counting("town/image_files", 4, "images", lines.append)
+    for _ in range(4):
+        advance()
+    assert len(lines) == 1
+
+
+def test_a_run_tells_its_own_log(project: Project) -> None:
+    city = project.write_city()
+    project.materialize_metadata(city)
+    result = project.materialize_images(city)
+    images = take_inventory(city, project.postgis).on_disk
+    told = [entry.message for entry in project.instance.all_logs(result.run_id)]
+    assert any(f"town/image_files: {images} of {images} images" in message for message in told)
+
+
+def test_partitions_are_recorded_in_the_course_of_a_long_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "SECONDS_BEFORE_RECORDING", 0)
+    monkeypatch.setattr(partitions, "SECONDS_BETWEEN_RECORDS", 0)
+    city = project.write_city()
+    project.materialize_metadata(city)
+    result = project.materialize_images(city)
+
+    recorded = [
+        str(event.partition)
+        for event in result.all_events
+        if event.event_type == DagsterEventType.ASSET_MATERIALIZATION
+    ]
+    sequences = project.sequences(city)
+    half = len(sequences)
+    assert sorted(recorded[:half]) == sorted(recorded[half:]) == sorted(sequences)
+    inventory = take_inventory(city, project.postgis)
+    assert fetched(result) == (inventory.on_disk, inventory.bytes)
