@@ -129,9 +129,7 @@ def download_sequences(
         is listed in its sequence's result.
     """
     with client.workers(workers) as (pool, stop):
-        downloads = _Downloads(
-            client, seqdir, size, guard, overwrite, workers, settled, pool, stop
-        )
+        downloads = _Downloads(client, seqdir, size, guard, overwrite, workers, settled, pool, stop)
         yield from downloads.run(iter(sequences))
 
 

@@ -29,6 +29,7 @@ from vsvi_assets.mapillary.errors import (
 IMAGE_LAYER = "image"
 MAX_TILE_BYTES = 100_000_000
 MAX_IMAGES = 1_000_000
+MAX_PROPERTIES = 100
 MAX_FILE_BYTES = 800_000_000
 """Limits several times above the densest city's tile: 170,000 images in 10 MB."""
 
@@ -119,9 +120,12 @@ def tile_geojson(table: pa.Table) -> bytes:
             key = f",{orjson.dumps(name).decode()}:"
             texts = pc.binary_join_element_wise(key, _json_texts(table[name]), "")
             pieces.append(texts.fill_null(""))
-    lines = pc.binary_join_element_wise(*pieces, "}},\n", "").combine_chunks()
-    features = lines.cast(pa.large_string()).buffers()[2].to_pybytes()[: -len(",\n")]
-    return b'{"type":"FeatureCollection","features":[\n%b\n]}\n' % features
+    lines = pc.binary_join_element_wise(*pieces, "}},\n", "").cast(pa.large_string())
+    # The lines lie in memory one behind the other, as they are to lie in the file.
+    text = lines.combine_chunks().buffers()[2]
+    length = pc.sum(pc.binary_length(lines), min_count=0).as_py()
+    features = memoryview(text)[: max(length - len(",\n"), 0)]
+    return b"".join([b'{"type":"FeatureCollection","features":[\n', features, b"\n]}\n"])
 
 
 def write_tile(table: pa.Table, path: Path) -> None:
@@ -149,7 +153,10 @@ def read_tile(path: Path) -> pa.Table:
         raise InvalidTileError(f"{where}: {size:,} bytes, more than {MAX_FILE_BYTES:,}")
     data = path.read_bytes()
     try:
-        features = orjson.loads(data)["features"]
+        collection = orjson.loads(data)
+        features = collection["features"]
+        if collection["type"] != "FeatureCollection" or not isinstance(features, list):
+            raise TypeError("no FeatureCollection")
         if len(features) > MAX_IMAGES:
             raise InvalidTileError(f"{where}: {len(features):,} images, more than {MAX_IMAGES:,}")
         properties = [feature["properties"] for feature in features]
@@ -194,11 +201,15 @@ def _image_layer(data: bytes, where: str) -> vector_tile_pb2.tile.layer | None:
 def _json_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column's values as JSON; null where they are null, or no JSON number."""
     if pa.types.is_string(column.type):
-        distinct = column.unique()
-        texts = pa.array([orjson.dumps(text).decode() for text in distinct.to_pylist()])
+        distinct = column.unique().drop_null()
+        texts = pa.array(
+            [orjson.dumps(text).decode() for text in distinct.to_pylist()], pa.string()
+        )
         return texts.take(pc.index_in(column, distinct))
     if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_finite(column), column, None)
+        texts = pc.if_else(pc.is_finite(column), column, None).cast(pa.string())
+        is_integer = pc.match_substring_regex(texts, r"^-?\d+$")
+        return pc.if_else(is_integer, pc.binary_join_element_wise(texts, "0", "."), texts)
     return column.cast(pa.string())
 
 
@@ -218,6 +229,8 @@ def _properties(layer: vector_tile_pb2.tile.layer, where: str) -> dict[str, np.n
     lengths = np.fromiter(map(len, tags), np.int64, len(tags))
     if (lengths % 2).any():
         raise MalformedTileError(f"{where}: a property without a value")
+    if len(layer.keys) > MAX_PROPERTIES:
+        raise InvalidTileError(f"{where}: {len(layer.keys):,} properties")
     pairs = np.fromiter(chain.from_iterable(tags), np.int64, lengths.sum()).reshape(-1, 2)
     keys, indices = pairs.T
     if len(pairs) and (keys.max() >= len(layer.keys) or indices.max() >= len(values)):
@@ -225,6 +238,8 @@ def _properties(layer: vector_tile_pb2.tile.layer, where: str) -> dict[str, np.n
     rows = np.repeat(np.arange(len(tags)), lengths // 2)
     columns: dict[str, np.ndarray] = {}
     for key, name in enumerate(layer.keys):
+        if not isinstance(name, str) or not name.isprintable():  # bytes where it is no UTF-8
+            raise MalformedTileError(f"{where}: a property named {cut_short(name)}")
         column = columns.setdefault(name, np.full(len(tags), None, object))
         having = keys == key
         column[rows[having]] = values[indices[having]]
@@ -263,18 +278,29 @@ def _positions(
 
 def _checked_table(columns: Mapping[str, Any], rows: int, where: str) -> pa.Table:
     """Make the table of columns whose values may be anything."""
-    known = {field.name: field.type for field in IMAGE_SCHEMA}
-    further = [name for name in columns if name not in known]
-    arrays = []
-    for name in (*known, *further):
-        values = columns.get(name, [None] * rows)
-        try:
-            arrays.append(pa.array(values, known.get(name)))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise InvalidTileError(f"{where}: {name}: {cut_short(str(error))}") from error
-    table = pa.table(arrays, names=[*known, *further])
+    absent = [None] * rows
+    arrays = {
+        field: _array(columns.get(field.name, absent), field.type, f"{where}: {field.name}")
+        for field in IMAGE_SCHEMA
+    }
+    for name in columns:
+        if name not in IMAGE_SCHEMA.names:
+            array = _array(columns[name], None, f"{where}: {cut_short(name)}")
+            if array.null_count < rows:
+                arrays[pa.field(name, array.type)] = array
+    table = pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(list(arrays)))
     _check_images(table, where)
     return table
+
+
+def _array(values: Any, type: pa.DataType | None, where: str) -> pa.Array:
+    try:
+        array = pa.array(values, type)
+        if pa.types.is_binary(array.type):
+            raise TypeError("text that is no UTF-8")
+        return array
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidTileError(f"{where}: {cut_short(str(error))}") from error
 
 
 def _check_images(table: pa.Table, where: str) -> None:

@@ -1,0 +1,271 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import mapbox_vector_tile
+import mercantile
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mapbox_vector_tile.Mapbox import vector_tile_pb2
+
+from vsvi_assets.mapillary.errors import InvalidTileError, MalformedTileError
+from vsvi_assets.mapillary.tiles import (
+    IMAGE_SCHEMA,
+    MAX_IMAGES,
+    decode_tile,
+    read_tile,
+    tile_geojson,
+    write_tile,
+)
+
+TILE = mercantile.Tile(8415, 5384, 14)
+EMPTY_OF_MAPILLARY = bytes.fromhex("1a1678010a0f6d6170696c6c6172792d656d707479288020")
+"""What Mapillary's tile server answered for a tile without images (JOSM/Mapillary, 2021)."""
+
+
+def image(**changes: Any) -> dict[str, Any]:
+    properties = {
+        "id": 1000,
+        "sequence_id": "-aZ_09",
+        "captured_at": 1_600_000_000_123,
+        "compass_angle": 361.39,
+        "is_pano": False,
+    } | changes
+    return {name: value for name, value in properties.items() if value is not None}
+
+
+def tile_of(images: list[dict[str, Any]], *, layer: str = "image", at: Any = None) -> bytes:
+    """Encode images of these properties, at cells (x, y) of a grid of 4096, y downwards."""
+    cells = at or [(number % 4096, number // 4096) for number in range(len(images))]
+    features = [
+        {"geometry": f"POINT({x} {y})", "properties": properties}
+        for (x, y), properties in zip(cells, images, strict=True)
+    ]
+    return mapbox_vector_tile.encode(
+        {"name": layer, "features": features},
+        default_options={"y_coord_down": True, "extents": 4096},
+    )
+
+
+def as_vt2geojson(data: bytes, tile: mercantile.Tile = TILE) -> dict[str, Any]:
+    """Return what vt2geojson makes of a tile, by mapbox_vector_tile and its formula."""
+    layer = mapbox_vector_tile.decode(data, default_options={"y_coord_down": True})["image"]
+    size = layer["extent"] * 2**tile.z
+    features = []
+    for feature in layer["features"]:
+        x, y = feature["geometry"]["coordinates"]
+        lon = (x + layer["extent"] * tile.x) * 360 / size - 180
+        mercator = 180 - (y + layer["extent"] * tile.y) * 360 / size
+        lat = 360 / math.pi * math.atan(math.exp(mercator * math.pi / 180)) - 90
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": {"type": "Point", "coordinates": [lon, lat]},
+                "properties": feature["properties"],
+            }
+        )
+    return {"type": "FeatureCollection", "features": features}
+
+
+def assert_same_as_vt2geojson(data: bytes) -> None:
+    ours = json.loads(tile_geojson(decode_tile(data, TILE)))
+    theirs = as_vt2geojson(data)
+    assert ours.keys() == theirs.keys()
+    assert len(ours["features"]) == len(theirs["features"])
+    for our, their in zip(ours["features"], theirs["features"], strict=True):
+        assert our["properties"] == their["properties"]
+        assert [type(our["properties"][name]) for name in their["properties"]] == [
+            type(value) for value in their["properties"].values()
+        ]
+        assert our["geometry"]["coordinates"] == pytest.approx(
+            their["geometry"]["coordinates"], rel=0, abs=1e-9
+        )
+
+
+IMAGES = st.builds(
+    image,
+    id=st.integers(1, 2**63 - 1),
+    sequence_id=st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True),
+    captured_at=st.none() | st.integers(-(2**62), 2**62),
+    compass_angle=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    is_pano=st.none() | st.booleans(),
+    creator_id=st.none() | st.integers(1, 2**63 - 1),
+    organization_id=st.none() | st.integers(1, 2**63 - 1),
+    a_newer_property=st.none() | st.text(),
+)
+
+
+@given(st.lists(st.tuples(IMAGES, st.tuples(st.integers(-64, 4160), st.integers(-64, 4160)))))
+@settings(max_examples=60, deadline=None)
+def test_geojson_is_that_of_vt2geojson(images: list[tuple[dict[str, Any], Any]]) -> None:
+    if images:
+        properties, cells = zip(*images, strict=True)
+        assert_same_as_vt2geojson(tile_of(list(properties), at=cells))
+
+
+def test_a_written_tile_reads_as_it_was(tmp_path: Path) -> None:
+    data = tile_of(
+        [image(id=5), image(id=6, is_pano=True, creator_id=9), image(compass_angle=None)]
+    )
+    table = decode_tile(data, TILE)
+    path = tmp_path / "mly1_public_8415_5384_14"
+    write_tile(table, path)
+    assert read_tile(path).equals(table)
+    assert table.schema.equals(IMAGE_SCHEMA)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_tile_cache_of_percept_vsvi_filter_is_read(tmp_path: Path) -> None:
+    data = tile_of([image(id=5), image(id=6, a_newer_property="x")])
+    path = tmp_path / "tile"
+    with path.open("w") as file:
+        json.dump(as_vt2geojson(data), file, indent=4)
+    table = read_tile(path)
+    assert table["id"].to_pylist() == [5, 6]
+    assert table.schema.equals(IMAGE_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", EMPTY_OF_MAPILLARY, tile_of([{"id": "s"}], layer="sequence"), tile_of([])]
+)
+def test_a_tile_without_images_is_a_table_without_rows(data: bytes, tmp_path: Path) -> None:
+    table = decode_tile(data, TILE)
+    assert table.num_rows == 0
+    assert table.schema.equals(IMAGE_SCHEMA)
+    assert json.loads(tile_geojson(table)) == {"type": "FeatureCollection", "features": []}
+    path = tmp_path / "tile"
+    write_tile(table, path)
+    assert read_tile(path).equals(table)
+
+
+def test_the_layers_come_in_either_order() -> None:
+    images, sequences = tile_of([image()]), tile_of([{"id": "s"}], layer="sequence")
+    assert decode_tile(images + sequences, TILE).equals(decode_tile(sequences + images, TILE))
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html></html>", b'{"error": {"code": 2}}'])
+def test_an_error_page_never_becomes_an_empty_tile(page: bytes, tmp_path: Path) -> None:
+    with pytest.raises(MalformedTileError, match="tile 14/8415/5384"):
+        decode_tile(page, TILE)
+    path = tmp_path / "tile"
+    path.write_bytes(page)
+    with pytest.raises(InvalidTileError, match=str(path)):
+        read_tile(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": None},
+        {"id": 0},
+        {"id": -4},
+        {"id": "../1"},
+        {"sequence_id": None},
+        {"sequence_id": ""},
+        {"sequence_id": "../../../../tmp/escaped"},
+        {"sequence_id": "/etc/passwd"},
+        {"sequence_id": ".."},
+        {"sequence_id": "a\0b"},
+        {"sequence_id": "a\n"},
+        {"sequence_id": "x" * 10_000_000},
+        {"sequence_id": 5},
+        {"captured_at": "yesterday"},
+    ],
+)
+def test_hostile_images_are_refused_in_few_words(changes: dict[str, Any], tmp_path: Path) -> None:
+    hostile = image(**changes)
+    with pytest.raises(InvalidTileError, match="tile 14/8415/5384") as from_tile:
+        decode_tile(tile_of([image(), hostile]), TILE)
+    feature = {"type": "Feature", "geometry": {"coordinates": [4.9, 52.4]}, "properties": hostile}
+    path = tmp_path / "tile"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    with pytest.raises(InvalidTileError, match=str(path)) as from_file:
+        read_tile(path)
+    assert max(len(str(from_tile.value)), len(str(from_file.value))) < 400
+
+
+@pytest.mark.parametrize("geometry", [[], [9, 2], [17, 2, 2, 2, 2], [10, 2, 2], [9, 2**31, 2]])
+def test_an_image_that_is_no_point_of_the_tile_is_refused(geometry: list[int]) -> None:
+    message = vector_tile_pb2.tile()
+    message.ParseFromString(tile_of([image()]))
+    feature = message.layers[0].features[0]
+    del feature.geometry[:]
+    feature.geometry.extend(geometry)
+    with pytest.raises(InvalidTileError, match=r"no point|outside the tile"):
+        decode_tile(message.SerializeToString(), TILE)
+
+
+def test_a_file_or_tile_beyond_any_city_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tile"
+    with path.open("wb") as file:
+        file.truncate(1_000_000_000)
+    with pytest.raises(InvalidTileError, match="1,000,000,000 bytes"):
+        read_tile(path)
+    layer = b"\x0a\x05image\x78\x02" + b"\x12\x00" * (MAX_IMAGES + 1)
+    length = len(layer)
+    varint = bytes([length & 127 | 128, length >> 7 & 127 | 128, length >> 14 & 127 | 128])
+    tile = b"\x1a" + varint + bytes([length >> 21]) + layer
+    with pytest.raises(InvalidTileError, match="1,000,001 images"):
+        decode_tile(tile, TILE)
+
+
+SOME_TILE = tile_of([image(id=number, creator_id=7) for number in range(1, 6)])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(["features", "properties", "geometry", "coordinates", "id"])
+            | st.sampled_from(IMAGE_SCHEMA.names),
+            inner,
+        )
+    ),
+    max_leaves=20,
+)
+FILES = JSON | st.builds(
+    lambda coordinates, properties: {
+        "type": "FeatureCollection",
+        "features": [{"geometry": {"coordinates": coordinates}, "properties": properties}],
+    },
+    JSON | st.tuples(st.floats(), st.floats()),
+    JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(IMAGE_SCHEMA.names, JSON)),
+)
+
+
+@given(
+    st.binary()
+    | st.integers(0, len(SOME_TILE)).map(lambda length: SOME_TILE[:length])
+    | st.lists(
+        st.tuples(st.integers(0, len(SOME_TILE) - 1), st.integers(0, 255)), min_size=1, max_size=4
+    ).map(lambda damages: _damaged(SOME_TILE, damages))
+)
+@settings(max_examples=600, deadline=None)
+def test_malformed_tiles_raise_nothing_else(data: bytes) -> None:
+    try:
+        table = decode_tile(data, TILE)
+    except InvalidTileError:
+        return
+    json.loads(tile_geojson(table))
+
+
+@given(FILES.map(lambda content: json.dumps(content).encode()) | st.binary())
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_malformed_files_raise_nothing_else(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "tile"
+    path.write_bytes(content)
+    try:
+        table = read_tile(path)
+    except InvalidTileError:
+        return
+    assert table.schema.equals(IMAGE_SCHEMA)
+
+
+def _damaged(data: bytes, damages: list[tuple[int, int]]) -> bytes:
+    damaged = bytearray(data)
+    for position, value in damages:
+        damaged[position] = value
+    return bytes(damaged)
