@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dagster import AssetKey, AssetSpec, Definitions, in_process_executor
 
 from vsvi_assets.assets import build_city_assets
+from vsvi_assets.checks import build_city_checks
 from vsvi_assets.city import BrokenCity, load_cities
 from vsvi_assets.io_managers.filesystem import SequenceFolders, StreetPointsFile, TileFiles
 from vsvi_assets.io_managers.postgis import PostgisIOManager
@@ -33,6 +34,7 @@ def build_defs(
             *(asset for city in cities for asset in build_city_assets(city, settings)),
             *_broken_city_files(broken),
         ],
+        asset_checks=[check for city in cities for check in build_city_checks(city)],
         resources={
             "mapillary": MapillaryResource(
                 tiles_url=settings.tiles_url,
@@ -40,6 +42,7 @@ def build_defs(
                 data_dir=str(settings.data_dir),
             ),
             "progress": LogProgress(),
+            "postgis": postgis,
             "street_points_file": StreetPointsFile(by_name),
             "tile_files": TileFiles(by_name),
             "postgis_tables": PostgisIOManager(postgis),
