@@ -135,12 +135,13 @@ def sandbox(
     address_file: Path | None,
 ) -> None:
     """Serve a generated city, or recorded data, in place of Mapillary and OpenStreetMap."""
-    from vsvi_assets.sandbox import Sandbox, demo_world
+    from vsvi_assets.sandbox import RecordingError, Sandbox, demo_world, recorded_world
 
     if tiles or osm or jpegs:
-        from vsvi_assets.sandbox.recorded import recorded_world
-
-        world = recorded_world(tiles, osm, jpegs)
+        try:
+            world = recorded_world(tiles, osm, jpegs)
+        except RecordingError as error:
+            raise click.ClickException(str(error)) from error
     else:
         world = demo_world()
 
@@ -165,7 +166,11 @@ def _materialize(city_name: str, *, tiles_only: bool = False, overwrite: bool = 
     city = _city(city_name)
     settings = Settings.from_environment()
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
-    with DagsterInstance.get() as instance, progress_on(sys.stderr) as progress:
+    with (
+        services.only_process(city),
+        DagsterInstance.get() as instance,
+        progress_on(sys.stderr) as progress,
+    ):
         defs = build_defs(settings, {"progress": progress})
         runs = CityRuns(defs, city, instance, progress)
         result = runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)

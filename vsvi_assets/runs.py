@@ -6,11 +6,13 @@ from typing import Any
 from dagster import (
     DagsterEventType,
     DagsterInstance,
+    DagsterRunStatus,
     Definitions,
     EventLogEntry,
     ExecuteInProcessResult,
     JobDefinition,
     RunConfig,
+    RunsFilter,
 )
 from dagster._core.utils import make_new_run_id
 
@@ -21,11 +23,12 @@ from vsvi_assets.inventory import take_inventory
 from vsvi_assets.postgis import Postgis
 from vsvi_assets.progress import Progress
 
+COMMAND_LINE_TAG = "vsvi/command_line"
 METADATA_ASSETS = ("street_points", "tile_metadata", "postgis_tables", "selected_image_ids")
 
 
 class CityRuns:
-    """Runs of one city's assets, one after the other.
+    """Runs of one city's assets, one after the other; to be used within `services.only_process`.
 
     Parameters
     ----------
@@ -48,6 +51,7 @@ class CityRuns:
         self._city = city
         self._instance = instance
         self._progress = progress
+        self._end_abandoned_runs()
         keys = [asset_key(city, name) for name in (*METADATA_ASSETS, "image_files")]
         self._assets = {key.to_python_identifier(): key.to_user_string() for key in keys}
 
@@ -104,8 +108,23 @@ class CityRuns:
                 "dagster/asset_partition_range_start": first,
                 "dagster/asset_partition_range_end": last,
                 CITY_TAG: self._city.name,
+                COMMAND_LINE_TAG: "true",
             },
         )
+
+    def _end_abandoned_runs(self) -> None:
+        """Record as failed the runs of commands that were killed before they could do so.
+
+        Nothing else would: Dagster's daemon watches only the processes that it started. A
+        run that seems to go on would hold its place in the pool `mapillary` for ever.
+        """
+        abandoned = RunsFilter(
+            tags={CITY_TAG: self._city.name, COMMAND_LINE_TAG: "true"},
+            statuses=[DagsterRunStatus.STARTING, DagsterRunStatus.STARTED],
+        )
+        for run in self._instance.get_runs(abandoned):
+            self._instance.report_run_failed(run, "Its process ended before the run did.")
+            self._instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
     def _listen(self, entry: EventLogEntry) -> None:
         event = entry.dagster_event

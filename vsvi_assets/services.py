@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import requests
 from dotenv import dotenv_values
 
+from vsvi_assets.city import City
 from vsvi_assets.files import atomic_write
 from vsvi_assets.local_postgis import LocalPostgis
 from vsvi_assets.settings import Settings, TokenMissingError
@@ -32,6 +34,30 @@ _SANDBOX_START_SECONDS = 60
 
 class ServiceError(Exception):
     """A service cannot be started or stopped; the message says what to do."""
+
+
+class CityBusyError(ServiceError):
+    """Another process is materializing the city."""
+
+
+@contextmanager
+def only_process(city: City) -> Iterator[None]:
+    """Make sure that no other `vsvi` materializes the city meanwhile.
+
+    Raises
+    ------
+    CityBusyError
+        When one does.
+    """
+    city.folder.mkdir(parents=True, exist_ok=True)
+    with (city.folder / ".materialize.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CityBusyError(
+                f"{city.name} is being materialized by another vsvi; wait for it, or stop it."
+            ) from error
+        yield
 
 
 @dataclass(frozen=True)
