@@ -25,7 +25,7 @@ import pyarrow as pa
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.exceptions import InvalidSchema, InvalidURL
+from requests.exceptions import InvalidSchema
 
 from vsvi_assets.mapillary.errors import (
     MalformedTileError,
@@ -81,6 +81,13 @@ class _Authorization(requests.auth.AuthBase):
         if self._token is not None:
             request.headers["Authorization"] = f"OAuth {self._token}"
         return request
+
+
+class _Session(requests.Session):
+    """Leaves redirects to the client, which knows where the token may go."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
 
 
 class _Adapter(HTTPAdapter):
@@ -158,6 +165,7 @@ class Mapillary:
         self._tiles_url = tiles_url.rstrip("/")
         self._graph_url = graph_url.rstrip("/")
         self._token_origins = {_origin(self._tiles_url), _origin(self._graph_url)}
+        self._schemes = {"https"} | {scheme for scheme, *_ in self._token_origins}
         self.num_retries = num_retries
         self._backoff = backoff
         self.tile_budget = tile_budget
@@ -167,7 +175,7 @@ class Mapillary:
             Service.GRAPH: Pacer(LINK_REQUESTS_PER_SECOND, recovery),
             Service.IMAGES: Pacer(IMAGE_REQUESTS_PER_SECOND, recovery),
         }
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.headers["User-Agent"] = USER_AGENT
         self._adapter = _Adapter(pool_maxsize=connections)
         for scheme in ("https://", "http://"):
@@ -263,8 +271,6 @@ class Mapillary:
         MapillaryError
             As `tile_images` does, and `StaleLinkError`. Nothing is tried again here.
         """
-        if urlsplit(link.url).scheme not in {"https", urlsplit(self._graph_url).scheme}:
-            raise RefusedRequestError(f"image {link.id}: its link is {cut_short(link.url)}")
         with self._answer(link.url, Service.IMAGES, f"image {link.id}", stop) as response:
             yield from _chunks(response, f"image {link.id}", stop)
 
@@ -327,34 +333,34 @@ class Mapillary:
 
     def _response(self, url: str, service: Service, asked_for: str) -> requests.Response:
         """Send the request, along redirects, with the token where it belongs."""
-        secure = urlsplit(url).scheme == "https"
         for _ in range(MAX_REDIRECTS + 1):
-            token = None
-            if service != Service.IMAGES and _origin(url) in self._token_origins:
-                token = self._token()
             try:
+                if urlsplit(url).scheme not in self._schemes:
+                    raise InvalidSchema(url)
                 response = self._session.get(
                     url,
                     headers={"Accept-Encoding": "identity"} if service == Service.IMAGES else None,
-                    auth=_Authorization(token),
+                    auth=_Authorization(self._token_for(url, service)),
                     stream=True,
-                    allow_redirects=False,
                     timeout=self._timeout,
                 )
-            except (InvalidURL, InvalidSchema) as error:
-                raise RefusedRequestError(f"{asked_for}: {cut_short(url)} is no URL") from error
+                if not response.is_redirect:
+                    return response
+                response.close()
+                url = urljoin(url, response.headers["Location"])
+            except ValueError as error:  # among them requests' own, of URLs
+                raise RefusedRequestError(
+                    f"{asked_for}: {cut_short(url)} is no URL to be followed"
+                ) from error
             except requests.RequestException as error:
                 raise TransientError(f"{asked_for}: {_reason(error)}") from error
-            if not response.is_redirect:
-                return response
-            response.close()
-            url = urljoin(url, response.headers["Location"])
-            scheme = urlsplit(url).scheme
-            if scheme != "https" and (secure or scheme != "http"):
-                raise RefusedRequestError(
-                    f"{asked_for}: redirected to {cut_short(url)}, which is not followed"
-                )
         raise RefusedRequestError(f"{asked_for}: more than {MAX_REDIRECTS} redirects")
+
+    def _token_for(self, url: str, service: Service) -> str | None:
+        """Return the token, where it may go."""
+        if service != Service.IMAGES and _origin(url) in self._token_origins:
+            return self._token()
+        return None
 
 
 def _chunks(response: requests.Response, asked_for: str, stop: threading.Event) -> Iterator[bytes]:

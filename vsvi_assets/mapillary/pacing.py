@@ -145,6 +145,6 @@ def _count_of(text: str, today: str) -> int:
     """Return the count in the file's text, 0 where it is of another day or was cut off."""
     try:
         counted = json.loads(text)
-    except ValueError:
+        return int(counted["tile_requests"]) if counted["date"] == today else 0
+    except (ValueError, TypeError, KeyError):
         return 0
-    return int(counted["tile_requests"]) if counted["date"] == today else 0

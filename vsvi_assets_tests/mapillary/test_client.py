@@ -1,0 +1,291 @@
+import http.server
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mercantile
+import pytest
+
+from vsvi_assets.mapillary.client import USER_AGENT, ImageLink, Mapillary
+from vsvi_assets.mapillary.coverage import TilesFailedError, fetch_tiles
+from vsvi_assets.mapillary.errors import (
+    MapillaryError,
+    RefusedRequestError,
+    RefusedTokenError,
+    StaleLinkError,
+    StoppedError,
+    TileBudgetError,
+    TransientError,
+)
+from vsvi_assets.mapillary.pacing import TileBudget
+from vsvi_assets.sandbox import TOKEN, Fault, Faults, Sandbox
+from vsvi_assets_tests.mapillary.parts import FIRST_ID, LAT, LON, client_of, street_images, world_of
+
+TILE = mercantile.tile(LON, LAT, 14)
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@contextmanager
+def service(
+    answer: Callable[[http.server.BaseHTTPRequestHandler], Answer],
+) -> Iterator[str]:
+    """Serve what `answer` says; give the service's URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, body = answer(self)
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def client_at(url: str, *, token: str = TOKEN, num_retries: int = 2) -> Mapillary:
+    return Mapillary(
+        lambda: token, tiles_url=url, graph_url=url, num_retries=num_retries, backoff=0.01
+    )
+
+
+@pytest.mark.parametrize("fault", [fault for fault in Fault if fault.name != "STALL"])
+def test_each_fault_of_a_tile_is_got_over_or_told(fault: Fault) -> None:
+    faults = Faults(tiles={fault: 1.0}, most=1, retry_after=0, slow=0.05)
+    with Sandbox(world_of(street_images(3)), faults=faults) as sandbox:
+        client = client_of(sandbox)
+        if fault in (
+            Fault.REFUSED_TOKEN,
+            Fault.NOT_FOUND,
+            Fault.EXPIRED,
+            Fault.REDIRECT_TO_FILE,
+            Fault.HOSTILE_IDS,
+        ):
+            with pytest.raises(MapillaryError) as error:
+                client.tile_images(TILE)
+            assert not isinstance(error.value, TransientError)
+            assert sandbox.stats.requests["tiles"] == 1
+        elif fault == Fault.EMPTY:
+            assert len(client.tile_images(TILE)) == 0
+        else:
+            assert len(client.tile_images(TILE)) == 3
+        assert sandbox.stats.token_leaks == 0
+
+
+def test_a_service_that_stays_silent_counts_as_down() -> None:
+    faults = Faults(tiles={Fault.STALL: 1.0}, most=1)
+    with Sandbox(world_of(street_images(3)), faults=faults) as sandbox:
+        assert len(client_of(sandbox, timeout=0.2).tile_images(TILE)) == 3
+        assert sandbox.stats.requests["tiles"] == 2
+
+
+def test_retries_end_and_say_what_was_wrong() -> None:
+    faults = Faults(tiles={Fault.UNAVAILABLE: 1.0})
+    with Sandbox(world_of(street_images(3)), faults=faults) as sandbox:
+        with pytest.raises(TransientError, match=r"tile 14/.* 503.* after 4 attempts"):
+            client_of(sandbox, num_retries=3).tile_images(TILE)
+        assert sandbox.stats.requests["tiles"] == 4
+
+
+def test_retries_can_be_stopped() -> None:
+    faults = Faults(tiles={Fault.RATE_LIMITED: 1.0}, retry_after=60)
+    stop = threading.Event()
+    with Sandbox(world_of(street_images(3)), faults=faults) as sandbox:
+        threading.Timer(0.2, stop.set).start()
+        with pytest.raises(StoppedError):
+            client_of(sandbox).tile_images(TILE, stop)
+
+
+@pytest.mark.parametrize("fault", [Fault.RATE_LIMITED, Fault.RATE_LIMITED_DATE])
+def test_the_pause_that_a_service_asks_for_is_made(fault: Fault) -> None:
+    faults = Faults(tiles={fault: 1.0}, most=1, retry_after=2)
+    with Sandbox(world_of(street_images(3)), faults=faults) as sandbox:
+        began = time.monotonic()
+        client_of(sandbox).tile_images(TILE)
+        # An HTTP date has whole seconds.
+        assert 0.9 < time.monotonic() - began < 4
+
+
+def test_unknown_images_are_left_out_at_the_cost_of_no_request() -> None:
+    images = street_images(50)
+    gone = frozenset({FIRST_ID + 7, FIRST_ID + 8})
+    with Sandbox(world_of(images), faults=Faults(gone_ids=gone)) as sandbox:
+        links = client_of(sandbox).image_links([image.id for image in images], "2048")
+        assert links.keys() == {image.id for image in images} - gone
+        assert links[FIRST_ID].creator == "walker0"
+        assert sandbox.stats.requests["graph"] == 1
+
+
+def test_a_batch_refused_for_one_image_is_halved_until_that_is_found() -> None:
+    requests = []
+
+    def refuse_the_batch(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        ids = request.path.split("image_ids=")[1].split("&")[0].split(",")
+        requests.append(len(ids))
+        if "13" in ids:
+            return 400, {}, b'{"error": {"message": "No", "code": 100, "error_subcode": 33}}'
+        data = [{"id": id, "thumb_1024_url": "https://example.org/"} for id in ids]
+        return 200, {}, json.dumps({"data": data}).encode()
+
+    with service(refuse_the_batch) as url:
+        links = client_at(url).image_links(range(1, 51), "1024")
+    assert links.keys() == set(range(1, 51)) - {13}
+    assert len(requests) < 15
+
+
+def test_the_token_goes_to_the_two_services_in_a_header_and_nowhere_else(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither along a redirect, nor to the image server, nor into a URL or a message."""
+    caplog.set_level(logging.DEBUG)
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    token = "MLY|1234|secret"
+    seen: list[tuple[str, str | None, str]] = []
+
+    def note(request: http.server.BaseHTTPRequestHandler) -> None:
+        headers = request.headers
+        seen.append((request.path, headers["Authorization"], headers["User-Agent"]))
+
+    def elsewhere(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        note(request)
+        return 200, {}, b""
+
+    def redirect(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        note(request)
+        if request.path.startswith("/maps"):
+            return 302, {"Location": f"{other}/elsewhere"}, b""
+        if request.path.startswith("/images"):
+            return 302, {"Location": "/moved"}, b""
+        body = {"error": {"message": f"{request.headers['Authorization']}?", "code": 10}}
+        return 400, {}, json.dumps(body).encode()
+
+    with service(elsewhere) as other, service(redirect) as url:
+        client = client_at(url, token=token)
+        assert len(client.tile_images(TILE)) == 0
+        with pytest.raises(RefusedRequestError) as refusal:
+            client.image_links([1], "original")
+        list(client.image_chunks(ImageLink(1, f"{other}/image", None), threading.Event()))
+
+    authorizations = {path.split("?")[0]: authorization for path, authorization, _ in seen}
+    assert authorizations == {
+        f"/maps/vtp/mly1_public/2/14/{TILE.x}/{TILE.y}": f"OAuth {token}",
+        "/elsewhere": None,
+        "/images": f"OAuth {token}",
+        "/moved": f"OAuth {token}",
+        "/image": None,
+    }
+    assert all(agent == USER_AGENT for *_, agent in seen)
+    assert "vsvi-assets/" in USER_AGENT
+    written = f"{refusal.value} {caplog.text} {client!r} {vars(client)} {[s[0] for s in seen]}"
+    assert token not in written
+
+
+@pytest.mark.parametrize("token", ["", "MLY|1 2", "MLY|1\r\nX-Evil: 1", "MLY|é"])
+def test_a_token_that_cannot_be_one_is_refused_unsent_and_unsaid(token: str) -> None:
+    with service(lambda _: (200, {}, b"")) as url:
+        with pytest.raises(RefusedTokenError) as refusal:
+            client_at(url, token=token).tile_images(TILE)
+        assert not token or token not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "ftp://127.0.0.1/", "//", "http://[", "/again"]
+)
+def test_redirects_that_lead_nowhere_good_are_not_followed(location: str) -> None:
+    with service(lambda _: (302, {"Location": location}, b"")) as url:
+        client = client_at(url)
+        with pytest.raises(RefusedRequestError, match=f"tile 14/{TILE.x}"):
+            client.tile_images(TILE)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "http://127.0.0.1/unencrypted",
+        "x.jpg",
+        "https://[",
+    ],
+)
+def test_links_to_anything_but_a_web_server_are_refused(link: str) -> None:
+    client = Mapillary(lambda: TOKEN)
+    with pytest.raises(RefusedRequestError, match="image 1"):
+        list(client.image_chunks(ImageLink(1, link, None), threading.Event()))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"data": 5}',
+        b'{"data": [5]}',
+        b'{"data": [{"thumb_256_url": "https://example.org"}]}',
+        b'{"data": [{"id": "../1", "thumb_256_url": "https://example.org"}]}',
+        b"[" * 100_000,
+        b"<html>Sorry</html>",
+        b"\xff\xfe",
+    ],
+)
+def test_an_answer_that_is_no_list_of_images_is_asked_for_again(body: bytes) -> None:
+    with service(lambda _: (200, {}, body)) as url:
+        client = client_at(url)
+        with pytest.raises(TransientError, match="after 3 attempts") as error:
+            client.image_links([1], "256")
+        assert len(str(error.value)) < 400
+
+
+def test_a_stale_link_is_told_from_other_refusals() -> None:
+    with Sandbox(world_of(street_images(1)), link_lifetime=-1) as sandbox:
+        client = client_of(sandbox)
+        (link,) = client.image_links([FIRST_ID], "original").values()
+        with pytest.raises(StaleLinkError):
+            list(client.image_chunks(link, threading.Event()))
+
+
+def test_tiles_come_in_parallel_and_one_that_fails_does_not_keep_the_others_back() -> None:
+    tiles = [mercantile.Tile(TILE.x + x, TILE.y + y, 14) for x in range(5) for y in range(4)]
+    broken = tiles[3]
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        time.sleep(0.1)
+        if request.path.endswith(f"/{broken.x}/{broken.y}"):
+            return 503, {}, b"<html>Sorry</html>"
+        return 200, {}, b""
+
+    arrived: list[mercantile.Tile] = []
+    began = time.monotonic()
+    with service(answer) as url, pytest.raises(TilesFailedError, match=r"1 tiles .*\n.* 503"):
+        arrived.extend(tile for tile, _ in fetch_tiles(client_at(url), iter(tiles)))
+    assert set(arrived) == set(tiles) - {broken}
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_used_up_budget_ends_the_fetching_of_tiles(tmp_path: Path) -> None:
+    tiles = [mercantile.Tile(TILE.x + x, TILE.y, 14) for x in range(30)]
+    with Sandbox(world_of([])) as sandbox:
+        client = client_of(sandbox)
+        client.tile_budget = TileBudget(tmp_path / "budget.json", per_day=12)
+        with pytest.raises(TileBudgetError):
+            list(fetch_tiles(client, tiles))
+        assert sandbox.stats.requests["tiles"] <= 12
