@@ -1,6 +1,7 @@
 """The city file: one JSON or YAML file a city, in the format of percept-vsvi-filter's users."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,12 @@ class BoundingBox(BaseModel):
 
 
 def _utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("must be a moment between the years 1 and 9999 in UTC") from error
 
 
 def _cron(expression: str) -> str:
@@ -92,13 +98,23 @@ def _cron(expression: str) -> str:
 def _timezone(name: str) -> str:
     try:
         ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError) as error:
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise ValueError('must be a timezone such as "Europe/Amsterdam"') from error
     return name
 
 
 def _text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
+
+
+def _possible(path: Path) -> Path:
+    if b"\0" in os.fsencode(path):
+        raise ValueError("must be a path that a file can have, without a null character")
+    return path
+
+
+UserPath = Annotated[Path, AfterValidator(_possible)]
+BigInt = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class City(BaseModel):
@@ -112,21 +128,21 @@ class City(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bounding_box: BoundingBox
-    tile_cache_dir: Path | None = None
-    seqdir: Path | None = None
+    tile_cache_dir: UserPath | None = None
+    seqdir: UserPath | None = None
     srid: int | None = None
     interval: float = Field(50, ge=5, le=10_000)
     max_distance: float = Field(100, gt=0, le=10_000)
     network_type: Literal["all", "all_public", "bike", "drive", "drive_service", "walk"] = "all"
-    streets_file: Path | None = None
+    streets_file: UserPath | None = None
     selection: Literal["nearest", "all"] = "nearest"
-    imgid_file: Path | None = None
-    tile_list_file: Path | None = None
-    failed_imgid_file: Path | None = None
+    imgid_file: UserPath | None = None
+    tile_list_file: UserPath | None = None
+    failed_imgid_file: UserPath | None = None
     panorama: Literal["any", "only", "exclude"] = "any"
     captured_after: Annotated[datetime, AfterValidator(_utc)] | None = None
     captured_before: Annotated[datetime, AfterValidator(_utc)] | None = None
-    creator_ids: tuple[int, ...] | None = Field(None, min_length=1)
+    creator_ids: tuple[BigInt, ...] | None = Field(None, min_length=1)
     image_size: Annotated[Literal["original", "2048", "1024", "256"], BeforeValidator(_text)] = (
         "original"
     )
@@ -150,7 +166,7 @@ class City(BaseModel):
         count = self.bounding_box.count_tiles()
         if count > MAX_TILES:
             raise ValueError(
-                f"the bounding box covers {count:,} tiles; at most {MAX_TILES:,} make one city: "
+                f"bounding_box covers {count:,} tiles; at most {MAX_TILES:,} make one city: "
                 "write several cities, each with a part of the box"
             )
         return self
@@ -251,6 +267,13 @@ class City(BaseModel):
     def required_free_bytes(self) -> int:
         return int(self.required_disk_space * 1e9)
 
+    def latest_tick(self, now: datetime) -> datetime | None:
+        """Return when the schedule last ticked, with its timezone; None without a schedule."""
+        if self.schedule is None:
+            return None
+        local = now.astimezone(ZoneInfo(self.timezone))
+        return croniter(self.schedule, local).get_prev(datetime)
+
     def tile_path(self, key: str) -> Path:
         """Where the tile of the partition `key` is kept."""
         return self.tiles_folder / tile_file_name(parse_tile_key(key))
@@ -274,10 +297,10 @@ class City(BaseModel):
                 ids = [entry["mapillary_img_id"] for entry in json.loads(path.read_text())]
             else:
                 ids = path.read_text().split()
-            return [int(id_) for id_ in ids]
+            return [_image_id(id_) for id_ in ids]
         except OSError as error:
             raise CityFileError(f"{where}: cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CityFileError(
                 f"{where}: must hold one image id a line, or as .json a list of "
                 f'{{"mapillary_img_id": ...}} objects ({error})'
@@ -298,6 +321,13 @@ def parse_tile_key(key: str) -> mercantile.Tile:
 def tile_file_name(tile: mercantile.Tile) -> str:
     """Return the name of a tile's file in the tile cache, as percept-vsvi-filter writes it."""
     return f"mly1_public_{tile.x}_{tile.y}_{tile.z}"
+
+
+def _image_id(value: object) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**63):
+        raise ValueError(f"{text:.80} is no image id")
+    return int(text)
 
 
 def _read_tile_list(path: Path) -> set[str]:
@@ -369,7 +399,17 @@ def _read_mapping(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise CityFileError(f"cannot be read ({error.strerror})") from error
+    # For values that do not fit their tag PyYAML raises more than its own error.
+    except (
+        ValueError,
+        yaml.YAMLError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise CityFileError(f"cannot be read as {path.suffix[1:].upper()} ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CityFileError('must hold an object of keys such as "bounding_box"')

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dagster import AssetKey, AssetSpec, Definitions, in_process_executor
 
 from vsvi_assets.assets import build_city_assets
+from vsvi_assets.automation import build_refresh_sensor, with_conditions
 from vsvi_assets.checks import build_city_checks
 from vsvi_assets.city import BrokenCity, load_cities
 from vsvi_assets.io_managers.filesystem import SequenceFolders, StreetPointsFile, TileFiles
@@ -31,10 +32,15 @@ def build_defs(
     postgis = PostgisResource(data_dir=str(settings.data_dir))
     return Definitions(
         assets=[
-            *(asset for city in cities for asset in build_city_assets(city, settings)),
+            *(
+                asset
+                for city in cities
+                for asset in with_conditions(city, build_city_assets(city, settings))
+            ),
             *_broken_city_files(broken),
         ],
         asset_checks=[check for city in cities for check in build_city_checks(city)],
+        sensors=[build_refresh_sensor(city) for city in cities if city.schedule],
         resources={
             "mapillary": MapillaryResource(
                 tiles_url=settings.tiles_url,
@@ -55,15 +61,19 @@ def build_defs(
 
 
 def _broken_city_files(broken: Sequence[BrokenCity]) -> list[AssetSpec]:
+    errors: dict[str, list[str]] = {}
     for city in broken:
         logging.getLogger(__name__).error("City left out: %s", city.error)
+        errors.setdefault(city.name, []).append(str(city.error))
     return [
         AssetSpec(
-            key=AssetKey([city.name, "city_file"]),
+            key=AssetKey([name, "city_file"]),
             group_name="broken_city_files",
-            description=f"**This city is left out until its file is mended.**\n\n{city.error}",
+            description="\n\n".join(
+                ["**This city is left out until its file is mended.**", *errors[name]]
+            ),
         )
-        for city in broken
+        for name in errors
     ]
 
 

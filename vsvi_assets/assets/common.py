@@ -16,6 +16,12 @@ warnings.filterwarnings("ignore", category=BetaWarning, message=".*backfill_poli
 MAPILLARY_POOL = "mapillary"
 """The pool that bounds how many runs ask Mapillary at a time."""
 
+CITY_TAG = "vsvi/city"
+"""The run tag by which dagster.yaml bounds the runs of each city."""
+
+REFRESH_TAG = "vsvi/refresh"
+"""The run tag of a scheduled refresh: tiles older than the tick are fetched anew."""
+
 
 def service_retry(settings: Settings) -> RetryPolicy:
     """Return the policy of assets that talk to a service.
@@ -51,7 +57,7 @@ def identity(city: City, name: str, kinds: set[str]) -> dict[str, Any]:
         "key": asset_key(city, name),
         "group_name": city.group,
         "kinds": kinds,
-        "tags": {"vsvi/city": city.name},
+        "tags": {CITY_TAG: city.name},
     }
 
 

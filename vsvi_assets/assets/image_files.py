@@ -6,7 +6,6 @@ from dagster import (
     AssetExecutionContext,
     AssetsDefinition,
     BackfillPolicy,
-    DynamicPartitionsDefinition,
     Output,
     ResourceParam,
     asset,
@@ -14,7 +13,7 @@ from dagster import (
 
 from vsvi_assets.assets.common import MAPILLARY_POOL, Fetch, identity, service_retry, upstream
 from vsvi_assets.assets.partitions import Partition, hand_over
-from vsvi_assets.assets.selected_image_ids import sequence_partitions_name
+from vsvi_assets.assets.sequence_partitions import sequence_partitions
 from vsvi_assets.city import City
 from vsvi_assets.failures import ImagesFailedError
 from vsvi_assets.files import DiskGuard, update_lines
@@ -34,7 +33,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         **identity(city, "image_files", {"mapillary", "jpeg"}),
         ins=upstream(city, "selected_image_ids"),
         description="The selected photographs, as <seqdir>/<sequence_id>/<image_id>.jpg.",
-        partitions_def=DynamicPartitionsDefinition(name=sequence_partitions_name(city)),
+        partitions_def=sequence_partitions(city),
         backfill_policy=BackfillPolicy.multi_run(settings.sequences_per_run),
         io_manager_key="sequence_folders",
         retry_policy=service_retry(settings),

@@ -4,27 +4,18 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from dagster import (
-    AssetExecutionContext,
-    AssetsDefinition,
-    DagsterInstance,
-    Output,
-    asset,
-)
+from dagster import AssetExecutionContext, AssetsDefinition, Output, asset
 
 from vsvi_assets.assets.common import identity, service_retry, upstream
+from vsvi_assets.assets.sequence_partitions import update_sequences
 from vsvi_assets.city import City
 from vsvi_assets.failures import explained
 from vsvi_assets.files import atomic_write
+from vsvi_assets.inventory import take_inventory
 from vsvi_assets.io_managers.postgis import PostgisSchema
 from vsvi_assets.postgis import NewTable
 from vsvi_assets.settings import Settings
 from vsvi_assets.tables import select_images, selected_images_table
-
-
-def sequence_partitions_name(city: City) -> str:
-    """Return the name of the city's dynamic partitions, one a sequence with a selected image."""
-    return f"{city.name}_sequences"
 
 
 def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition:
@@ -49,7 +40,8 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
             # What follows runs once the table is stored: no file and no partition tells of
             # a selection that the database does not hold.
             _write_ids(city, image_ids)
-            _register_sequences(context.instance, city, sequence_ids)
+            inventory = take_inventory(city, postgis_tables.postgis)
+            update_sequences(context, city, sequence_ids, incomplete=inventory.missing)
 
     return selected_image_ids
 
@@ -66,12 +58,3 @@ def _write_ids(city: City, image_ids: pa.Array) -> None:
     city.folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(city.selected_image_ids_path) as file:
         file.writelines(b"%d\n" % image_id for image_id in image_ids.to_pylist())
-
-
-def _register_sequences(instance: DagsterInstance, city: City, sequence_ids: Sequence[str]) -> None:
-    name = sequence_partitions_name(city)
-    registered = set(instance.get_dynamic_partitions(name))
-    added = [sequence for sequence in sequence_ids if sequence not in registered]
-    instance.add_dynamic_partitions(name, added)
-    for sequence in registered.difference(sequence_ids):
-        instance.delete_dynamic_partition(name, sequence)

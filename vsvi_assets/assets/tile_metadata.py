@@ -1,6 +1,7 @@
 """The metadata of all Mapillary images, tile by tile."""
 
 from collections.abc import Generator
+from datetime import UTC, datetime
 
 import pyarrow as pa
 from dagster import (
@@ -13,7 +14,7 @@ from dagster import (
     asset,
 )
 
-from vsvi_assets.assets.common import MAPILLARY_POOL, Fetch, identity, service_retry
+from vsvi_assets.assets.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, identity, service_retry
 from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.city import City, parse_tile_key, tile_key
 from vsvi_assets.mapillary.coverage import fetch_tiles
@@ -40,10 +41,15 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
         progress: ResourceParam[Progress],
     ) -> Output:
         def partitions() -> Generator[Partition[pa.Table], None, None]:
+            outdated_before = _outdated_before(context, city)
             absent = []
             for key in context.partition_keys:
                 path = city.tile_path(key)
-                if config.overwrite or not path.exists():
+                if (
+                    config.overwrite
+                    or not path.exists()
+                    or path.stat().st_mtime < outdated_before
+                ):
                     absent.append(key)
                 else:
                     images = read_tile(path)
@@ -60,3 +66,13 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
         return Output(hand_over(context, city, partitions()))
 
     return tile_metadata
+
+
+def _outdated_before(context: AssetExecutionContext, city: City) -> float:
+    """Return from when, in seconds since 1970, a tile on disk serves this run.
+
+    A refresh takes no tile that is older than its tick. One that it fetched itself it keeps,
+    however often it is retried.
+    """
+    tick = city.latest_tick(datetime.now(UTC)) if REFRESH_TAG in context.run.tags else None
+    return tick.timestamp() if tick else 0.0

@@ -1,0 +1,146 @@
+"""A city's sequences as partitions: those that are selected, each with a status that is true.
+
+A sequence is to show as materialized if and only if every image selected for it is on disk,
+or known to be unavailable. The runs of `image_files` keep to that by themselves; a new
+selection, or a file deleted by hand, changes it without a run. Dagster's Postgres storage
+cannot wipe single partitions, and a partition that is deleted and added again brings its old
+status back. So what was materialized and is no longer complete is shown as failed, by a run
+that fails with the reason; what became complete is recorded as materialized.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, groupby
+
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetMaterialization,
+    BackfillPolicy,
+    DagsterInstance,
+    DagsterRunStatus,
+    DynamicPartitionsDefinition,
+    Failure,
+    RunConfig,
+    RunsFilter,
+    asset,
+    materialize,
+)
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from vsvi_assets.assets.common import CITY_TAG, asset_key
+from vsvi_assets.city import City
+
+UNFINISHED_RUNS = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+UNFINISHED_BACKFILLS = [
+    BulkActionStatus.REQUESTED,
+    BulkActionStatus.CANCELING,
+    BulkActionStatus.FAILING,
+]
+
+
+def sequence_partitions_name(city: City) -> str:
+    """Return the name of the city's dynamic partitions, one a sequence with a selected image."""
+    return f"{city.name}_sequences"
+
+
+def sequence_partitions(city: City) -> DynamicPartitionsDefinition:
+    """Return the partitions of the city's `image_files`."""
+    return DynamicPartitionsDefinition(name=sequence_partitions_name(city))
+
+
+def update_sequences(
+    context: AssetExecutionContext,
+    city: City,
+    selected: Sequence[str],
+    incomplete: Collection[str],
+) -> None:
+    """Make the city's partitions, and their statuses, those of a new selection.
+
+    Parameters
+    ----------
+    context
+        Of the run in which the selection was made.
+    selected
+        All sequences of which an image is selected.
+    incomplete
+        Those of them that lack images on disk.
+    """
+    instance = context.instance
+    _register(instance, city, selected, incomplete)
+    registered = instance.get_dynamic_partitions(sequence_partitions_name(city))
+    files = asset_key(city, "image_files")
+    statuses = instance.get_status_by_partition(files, registered, sequence_partitions(city)) or {}
+    outdated = {
+        sequence
+        for sequence in incomplete
+        if statuses.get(sequence) == AssetPartitionStatus.MATERIALIZED
+    }
+    for adjacent in _adjacent(registered, outdated):
+        _show_as_failed(instance, city, adjacent)
+    for sequence in set(selected).difference(incomplete):
+        if statuses.get(sequence) in (None, AssetPartitionStatus.FAILED):
+            context.log_event(AssetMaterialization(files, partition=sequence))
+
+
+def _register(
+    instance: DagsterInstance, city: City, selected: Sequence[str], incomplete: Collection[str]
+) -> None:
+    name = sequence_partitions_name(city)
+    registered = instance.get_dynamic_partitions(name)
+    # Without its key a run dies, so those no longer selected stay until nothing runs.
+    if not _is_materializing(instance, asset_key(city, "image_files")):
+        # A run covers keys that follow each other, so incomplete ones are put next to the new.
+        staying = set(selected).difference(incomplete)
+        for sequence in registered:
+            if sequence not in staying:
+                instance.delete_dynamic_partition(name, sequence)
+        registered = [sequence for sequence in registered if sequence in staying]
+    known = set(registered)
+    instance.add_dynamic_partitions(name, [key for key in selected if key not in known])
+
+
+def _is_materializing(instance: DagsterInstance, key: AssetKey) -> bool:
+    runs = instance.get_runs(RunsFilter(statuses=UNFINISHED_RUNS))
+    backfills = instance.get_backfills(BulkActionsFilter(statuses=UNFINISHED_BACKFILLS))
+    in_runs = (run.asset_selection or () for run in runs)
+    in_backfills = (backfill.asset_selection or () for backfill in backfills)
+    return any(key in keys for keys in chain(in_runs, in_backfills))
+
+
+def _adjacent(keys: Sequence[str], wanted: Collection[str]) -> Iterator[list[str]]:
+    for is_wanted, group in groupby(keys, key=wanted.__contains__):
+        if is_wanted:
+            yield list(group)
+
+
+def _show_as_failed(instance: DagsterInstance, city: City, sequences: Sequence[str]) -> None:
+    @asset(
+        key=asset_key(city, "image_files"),
+        partitions_def=sequence_partitions(city),
+        backfill_policy=BackfillPolicy.single_run(),
+    )
+    def image_files() -> None:
+        raise Failure(
+            f"{city.name}: {len(sequences)} sequences lack images that are selected by now. "
+            "The city's next refresh downloads them, as does running these partitions.",
+            allow_retries=False,
+        )
+
+    materialize(
+        [image_files],
+        instance=instance,
+        raise_on_error=False,
+        run_config=RunConfig(loggers={"console": {"config": {"log_level": "CRITICAL"}}}),
+        tags={
+            "dagster/asset_partition_range_start": sequences[0],
+            "dagster/asset_partition_range_end": sequences[-1],
+            CITY_TAG: city.name,
+        },
+    )
