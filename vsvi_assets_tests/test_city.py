@@ -1,0 +1,351 @@
+"""The city file: what is taken as it is, what is refused, and how that is said."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import mercantile
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vsvi_assets.city import CityFileError, load_cities, load_city, parse_tile_key, tile_file_name
+from vsvi_assets.definitions import build_defs
+from vsvi_assets.settings import Settings
+
+AMSTERDAM = """{
+    "bounding_box": {
+        "west": 4.7149,
+        "south": 52.2818,
+        "east": 5.1220,
+        "north": 52.4284
+    },
+    "tile_cache_dir": "ams-tiles",
+    "seqdir": "ams-seqs"
+}
+"""
+UTRECHT = """{
+    "bounding_box": {
+        "west": 5.033,
+        "south": 52.047,
+        "east": 5.188,
+        "north": 52.137
+    },
+    "tile_cache_dir": "utrecht-tiles",
+    "seqdir": "utrecht-seqs"
+}
+"""
+BOX = {"west": 5.033, "south": 52.047, "east": 5.188, "north": 52.137}
+
+
+def write(folder: Path, content: object, name: str = "town.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def refusal(folder: Path, content: object, name: str = "town.json") -> str:
+    """Return why a city file is refused; the reason always names the file."""
+    path = write(folder, content, name)
+    with pytest.raises(CityFileError) as refused:
+        load_city(path, folder)
+    assert str(refused.value).startswith(f"{path}: ")
+    return str(refused.value)
+
+
+def test_city_files_of_percept_vsvi_filter_load_as_they_are(tmp_path: Path) -> None:
+    write(tmp_path, AMSTERDAM, "greater-amsterdam.json")
+    write(tmp_path, UTRECHT, "utrecht.json")
+
+    cities, broken = load_cities(tmp_path, tmp_path / "data")
+
+    assert not broken
+    amsterdam, utrecht = cities
+    assert amsterdam.name == "greater-amsterdam"
+    assert amsterdam.bounding_box.bounds == (4.7149, 52.2818, 5.1220, 52.4284)
+    assert amsterdam.tiles_folder == tmp_path / "data/ams-tiles"
+    assert amsterdam.sequences_folder == tmp_path / "data/ams-seqs"
+    assert amsterdam.tile_path("14/8415/5384").name == "mly1_public_8415_5384_14"
+    assert amsterdam.projected_srid == utrecht.projected_srid == 32631
+    assert len(utrecht.tile_keys) == 64
+    keys = build_defs(settings(tmp_path)).resolve_asset_graph().get_all_asset_keys()
+    assert {key.path[0] for key in keys} == {"greater-amsterdam", "utrecht"}
+
+
+def settings(folder: Path) -> Settings:
+    return Settings.from_environment(
+        {"VSVI_CITIES_DIR": str(folder), "VSVI_DATA_DIR": str(folder / "data")}
+    )
+
+
+def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
+    content = {
+        "bounding_box": BOX,
+        "interval": 25,
+        "creator_ids": [1, 2],
+        "image_size": 2048,
+        "schedule": "0 3 * * 1",
+        "timezone": "Europe/Amsterdam",
+        "captured_after": "2020-01-01",
+    }
+    as_json = load_city(write(tmp_path, content), tmp_path)
+    as_yaml = load_city(write(tmp_path, yaml.safe_dump(content), "town.yaml"), tmp_path)
+    bare_date = yaml.safe_dump(content).replace("'2020-01-01'", "2020-01-01")
+    assert "captured_after: 2020-01-01" in bare_date
+    with_date = load_city(write(tmp_path, bare_date, "town.yml"), tmp_path)
+    assert as_json == as_yaml == with_date
+    assert (as_json.interval, as_json.image_size) == (25, "2048")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"bounding_box": {**BOX, "west": 6}}, ["bounding_box", "west (6.0)", "east (5.188)"]),
+        ({"bounding_box": {**BOX, "west": 5.188}}, ["west (5.188) must be less than east"]),
+        (
+            {"bounding_box": {"west": 179, "south": -18, "east": -179, "north": -16}},
+            ["bounding_box", "west (179.0)", "antimeridian", "two cities"],
+        ),
+        ({"bounding_box": {**BOX, "east": 181}}, ["bounding_box.east = 181", "180"]),
+        ({"bounding_box": {**BOX, "north": 91}}, ["bounding_box.north = 91", "85.0511"]),
+        ({"bounding_box": {**BOX, "south": -86.0}}, ["bounding_box.south = -86.0", "-85.0511"]),
+        ({"bounding_box": {**BOX, "south": 53}}, ["bounding_box", "south (53.0)", "north"]),
+        ({"bounding_box": {**BOX, "up": 1}}, ["bounding_box.up = 1", "unknown key", "north"]),
+        ({"bounding_box": {"west": 5}}, ["bounding_box.south", "required"]),
+        ({"bounding_box": "5,52,6,53"}, ["bounding_box = '5,52,6,53'"]),
+        ({"intervall": 25}, ["intervall = 25", "unknown key", "interval"]),
+        ({"interval": "many"}, ["interval = 'many'", "number"]),
+        ({"interval": 0}, ["interval = 0", "greater than or equal to 5"]),
+        ({"max_distance": float("inf")}, ["max_distance = inf", "finite"]),
+        ({"srid": 999_999}, ["srid 999999 is unknown", "such as 32631"]),
+        ({"srid": 4326}, ["srid 4326 (WGS 84)", "projected CRS in metres", "32631"]),
+        ({"srid": 2263}, ["srid 2263", "metres", "32631"]),
+        ({"srid": 2154}, ["srid 2154", "France", "does not meet", "32631"]),
+        (
+            {"bounding_box": {"west": 0, "south": 40, "east": 10, "north": 50}},
+            ["bounding_box covers", "at most 20,000", "several cities"],
+        ),
+        ({"network_type": "rail"}, ["network_type = 'rail'", "'walk'"]),
+        ({"selection": "best"}, ["selection = 'best'", "'nearest'"]),
+        ({"panorama": True}, ["panorama = True", "'only'"]),
+        ({"image_size": 512}, ["image_size = '512'", "'1024'"]),
+        ({"captured_after": "yesterday"}, ["captured_after = 'yesterday'", "datetime"]),
+        (
+            {"captured_after": "2021-01-01", "captured_before": "2020-01-01"},
+            ["captured_after (2021", "must be before", "captured_before (2020"],
+        ),
+        ({"captured_after": "0001-01-01T00:00:00+14:00"}, ["captured_after", "years 1 and 9999"]),
+        ({"creator_ids": []}, ["creator_ids = []", "at least 1"]),
+        ({"creator_ids": [2**63]}, ["creator_ids.0 = 9223372036854775808", "less than"]),
+        ({"schedule": "weekly"}, ["schedule = 'weekly'", "five fields"]),
+        ({"schedule": "0 3 * * 9"}, ["schedule = '0 3 * * 9'", "cron"]),
+        ({"timezone": "Europe"}, ["timezone = 'Europe'", "Europe/Amsterdam"]),
+        ({"timezone": "Europe/Utrecht"}, ["timezone = 'Europe/Utrecht'", "Europe/Amsterdam"]),
+        ({"num_retries": -1}, ["num_retries = -1", "greater than or equal to 0"]),
+        ({"required_disk_space": "100GB"}, ["required_disk_space = '100GB'", "number"]),
+        ({"seqdir": "a\0b"}, ["seqdir", "null character"]),
+        ({"tile_list_file": "absent.txt"}, ["tile_list_file = ", "absent.txt", "cannot be read"]),
+    ],
+)
+def test_what_is_wrong_is_refused_with_key_value_and_what_would_be_right(
+    tmp_path: Path, change: dict[str, Any], told: list[str]
+) -> None:
+    reason = refusal(tmp_path, {"bounding_box": BOX} | change)
+    for text in told:
+        assert text in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("town.json", "{"),
+        ("town.json", "[1, 2]"),
+        ("town.json", "[" * 100_000),
+        ("town.yaml", "bounding_box: [1"),
+        ("town.yaml", "bounding_box: !!python/object/apply:os.getcwd []"),
+        ("town.yaml", "interval: !!bool perhaps"),
+        ("town.yaml", "1: 2"),
+        ("public.json", json.dumps({"bounding_box": BOX})),
+        ("pg_town.json", json.dumps({"bounding_box": BOX})),
+        ("my town.json", json.dumps({"bounding_box": BOX})),
+        ("a" * 51 + ".json", json.dumps({"bounding_box": BOX})),
+    ],
+)
+def test_a_file_that_is_no_city_is_refused(tmp_path: Path, name: str, content: str) -> None:
+    assert refusal(tmp_path, content, name)
+
+
+def test_all_that_is_wrong_in_a_file_is_told_at_once(tmp_path: Path) -> None:
+    reason = refusal(tmp_path, {"bounding_box": BOX, "interval": 0, "panorama": "yes"})
+    assert "interval = 0" in reason
+    assert "panorama = 'yes'" in reason
+
+
+def test_a_tile_list_keeps_the_tiles_that_it_names(tmp_path: Path) -> None:
+    whole = load_city(write(tmp_path, {"bounding_box": BOX}), tmp_path)
+    names = [tile_file_name(tile) for tile in whole.tiles]
+    (tmp_path / "tiles.txt").write_text("\n".join([names[3], "mly1_public_1_1_14", names[0]]))
+    content = {"bounding_box": BOX, "tile_list_file": "tiles.txt"}
+    city = load_city(write(tmp_path, content), tmp_path)
+    assert city.tile_keys == [whole.tile_keys[0], whole.tile_keys[3]]
+
+    (tmp_path / "tiles.txt").write_text("mly1_public_1_1_14\n")
+    assert "none of its 1 tiles meets the bounding box" in refusal(tmp_path, content)
+
+
+def test_a_broken_file_is_shown_and_takes_no_other_city_down(tmp_path: Path) -> None:
+    write(tmp_path, UTRECHT, "utrecht.json")
+    write(tmp_path, {"bounding_box": BOX, "srid": 4326}, "delft.json")
+    write(tmp_path, "{", "gouda.json")
+    write(tmp_path, "{", "gouda.yaml")
+    write(tmp_path, {"bounding_box": BOX, "seqdir": "\ud800"}, "leiden.json")
+    write(tmp_path, "not a city", "notes.txt")
+
+    graph = build_defs(settings(tmp_path)).resolve_asset_graph()
+
+    by_city: dict[str, set[str]] = {}
+    for key in graph.get_all_asset_keys():
+        by_city.setdefault(key.path[0], set()).add(key.path[1])
+    assert len(by_city.pop("utrecht")) == 5
+    assert by_city == {name: {"city_file"} for name in ("delft", "gouda", "leiden")}
+    described = {
+        key.path[0]: str(graph.get(key).description)
+        for key in graph.get_all_asset_keys()
+        if key.path[1] == "city_file"
+    }
+    assert "srid 4326" in described["delft"]
+    assert str(tmp_path / "gouda.json") in described["gouda"]
+    assert str(tmp_path / "gouda.yaml") in described["gouda"]
+
+
+def test_cities_in_each_others_way_are_all_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"bounding_box": BOX, "seqdir": "photos"}, "delft.json")
+    write(tmp_path, {"bounding_box": BOX, "seqdir": "data/../photos"}, "gouda.json")
+    write(tmp_path, {"bounding_box": BOX}, "new-town.json")
+    write(tmp_path, {"bounding_box": BOX}, "New_Town.json")
+    write(tmp_path, {"bounding_box": BOX}, "utrecht.json")
+
+    cities, broken = load_cities(tmp_path, tmp_path)
+
+    assert [city.name for city in cities] == ["utrecht"]
+    told = {city.name: str(city.error) for city in broken}
+    assert set(told) == {"delft", "gouda", "new-town", "New_Town"}
+    assert "seqdir" in told["delft"]
+    assert "gouda.json" in told["delft"]
+    assert "delft.json" in told["gouda"]
+    assert "New_Town.json" in told["new-town"]
+
+
+def test_without_a_folder_of_cities_it_is_said_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CityFileError, match="VSVI_CITIES_DIR"):
+        load_cities(tmp_path / "absent", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ids"),
+    [
+        ("ids.txt", "12\n7\n\n  9 \n", [12, 7, 9]),
+        ("ids.json", '[{"mapillary_img_id": "12"}, {"mapillary_img_id": 7, "x": 1}]', [12, 7]),
+        ("ids.txt", "", []),
+        ("ids.json", "[]", []),
+    ],
+)
+def test_ids_are_read_from_both_kinds_of_list(
+    tmp_path: Path, name: str, content: str, ids: list[int]
+) -> None:
+    (tmp_path / name).write_text(content)
+    city = load_city(write(tmp_path, {"bounding_box": BOX, "imgid_file": name}), tmp_path)
+    assert city.read_image_ids() == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ids.txt", None),
+        ("ids.txt", "12\ntwelve\n"),
+        ("ids.txt", "99999999999999999999\n"),
+        ("ids.txt", "-5\n"),
+        ("ids.txt", b"\xff\xfe"),
+        ("ids.json", '{"mapillary_img_id": 12}'),
+        ("ids.json", '[{"id": 12}]'),
+        ("ids.json", '[{"mapillary_img_id": 1.5}]'),
+        ("ids.json", '[{"mapillary_img_id": true}]'),
+        ("ids.json", "[" * 100_000),
+    ],
+)
+def test_a_list_of_ids_that_is_none_is_refused(
+    tmp_path: Path, name: str, content: str | bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    city = load_city(write(tmp_path, {"bounding_box": BOX, "imgid_file": name}), tmp_path)
+    with pytest.raises(CityFileError, match="imgid_file = "):
+        city.read_image_ids()
+
+
+@given(
+    west=st.floats(-180, 179),
+    south=st.floats(-85, 84),
+    width=st.floats(0.0001, 0.5),
+    height=st.floats(0.0001, 0.3),
+    seed=st.integers(0, 1000),
+)
+def test_the_tiles_cover_the_box_and_each_meets_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    west: float,
+    south: float,
+    width: float,
+    height: float,
+    seed: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("box")
+    box = {"west": west, "south": south, "east": west + width, "north": south + height}
+    city = load_city(write(folder, {"bounding_box": box}), folder)
+
+    tiles = {parse_tile_key(key) for key in city.tile_keys}
+    assert len(tiles) == len(city.tile_keys)
+    places = random.Random(seed)
+    for _ in range(20):
+        lon = places.uniform(west, west + width)
+        lat = places.uniform(south, south + height)
+        assert mercantile.tile(lon, lat, 14) in tiles
+    for tile in tiles:
+        bounds = mercantile.bounds(tile)
+        assert bounds.west <= box["east"]
+        assert bounds.east >= box["west"]
+        assert bounds.south <= box["north"]
+        assert bounds.north >= box["south"]
+
+
+KEYS = st.sampled_from(
+    [
+        *("bounding_box", "west", "south", "east", "north", "tile_cache_dir", "seqdir", "srid"),
+        *("interval", "imgid_file", "tile_list_file", "panorama", "captured_after"),
+        *("captured_before", "creator_ids", "image_size", "schedule", "timezone"),
+    ]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(5.1)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(), inner),
+    max_leaves=12,
+)
+
+
+@given(
+    content=st.text()
+    | ANYTHING.map(json.dumps)
+    | st.dictionaries(KEYS, ANYTHING)
+    .map(lambda keys: {"bounding_box": BOX} | keys)
+    .map(json.dumps),
+    suffix=st.sampled_from(["json", "yaml"]),
+)
+def test_whatever_a_file_holds_it_is_a_city_or_a_broken_one(
+    tmp_path_factory: pytest.TempPathFactory, content: str, suffix: str
+) -> None:
+    folder = tmp_path_factory.mktemp("cities")
+    (folder / f"town.{suffix}").write_bytes(content.encode(errors="surrogatepass"))
+    cities, broken = load_cities(folder, folder)
+    assert len(cities) + len(broken) == 1
