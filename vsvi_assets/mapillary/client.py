@@ -46,15 +46,16 @@ USER_AGENT = f"vsvi-assets/{version('vsvi-assets')} (vsvi_assets, street-view im
 IMAGES_PER_REQUEST = 50
 """Image ids in one request for links, as other clients of the service use it."""
 
-LINK_REQUESTS_PER_SECOND = 150.0
-TILE_REQUESTS_PER_SECOND = 50.0
-IMAGE_REQUESTS_PER_SECOND = 1000.0
-"""Ceilings under the documented limits of searches, tiles and entities."""
+LINK_REQUESTS_PER_SECOND = 75.0
+TILE_REQUESTS_PER_SECOND = 25.0
+IMAGE_REQUESTS_PER_SECOND = 500.0
+"""Ceilings at half the documented limits of searches and entities: two runs may ask at a time."""
 
 MAX_ANSWER_BYTES = 20_000_000
 MAX_ERROR_BYTES = 65_536
 MAX_ANSWER_SECONDS = 3600
 MAX_REDIRECTS = 5
+MAX_CONNECTIONS = 256
 MAX_BACKOFF = 60.0
 CHUNK_BYTES = 65_536
 
@@ -140,10 +141,6 @@ class Mapillary:
         Seconds; before retry n (from 0) a random time up to backoff * 2**n passes.
     tile_budget
         Counts the tile requests of the day; None: they are not counted.
-    connections
-        How many connections are kept open for reuse.
-    recovery
-        Seconds from standstill to full speed after the service said "too many requests".
     timeout
         Seconds without a byte after which a connection counts as dead.
     """
@@ -157,8 +154,6 @@ class Mapillary:
         num_retries: int = 8,
         backoff: float = 1.0,
         tile_budget: TileBudget | None = None,
-        connections: int = 64,
-        recovery: float = 60.0,
         timeout: float = 30.0,
     ) -> None:
         self._token = functools.cache(lambda: _checked_token(token()))
@@ -171,13 +166,13 @@ class Mapillary:
         self.tile_budget = tile_budget
         self._timeout = timeout
         self._pacers = {
-            Service.TILES: Pacer(TILE_REQUESTS_PER_SECOND, recovery),
-            Service.GRAPH: Pacer(LINK_REQUESTS_PER_SECOND, recovery),
-            Service.IMAGES: Pacer(IMAGE_REQUESTS_PER_SECOND, recovery),
+            Service.TILES: Pacer(TILE_REQUESTS_PER_SECOND),
+            Service.GRAPH: Pacer(LINK_REQUESTS_PER_SECOND),
+            Service.IMAGES: Pacer(IMAGE_REQUESTS_PER_SECOND),
         }
         self._session = _Session()
         self._session.headers["User-Agent"] = USER_AGENT
-        self._adapter = _Adapter(pool_maxsize=connections)
+        self._adapter = _Adapter(pool_maxsize=MAX_CONNECTIONS)
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, self._adapter)
 
