@@ -54,6 +54,7 @@ IMAGE_REQUESTS_PER_SECOND = 500.0
 MAX_ANSWER_BYTES = 20_000_000
 MAX_ERROR_BYTES = 65_536
 MAX_ANSWER_SECONDS = 3600
+MAX_NAME_LENGTH = 200
 MAX_REDIRECTS = 5
 MAX_CONNECTIONS = 256
 MAX_BACKOFF = 60.0
@@ -247,15 +248,12 @@ class Mapillary:
 
         try:
             links = self._retrying(attempt, stop)
-        except (UnavailableError, RefusedRequestError) as error:
-            if len(ids) > 1:
-                middle = len(ids) // 2
-                return self.image_links(ids[:middle], size, stop) | self.image_links(
-                    ids[middle:], size, stop
-                )
-            if isinstance(error, UnavailableError):
+        except UnavailableError:
+            if len(ids) == 1:
                 return {}
-            raise
+            middle = len(ids) // 2
+            first, second = ids[:middle], ids[middle:]
+            return self.image_links(first, size, stop) | self.image_links(second, size, stop)
         return {image_id: links[image_id] for image_id in ids if image_id in links}
 
     def image_chunks(self, link: ImageLink, stop: threading.Event) -> Iterator[bytes]:
@@ -407,7 +405,7 @@ def _links(body: bytes, field_name: str, asked_for: str) -> dict[int, ImageLink]
 def _username(image: dict[str, Any]) -> str | None:
     creator = image.get("creator")
     username = creator.get("username") if isinstance(creator, dict) else None
-    return str(username) if username else None
+    return str(username)[:MAX_NAME_LENGTH] if username else None
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -1,3 +1,4 @@
+import gzip
 import http.server
 import json
 import logging
@@ -10,7 +11,7 @@ from pathlib import Path
 import mercantile
 import pytest
 
-from vsvi_assets.mapillary.client import USER_AGENT, ImageLink, Mapillary
+from vsvi_assets.mapillary.client import MAX_ANSWER_BYTES, USER_AGENT, ImageLink, Mapillary
 from vsvi_assets.mapillary.coverage import TilesFailedError, fetch_tiles
 from vsvi_assets.mapillary.errors import (
     MapillaryError,
@@ -253,6 +254,34 @@ def test_an_answer_that_is_no_list_of_images_is_asked_for_again(body: bytes) -> 
         with pytest.raises(TransientError, match="after 3 attempts") as error:
             client.image_links([1], "256")
         assert len(str(error.value)) < 400
+
+
+def test_a_batch_refused_for_another_reason_is_not_asked_for_piece_by_piece() -> None:
+    requests = []
+
+    def refuse(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        requests.append(request.path)
+        return 400, {}, b'{"error": {"message": "Unknown field", "code": 100}}'
+
+    with service(refuse) as url:
+        client = client_at(url)
+        with pytest.raises(RefusedRequestError, match="Unknown field"):
+            client.image_links(range(1, 51), "1024")
+    assert len(requests) == 1
+
+
+def test_compressed_answers_are_read_and_endless_ones_are_not() -> None:
+    answers = iter(
+        [
+            gzip.compress(b'{"data": [{"id": "1", "thumb_256_url": "https://example.org"}]}'),
+            gzip.compress(bytes(MAX_ANSWER_BYTES + 1)),
+        ]
+    )
+    with service(lambda _: (200, {"Content-Encoding": "gzip"}, next(answers))) as url:
+        client = client_at(url)
+        assert client.image_links([1], "256").keys() == {1}
+        with pytest.raises(RefusedRequestError, match="more than"):
+            client.image_links([1], "256")
 
 
 def test_a_stale_link_is_told_from_other_refusals() -> None:
