@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psycopg2
 import psycopg2.extensions
@@ -29,8 +29,6 @@ class NewTable:
         The rows, in batches; consumed once, one batch in memory at a time.
     query
         A SELECT over `pg_temp.staging` whose result is the table, in the order of storage.
-    parameters
-        Values bound to the query.
     constraints
         SQL after ALTER TABLE, such as a primary key.
     indexes
@@ -41,7 +39,6 @@ class NewTable:
     columns: Mapping[str, str]
     rows: Iterable[pa.Table]
     query: sql.Composable
-    parameters: Mapping[str, object] = field(default_factory=dict)
     constraints: Sequence[sql.SQL] = ()
     indexes: Sequence[sql.SQL] = ()
 
@@ -117,6 +114,7 @@ class Postgis:
             read_options=pa.csv.ReadOptions(column_names=list(columns)),
             convert_options=pa.csv.ConvertOptions(
                 column_types=columns,
+                null_values=[""],
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
                 true_values=["t"],
@@ -153,7 +151,7 @@ def _build(cursor: psycopg2.extensions.cursor, building: sql.Identifier, table: 
         cursor.copy_expert("COPY pg_temp.staging FROM STDIN (FORMAT csv)", buffer)
     cursor.execute("ANALYZE pg_temp.staging")
     target = sql.SQL("{}.{}").format(building, sql.Identifier(table.name))
-    cursor.execute(sql.SQL("CREATE TABLE {} AS {}").format(target, table.query), table.parameters)
+    cursor.execute(sql.SQL("CREATE TABLE {} AS {}").format(target, table.query))
     count = cursor.rowcount
     cursor.execute("DROP TABLE pg_temp.staging")
     for constraint in table.constraints:
