@@ -84,7 +84,7 @@ class FilesystemIOManager(IOManager, Generic[Value]):
             self.write(path, obj)  # type: ignore[arg-type]
             context.add_output_metadata({"path": MetadataValue.path(path)})
             return
-        wanted = list(context.asset_partition_keys)
+        wanted = sorted(context.asset_partition_keys)
         folder = self.path(city, wanted[0]).parent
         folder.mkdir(parents=True, exist_ok=True)
         stored = set()
@@ -104,7 +104,7 @@ class FilesystemIOManager(IOManager, Generic[Value]):
     def load_input(self, context: InputContext) -> Value | StoredPartitions[Value]:
         city = self._city(context.asset_key.path)
         name = context.asset_key.to_user_string()
-        keys = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
+        keys = sorted(context.asset_partition_keys) if context.has_asset_partitions else [None]
         paths = {key: self.path(city, key) for key in keys}
         missing = [str(key or path) for key, path in paths.items() if not path.exists()]
         if missing:
@@ -176,6 +176,20 @@ class SequenceFolders(FilesystemIOManager[Sidecar]):
 
     def read(self, path: Path) -> Sidecar:
         return read_sidecar(path)
+
+
+class CoverageReportFile(FilesystemIOManager[str]):
+    """Keeps a city's coverage report as one HTML file."""
+
+    def path(self, city: City, partition: str | None) -> Path:
+        return city.coverage_report_path
+
+    def write(self, path: Path, value: str) -> None:
+        with atomic_write(path) as file:
+            file.write(value.encode())
+
+    def read(self, path: Path) -> str:
+        return path.read_text(encoding="utf-8")
 
 
 def _pairs(value: object) -> Generator[tuple[str, Any], None, None]:
