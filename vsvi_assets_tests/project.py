@@ -4,7 +4,7 @@ import io
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,10 +107,11 @@ class Project:
         partitions: Sequence[str] = (),
         overwrite: bool = False,
         raise_on_error: bool = True,
+        tags: Mapping[str, str] | None = None,
     ) -> ExecuteInProcessResult:
         """Materialize assets of a city in one run; `partitions` are the ends of a range."""
         fetching = {"tile_metadata", "image_files"}.intersection(assets)
-        tags = {}
+        tags = dict(tags or {})
         if partitions:
             tags["dagster/asset_partition_range_start"] = partitions[0]
             tags["dagster/asset_partition_range_end"] = partitions[-1]

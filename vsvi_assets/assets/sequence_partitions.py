@@ -96,8 +96,11 @@ def _register(
     registered = instance.get_dynamic_partitions(name)
     # Without its key a run dies, so those no longer selected stay until nothing runs.
     if not _is_materializing(instance, asset_key(city, "image_files")):
-        # A run covers keys that follow each other, so incomplete ones are put next to the new.
-        staying = set(selected).difference(incomplete)
+        staying = set(selected)
+        # A run of a backfill covers keys that follow each other. Where incomplete ones are
+        # scattered, a run for each would take longer than to put them next to the new ones.
+        if len(list(_adjacent(registered, incomplete))) > 1:
+            staying.difference_update(incomplete)
         for sequence in registered:
             if sequence not in staying:
                 instance.delete_dynamic_partition(name, sequence)
