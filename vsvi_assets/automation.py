@@ -4,6 +4,7 @@ Each city with a `schedule` has one automation condition sensor, named after the
 stopped until someone switches it on. It leads through the whole graph:
 
     tick → street points and all tiles → tables → selection → the sequences that lack images
+    → coverage report
 
 Automation conditions are chosen because they alone launch real backfills: the sequences of a
 refresh become one, which one can watch, cancel and retry in the UI, and which the asset's
@@ -46,7 +47,8 @@ def with_conditions(city: City, assets: Iterable[AssetsDefinition]) -> list[Asse
     if city.schedule is None:
         return list(assets)
     conditions = {
-        asset_key(city, "image_files"): _once_a_tick_while_incomplete(city.schedule, city.timezone)
+        asset_key(city, "image_files"): _once_a_tick_while_incomplete(city.schedule, city.timezone),
+        asset_key(city, "coverage_report"): _after_all_is_done(),
     }
     refreshed = _once_a_tick(city.schedule, city.timezone)
 
@@ -77,6 +79,15 @@ def build_refresh_sensor(city: City) -> AutomationConditionSensorDefinition:
 def _once_a_tick(schedule: str, timezone: str) -> AutomationCondition:
     """Run after each tick, once everything upstream ran since that tick."""
     return AutomationCondition.on_cron(schedule, timezone) & ~AutomationCondition.in_progress()
+
+
+def _after_all_is_done() -> AutomationCondition:
+    """Run once everything upstream is over, if anything there is new."""
+    return (
+        AutomationCondition.any_deps_updated().since_last_handled()
+        & ~AutomationCondition.any_deps_in_progress()
+        & ~AutomationCondition.in_progress()
+    )
 
 
 def _once_a_tick_while_incomplete(schedule: str, timezone: str) -> AutomationCondition:

@@ -256,6 +256,10 @@ class City(BaseModel):
         return self.folder / "selected_image_ids.txt"
 
     @property
+    def coverage_report_path(self) -> Path:
+        return self.folder / "coverage.html"
+
+    @property
     def streets_path(self) -> Path | None:
         return self._data_dir / self.streets_file if self.streets_file else None
 

@@ -189,6 +189,7 @@ def _materialize(city_name: str, *, tiles_only: bool = False, overwrite: bool = 
             run_images, run_bytes = fetched(result)
             images, bytes_ = images + run_images, bytes_ + run_bytes
             failures += failure_messages(result)
+        failures += failure_messages(runs.materialize_report())
     click.echo("\n".join(status_lines(city, city_status(city, postgis))))
     if images:
         click.echo(f"  downloaded     {images:,} images, {bytes_:,} bytes, just now")

@@ -9,7 +9,12 @@ from vsvi_assets.assets import build_city_assets
 from vsvi_assets.automation import build_refresh_sensor, with_conditions
 from vsvi_assets.checks import build_city_checks
 from vsvi_assets.city import BrokenCity, load_cities
-from vsvi_assets.io_managers.filesystem import SequenceFolders, StreetPointsFile, TileFiles
+from vsvi_assets.io_managers.filesystem import (
+    CoverageReportFile,
+    SequenceFolders,
+    StreetPointsFile,
+    TileFiles,
+)
 from vsvi_assets.io_managers.postgis import PostgisIOManager
 from vsvi_assets.progress import LogProgress
 from vsvi_assets.resources import MapillaryResource, PostgisResource
@@ -53,6 +58,7 @@ def build_defs(
             "tile_files": TileFiles(by_name),
             "postgis_tables": PostgisIOManager(postgis),
             "sequence_folders": SequenceFolders(by_name),
+            "coverage_report_file": CoverageReportFile(by_name),
             **(resource_overrides or {}),
         },
         # A run's steps follow from each other, so a process for each would only cost time.

@@ -9,7 +9,7 @@ from pathlib import Path
 from psycopg2 import sql
 
 from vsvi_assets.city import City
-from vsvi_assets.mapillary.sidecar import image_path, read_sidecar
+from vsvi_assets.mapillary.sidecar import ImageRecord, Sidecar, image_path, known_images
 from vsvi_assets.postgis import Postgis
 
 
@@ -71,14 +71,23 @@ def take_inventory(
     return inventory
 
 
-def _count_sequence(inventory: Inventory, folder: Path, image_ids: list[int]) -> None:
-    sidecar = read_sidecar(folder)
+def whole_images(folder: Path, sidecar: Sidecar) -> dict[int, ImageRecord]:
+    """Return the images of a sequence's sidecar whose files are there, as long as it says."""
     sizes = {entry.name: entry.stat().st_size for entry in _files(folder)}
+    return {
+        image_id: record
+        for image_id, record in sidecar.images.items()
+        if sizes.get(image_path(folder, image_id).name) == record.bytes
+    }
+
+
+def _count_sequence(inventory: Inventory, folder: Path, image_ids: list[int]) -> None:
+    sidecar = known_images(folder)
+    whole = whole_images(folder, sidecar)
     inventory.selected += len(image_ids)
     missing = []
     for image_id in image_ids:
-        record = sidecar.images.get(image_id)
-        if record and sizes.get(image_path(folder, image_id).name) == record.bytes:
+        if record := whole.get(image_id):
             inventory.on_disk += 1
             inventory.bytes += record.bytes
         elif image_id in sidecar.unavailable:

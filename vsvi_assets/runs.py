@@ -1,5 +1,6 @@
 """A city's assets materialized in this process, recorded in the instance that the UI shows."""
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,15 @@ from dagster._core.utils import make_new_run_id
 from vsvi_assets.assets.common import CITY_TAG, Fetch, asset_key
 from vsvi_assets.assets.sequence_partitions import sequence_partitions_name
 from vsvi_assets.city import City
+from vsvi_assets.failures import reason
 from vsvi_assets.inventory import take_inventory
 from vsvi_assets.postgis import Postgis
 from vsvi_assets.progress import Progress
 
 COMMAND_LINE_TAG = "vsvi/command_line"
+# What went wrong is told by the caller, and all of it is in the instance.
+QUIET_CONSOLE = {"console": {"config": {"log_level": "CRITICAL"}}}
+
 METADATA_ASSETS = ("street_points", "tile_metadata", "postgis_tables", "selected_image_ids")
 
 
@@ -52,7 +57,9 @@ class CityRuns:
         self._instance = instance
         self._progress = progress
         self._end_abandoned_runs()
-        keys = [asset_key(city, name) for name in (*METADATA_ASSETS, "image_files")]
+        keys = [
+            asset_key(city, name) for name in (*METADATA_ASSETS, "image_files", "coverage_report")
+        ]
         self._assets = {key.to_python_identifier(): key.to_user_string() for key in keys}
 
     def materialize_metadata(
@@ -61,7 +68,8 @@ class CityRuns:
         """Materialize all that comes before the photographs, with all tiles, in one run."""
         names = ["tile_metadata"] if tiles_only else list(METADATA_ASSETS)
         keys = self._city.tile_keys
-        return self._execute(names, (keys[0], keys[-1]), "tile_metadata", overwrite)
+        fetch = {"tile_metadata": Fetch(overwrite=overwrite)}
+        return self._execute(names, _range_tags(keys[0], keys[-1]), fetch)
 
     def materialize_images(
         self, sequence_ids: Collection[str], *, sequences_per_run: int, overwrite: bool = False
@@ -73,7 +81,12 @@ class CityRuns:
         """
         registered = self._instance.get_dynamic_partitions(sequence_partitions_name(self._city))
         for first, last in partition_ranges(registered, set(sequence_ids), sequences_per_run):
-            yield self._execute(["image_files"], (first, last), "image_files", overwrite)
+            fetch = {"image_files": Fetch(overwrite=overwrite)}
+            yield self._execute(["image_files"], _range_tags(first, last), fetch)
+
+    def materialize_report(self) -> ExecuteInProcessResult:
+        """Materialize the coverage report, of what is there now."""
+        return self._execute(["coverage_report"], {}, {})
 
     def pending_sequences(self, postgis: Postgis) -> set[str]:
         """Return the sequences that lack images on disk, or their materialization in Dagster."""
@@ -91,11 +104,13 @@ class CityRuns:
     def _execute(
         self,
         names: Sequence[str],
-        partition_range: tuple[str, str],
-        fetching: str,
-        overwrite: bool,
+        tags: Mapping[str, str],
+        fetch: Mapping[str, Fetch],
     ) -> ExecuteInProcessResult:
-        first, last = partition_range
+        ops: dict[str, Any] = {
+            asset_key(self._city, name).to_python_identifier(): config
+            for name, config in fetch.items()
+        }
         run_id = make_new_run_id()
         self._instance.add_event_listener(run_id, self._listen)
         return self._job.execute_in_process(
@@ -103,10 +118,9 @@ class CityRuns:
             instance=self._instance,
             run_id=run_id,
             raise_on_error=False,
-            run_config=self._config(fetching, overwrite),
+            run_config=RunConfig(ops=ops, loggers=QUIET_CONSOLE),
             tags={
-                "dagster/asset_partition_range_start": first,
-                "dagster/asset_partition_range_end": last,
+                **tags,
                 CITY_TAG: self._city.name,
                 COMMAND_LINE_TAG: "true",
             },
@@ -129,17 +143,19 @@ class CityRuns:
     def _listen(self, entry: EventLogEntry) -> None:
         event = entry.dagster_event
         asset = self._assets.get(event.step_key or "") if event else None
-        if event and asset and event.event_type == DagsterEventType.STEP_START:
+        if event is None and entry.level >= logging.WARNING:
+            self._progress.warned(entry.user_message)
+        elif event and asset and event.event_type == DagsterEventType.STEP_START:
             self._progress.started(asset)
         elif event and asset and event.event_type == DagsterEventType.STEP_SUCCESS:
             self._progress.finished(asset)
 
-    def _config(self, fetching: str, overwrite: bool) -> RunConfig:
-        op = asset_key(self._city, fetching).to_python_identifier()
-        ops: Mapping[str, Any] = {op: Fetch(overwrite=overwrite)}
-        # What went wrong is told by the caller, and all of it is in the instance.
-        console = {"console": {"config": {"log_level": "CRITICAL"}}}
-        return RunConfig(ops=dict(ops), loggers=console)
+
+def _range_tags(first: str, last: str) -> Mapping[str, str]:
+    return {
+        "dagster/asset_partition_range_start": first,
+        "dagster/asset_partition_range_end": last,
+    }
 
 
 def partition_ranges(
@@ -177,14 +193,9 @@ def fetched(result: ExecuteInProcessResult) -> tuple[int, int]:
 
 
 def failure_messages(result: ExecuteInProcessResult) -> list[str]:
-    """Return why the steps of a run failed, without tracebacks."""
-    messages = []
-    for event in result.all_events:
-        if event.is_step_failure:
-            failure = event.step_failure_data
-            error = failure.error
-            while error and error.cause:
-                error = error.cause
-            described = failure.user_failure_data and failure.user_failure_data.description
-            messages.append(described or str(error and error.message))
-    return messages
+    """Return why the steps of a run failed, each by its name, without tracebacks."""
+    return [
+        f"{_asset_name(event)}: {reason(error)}"
+        for event in result.all_events
+        if event.is_step_failure and (error := event.step_failure_data.error)
+    ]

@@ -75,6 +75,8 @@ def status_lines(city: City, status: CityStatus) -> list[str]:
     if inventory.orphaned:
         add("orphaned", f"{len(inventory.orphaned):,} sequences on disk, no longer selected:")
         lines.extend(f"    {sequence_id}" for sequence_id in inventory.orphaned)
+    if city.coverage_report_path.exists():
+        add("report", str(city.coverage_report_path))
     return lines
 
 

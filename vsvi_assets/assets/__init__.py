@@ -2,6 +2,8 @@
 
 from dagster import AssetsDefinition
 
+from vsvi_assets.assets.coverage_report import build_coverage_report
+from vsvi_assets.assets.download_plan import build_download_plan
 from vsvi_assets.assets.image_files import build_image_files
 from vsvi_assets.assets.postgis_tables import build_postgis_tables
 from vsvi_assets.assets.selected_image_ids import build_selected_image_ids
@@ -12,11 +14,13 @@ from vsvi_assets.settings import Settings
 
 
 def build_city_assets(city: City, settings: Settings) -> list[AssetsDefinition]:
-    """Build the five assets of a city, under the key prefix of its name."""
+    """Build the assets of a city, under the key prefix of its name."""
     return [
         build_street_points(city, settings),
-        build_tile_metadata(city, settings),
-        build_postgis_tables(city, settings),
-        build_selected_image_ids(city, settings),
+        build_tile_metadata(city),
+        build_postgis_tables(city),
+        build_selected_image_ids(city),
+        build_download_plan(city),
         build_image_files(city, settings),
+        build_coverage_report(city),
     ]

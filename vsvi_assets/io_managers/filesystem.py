@@ -13,9 +13,9 @@ from dagster import InputContext, IOManager, MetadataValue, OutputContext
 
 from vsvi_assets.city import City
 from vsvi_assets.files import atomic_write
-from vsvi_assets.mapillary.errors import InvalidSidecarError
 from vsvi_assets.mapillary.sidecar import (
     Sidecar,
+    known_images,
     read_sidecar,
     sequence_folder,
     write_sidecar,
@@ -166,11 +166,7 @@ class SequenceFolders(FilesystemIOManager[Sidecar]):
 
     def write(self, path: Path, value: Sidecar) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        try:
-            before = read_sidecar(path)
-        except InvalidSidecarError:
-            # With a broken one every file was read again, so the new one tells all.
-            before = Sidecar()
+        before = known_images(path)
         if (after := before.updated(value)) != before:
             write_sidecar(path, after)
 
