@@ -137,15 +137,13 @@ def networks(draw: st.DrawFn) -> tuple[nx.MultiDiGraph, Box, int]:
     end = st.integers(0, len(places) - 1)
     edge = st.tuples(end, end, st.lists(position, max_size=3), st.integers(1, 6), st.booleans())
     for one, other, between, way, two_way in draw(st.lists(edge, min_size=1, max_size=14)):
-        data = {"osmid": way} | ({"name": f"Street {way // 2}"} if way > 2 else {})
-        if between:
-            line = shapely.LineString([places[one], *between, places[other]])
-            data["geometry"] = shapely.force_3d(line, 7.0) if way == 6 else line
-        network.add_edge(one, other, **data)
+        tags = {"osmid": way} | ({"name": f"Street {way // 2}"} if way > 2 else {})
+        line = shapely.LineString([places[one], *between, places[other]])
+        line = shapely.force_3d(line, 7.0) if way == 6 else line
+        network.add_edge(one, other, **tags, **({"geometry": line} if between else {}))
         if two_way:
-            if between:
-                data = data | {"geometry": data["geometry"].reverse()}
-            network.add_edge(other, one, **data)
+            back = {"geometry": line.reverse()} if between else {}
+            network.add_edge(other, one, **tags, **back)
 
     west, east = sorted(draw(st.lists(grid, min_size=2, max_size=2, unique=True)))
     south, north = sorted(draw(st.lists(grid, min_size=2, max_size=2, unique=True)))
@@ -339,7 +337,7 @@ def test_missing_nodes_leave_a_gap(tmp_path: Path) -> None:
 
 
 def test_network_types_are_those_of_osmnx_and_the_city_file() -> None:
-    assert NETWORK_TYPES == get_args(City.model_fields["network_type"].annotation)
+    assert get_args(City.model_fields["network_type"].annotation) == NETWORK_TYPES
     for network_type in NETWORK_TYPES:
         assert osmnx._overpass._get_network_filter(network_type).startswith('["highway"]')
 
