@@ -1,0 +1,121 @@
+"""What the photographs will take, before any is downloaded."""
+
+from datetime import timedelta
+
+from dagster import (
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    AssetExecutionContext,
+    AssetsDefinition,
+    MaterializeResult,
+    MetadataValue,
+    TableRecord,
+    asset,
+)
+
+from vsvi_assets.assets.common import (
+    MAPILLARY_POOL,
+    asset_key,
+    identity,
+    upstream,
+)
+from vsvi_assets.city import City
+from vsvi_assets.failures import tried_again
+from vsvi_assets.io_managers.postgis import PostgisSchema
+from vsvi_assets.mapillary.pacing import TILES_PER_DAY
+from vsvi_assets.maps import capture_years_chart, markdown_picture
+from vsvi_assets.plan import DownloadPlan, fit_message, gigabytes, make_plan
+from vsvi_assets.resources import MapillaryResource
+from vsvi_assets.summaries import selected_capture_years
+
+
+def build_download_plan(city: City) -> AssetsDefinition:
+    @asset(
+        **identity(city, "download_plan", {"mapillary"}),
+        ins=upstream(city, "selected_image_ids"),
+        description=(
+            "What the selected photographs will take: room on the disk, hours and requests, "
+            "told from a few of them."
+        ),
+        pool=MAPILLARY_POOL,
+        check_specs=[
+            AssetCheckSpec(
+                "fits_disk",
+                asset=asset_key(city, "download_plan"),
+                description="The photographs fit on the disk, with what has to stay free.",
+                blocking=True,
+            )
+        ],
+    )
+    def download_plan(
+        context: AssetExecutionContext,
+        selected_image_ids: PostgisSchema,
+        mapillary: MapillaryResource,
+    ) -> MaterializeResult:
+        postgis = selected_image_ids.postgis
+        with tried_again(context):
+            plan = make_plan(city, postgis, mapillary.client(city))
+        years = selected_capture_years(postgis, city)
+        metadata = _metadata(plan)
+        if years.flat or years.panoramas:
+            chart = capture_years_chart(years.flat, years.panoramas)
+            metadata["capture years"] = MetadataValue.md(markdown_picture(chart, "capture years"))
+        return MaterializeResult(metadata=metadata, check_results=[_fits_disk(city, plan)])
+
+    return download_plan
+
+
+def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
+    def seconds(bytes_: int) -> str:
+        return str(timedelta(seconds=round(plan.seconds(bytes_))))
+
+    rows = [
+        ("images to download", f"{plan.images:,}", f"of {plan.selected:,} selected"),
+        ("panoramas among them", f"{plan.panoramas:,}", ""),
+        (
+            "room",
+            gigabytes(plan.bytes),
+            f"{gigabytes(plan.bytes_low)} to {gigabytes(plan.bytes_high)}, from the sizes of "
+            f"{plan.sampled} images",
+        ),
+        (
+            "free on the disk",
+            gigabytes(plan.free_bytes),
+            f"{gigabytes(plan.required_free_bytes)} of it to stay free",
+        ),
+        (
+            "time (h:mm:ss)",
+            seconds(plan.bytes),
+            f"{seconds(plan.bytes_low)} to {seconds(plan.bytes_high)}, at the rate of the sample",
+        ),
+        ("requests for links", f"{plan.link_requests:,}", "at most 10,000 a minute are allowed"),
+        (
+            "tiles of a refresh",
+            f"{plan.tiles:,}",
+            f"{plan.tile_requests_left:,} of {TILES_PER_DAY:,} a day are left today",
+        ),
+    ]
+    return {
+        "plan": MetadataValue.table(
+            [TableRecord({"what": what, "how much": much, "": note}) for what, much, note in rows]
+        ),
+        "images": MetadataValue.int(plan.images),
+        "panoramas": MetadataValue.int(plan.panoramas),
+        "gigabytes": MetadataValue.float(round(plan.bytes / 1e9, 3)),
+        "hours": MetadataValue.float(round(plan.seconds(plan.bytes) / 3600, 3)),
+    }
+
+
+def _fits_disk(city: City, plan: DownloadPlan) -> AssetCheckResult:
+    return AssetCheckResult(
+        check_name="fits_disk",
+        passed=plan.surely_fits,
+        severity=AssetCheckSeverity.WARN if plan.fits else AssetCheckSeverity.ERROR,
+        description=fit_message(city, plan),
+        metadata={
+            "needed (bytes)": plan.bytes,
+            "at most needed (bytes)": plan.bytes_high,
+            "usable (bytes)": plan.usable_bytes,
+        },
+    )
