@@ -25,6 +25,15 @@ class MapillaryResource(ConfigurableResource):
     backoff: float = 1.0
     """Seconds, to the base of which the pauses between attempts grow."""
 
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "MapillaryResource":
+        """Return the resource for the services that the settings name."""
+        return cls(
+            tiles_url=settings.tiles_url,
+            graph_url=settings.graph_url,
+            data_dir=str(settings.data_dir),
+        )
+
     def client(self, city: City) -> Mapillary:
         """Return a client that tries as often as the city file says."""
         return Mapillary(

@@ -244,6 +244,11 @@ def street_points(
     return points.sort_values("id", ignore_index=True)
 
 
+def street_lines(network: nx.MultiDiGraph) -> NDArray[np.object_]:
+    """Return the lines of a network's streets (shapely LineStrings, EPSG:4326), each once."""
+    return _read_lines(network)["line"].to_numpy()
+
+
 def _read_lines(network: nx.MultiDiGraph) -> pd.DataFrame:
     """Return `line`, `osmid` and `name` of the edges, each line once whatever its directions."""
     position = {node: (data["x"], data["y"]) for node, data in network.nodes(data=True)}

@@ -267,6 +267,22 @@ class Mapillary:
         with self._answer(link.url, Service.IMAGES, f"image {link.id}", stop) as response:
             yield from _chunks(response, f"image {link.id}", stop)
 
+    def image_size(self, link: ImageLink, stop: threading.Event | None = None) -> int:
+        """Fetch an image and return its length in bytes.
+
+        It is fetched whole, since an image server need not tell the length beforehand.
+
+        Raises
+        ------
+        MapillaryError
+            As `tile_images` does, and `StaleLinkError`.
+        """
+
+        def attempt(stop: threading.Event) -> int:
+            return sum(map(len, self.image_chunks(link, stop)))
+
+        return self._retrying(attempt, stop)
+
     def delay(self, attempts: int, error: TransientError) -> float:
         """Return the seconds to wait after so many failed attempts (full jitter)."""
         jitter = random.uniform(0.0, min(self._backoff * 2.0 ** (attempts - 1), MAX_BACKOFF))
