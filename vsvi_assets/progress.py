@@ -36,6 +36,9 @@ class Progress(Protocol):
     def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
         """Return what the step calls for each of `total` that it has done; `log` is its log."""
 
+    def warned(self, message: str) -> None:
+        """Take note of a warning in a step's log."""
+
     def finished(self, asset: str) -> None:
         """Take note that a step has succeeded."""
 
@@ -114,6 +117,10 @@ class LogProgress:
 
         return advance
 
+    def warned(self, message: str) -> None:
+        if self._tell:
+            self._tell(message)
+
     def finished(self, asset: str) -> None:
         if self._tell:
             self._tell(f"{asset}: done")
@@ -153,6 +160,9 @@ class TerminalProgress:
             bar.update()
 
         return advance
+
+    def warned(self, message: str) -> None:
+        tqdm.write(message, file=self._file)
 
     def finished(self, asset: str) -> None:
         bar = self._bars[asset]

@@ -5,31 +5,40 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
     DagsterEventType,
     DagsterInstance,
-    DagsterRunStatus,
     Definitions,
     EventLogEntry,
     ExecuteInProcessResult,
     JobDefinition,
     RunConfig,
-    RunsFilter,
 )
+from dagster._core.events import RunFailureReason
 from dagster._core.utils import make_new_run_id
+from dagster._utils.error import SerializableErrorInfo
 
 from vsvi_assets.assets.common import CITY_TAG, Fetch, asset_key
 from vsvi_assets.assets.sequence_partitions import sequence_partitions_name
 from vsvi_assets.city import City
-from vsvi_assets.failures import reason
+from vsvi_assets.failures import is_partial, reason
 from vsvi_assets.inventory import take_inventory
 from vsvi_assets.postgis import Postgis
 from vsvi_assets.progress import Progress
+from vsvi_assets.run_workers import COMMAND_LINE_TAG, end_lost_runs
+from vsvi_assets.services import lock_path
 
-COMMAND_LINE_TAG = "vsvi/command_line"
 # What went wrong is told by the caller, and all of it is in the instance.
 QUIET_CONSOLE = {"console": {"config": {"log_level": "CRITICAL"}}}
 
-METADATA_ASSETS = ("street_points", "tile_metadata", "postgis_tables", "selected_image_ids")
+METADATA_ASSETS = (
+    "street_points",
+    "tile_metadata",
+    "postgis_tables",
+    "selected_image_ids",
+    "download_plan",
+)
 
 
 class CityRuns:
@@ -56,7 +65,7 @@ class CityRuns:
         self._city = city
         self._instance = instance
         self._progress = progress
-        self._end_abandoned_runs()
+        end_lost_runs(instance, locked_here=lock_path(city))
         keys = [
             asset_key(city, name) for name in (*METADATA_ASSETS, "image_files", "coverage_report")
         ]
@@ -78,11 +87,18 @@ class CityRuns:
 
         A run covers a range of partitions. Where sequences that were not asked for lie
         between others, they may be in it: all their files are there, so that costs nothing.
+
+        A run whose images could not all be had is followed by the others; one that failed of
+        something else, of which the others would fail too, is the last.
         """
         registered = self._instance.get_dynamic_partitions(sequence_partitions_name(self._city))
         for first, last in partition_ranges(registered, set(sequence_ids), sequences_per_run):
             fetch = {"image_files": Fetch(overwrite=overwrite)}
-            yield self._execute(["image_files"], _range_tags(first, last), fetch)
+            result = self._execute(["image_files"], _range_tags(first, last), fetch)
+            yield result
+            errors = [error for _, error in _step_errors(result)]
+            if not (result.success or (errors and all(map(is_partial, errors)))):
+                return
 
     def materialize_report(self) -> ExecuteInProcessResult:
         """Materialize the coverage report, of what is there now."""
@@ -101,6 +117,18 @@ class CityRuns:
         """Return all sequences of which an image is selected."""
         return set(self._instance.get_dynamic_partitions(sequence_partitions_name(self._city)))
 
+    def failure_messages(self, result: ExecuteInProcessResult) -> list[str]:
+        """Return why a run failed, a message for each step, without tracebacks."""
+        messages = [
+            f"{self._assets.get(step, step)}: {reason(error)}"
+            for step, error in _step_errors(result)
+        ]
+        if messages or result.success:
+            return messages
+        [failure] = (event for event in result.all_events if event.is_failure)
+        error = failure.job_failure_data.error
+        return [f"{self._city.name}: {reason(error) if error else failure.message}"]
+
     def _execute(
         self,
         names: Sequence[str],
@@ -113,7 +141,7 @@ class CityRuns:
         }
         run_id = make_new_run_id()
         self._instance.add_event_listener(run_id, self._listen)
-        return self._job.execute_in_process(
+        result = self._job.execute_in_process(
             asset_selection=[asset_key(self._city, name) for name in names],
             instance=self._instance,
             run_id=run_id,
@@ -122,28 +150,18 @@ class CityRuns:
             tags={
                 **tags,
                 CITY_TAG: self._city.name,
-                COMMAND_LINE_TAG: "true",
+                COMMAND_LINE_TAG: str(lock_path(self._city)),
             },
         )
-
-    def _end_abandoned_runs(self) -> None:
-        """Record as failed the runs of commands that were killed before they could do so.
-
-        Nothing else would: Dagster's daemon watches only the processes that it started. A
-        run that seems to go on would hold its place in the pool `mapillary` for ever.
-        """
-        abandoned = RunsFilter(
-            tags={CITY_TAG: self._city.name, COMMAND_LINE_TAG: "true"},
-            statuses=[DagsterRunStatus.STARTING, DagsterRunStatus.STARTED],
-        )
-        for run in self._instance.get_runs(abandoned):
-            self._instance.report_run_failed(run, "Its process ended before the run did.")
-            self._instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        if _is_interrupted(result):
+            self._instance.report_run_canceled(result.dagster_run, "Interrupted by the user.")
+            raise KeyboardInterrupt
+        return result
 
     def _listen(self, entry: EventLogEntry) -> None:
         event = entry.dagster_event
         asset = self._assets.get(event.step_key or "") if event else None
-        if event is None and entry.level >= logging.WARNING:
+        if event is None and int(entry.level) >= logging.WARNING:
             self._progress.warned(entry.user_message)
         elif event and asset and event.event_type == DagsterEventType.STEP_START:
             self._progress.started(asset)
@@ -192,10 +210,20 @@ def fetched(result: ExecuteInProcessResult) -> tuple[int, int]:
     return total("fetched images"), total("fetched bytes")
 
 
-def failure_messages(result: ExecuteInProcessResult) -> list[str]:
-    """Return why the steps of a run failed, each by its name, without tracebacks."""
-    return [
-        f"{_asset_name(event)}: {reason(error)}"
+def _is_interrupted(result: ExecuteInProcessResult) -> bool:
+    return any(
+        event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION
         for event in result.all_events
-        if event.is_step_failure and (error := event.step_failure_data.error)
-    ]
+        if event.is_failure
+    )
+
+
+def _step_errors(result: ExecuteInProcessResult) -> Iterator[tuple[str, SerializableErrorInfo]]:
+    for event in result.all_events:
+        if event.is_step_failure and event.step_failure_data.error:
+            yield event.step_key or "", event.step_failure_data.error
+
+
+def check_results(result: ExecuteInProcessResult) -> dict[AssetCheckKey, AssetCheckEvaluation]:
+    """Return what the asset checks of a run found."""
+    return {check.asset_check_key: check for check in result.get_asset_check_evaluations()}

@@ -40,6 +40,11 @@ class CityBusyError(ServiceError):
     """Another process is materializing the city."""
 
 
+def lock_path(city: City) -> Path:
+    """Return the file that `only_process` locks."""
+    return city.folder / ".materialize.lock"
+
+
 @contextmanager
 def only_process(city: City) -> Iterator[None]:
     """Make sure that no other `vsvi` materializes the city meanwhile.
@@ -49,8 +54,9 @@ def only_process(city: City) -> Iterator[None]:
     CityBusyError
         When one does.
     """
-    city.folder.mkdir(parents=True, exist_ok=True)
-    with (city.folder / ".materialize.lock").open("w") as lock:
+    path = lock_path(city)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

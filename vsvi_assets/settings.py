@@ -19,7 +19,7 @@ class Settings:
     """Folders, services and databases, as `.env.example` lists them.
 
     `sequences_per_run` is how many sequences a run of a backfill takes at most,
-    `retry_delay` the seconds after which a failed asset is first tried again.
+    `retry_delay` the seconds after which a step that failed for a service is tried again.
     `postgres_url` is None where the project's own PostGIS cluster is to be used. The token
     is no field: it is read when it is needed, so that no repr or log can show it.
     """
@@ -50,7 +50,7 @@ class Settings:
             graph_url=value("MAPILLARY_GRAPH_URL", "https://graph.mapillary.com").rstrip("/"),
             overpass_url=value("OVERPASS_URL", "https://overpass-api.de/api").rstrip("/"),
             sequences_per_run=_positive_number(environ, "VSVI_SEQUENCES_PER_RUN", 200),
-            retry_delay=_positive_number(environ, "VSVI_RETRY_DELAY", 30),
+            retry_delay=_positive_number(environ, "VSVI_RETRY_DELAY", 60),
             postgres_url=environ.get("VSVI_POSTGRES_URL") or None,
         )
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from dagster import AssetExecutionContext, AssetMaterialization, AssetObservation
 
 from vsvi_assets.city import City
-from vsvi_assets.failures import explained
+from vsvi_assets.failures import tried_again
 
 Value = TypeVar("Value")
 
@@ -55,23 +55,24 @@ def hand_over(
             AssetMaterialization(context.asset_key, partition=key, metadata=stored[key])
         )
 
-    try:
-        with explained(city), closing(partitions):
-            for key, value, metadata, is_complete in partitions:
-                yield key, value
-                if is_complete:
-                    stored[key] = metadata
-                    unrecorded.append(key)
-                else:
-                    context.log_event(
-                        AssetObservation(context.asset_key, partition=key, metadata=metadata)
-                    )
-                if unrecorded and time.monotonic() >= next_record:
-                    record(unrecorded.popleft())
-                    next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
-    except BaseException:
-        for key in unrecorded:
-            record(key)
-        raise
+    with tried_again(context):
+        try:
+            with closing(partitions):
+                for key, value, metadata, is_complete in partitions:
+                    yield key, value
+                    if is_complete:
+                        stored[key] = metadata
+                        unrecorded.append(key)
+                    else:
+                        context.log_event(
+                            AssetObservation(context.asset_key, partition=key, metadata=metadata)
+                        )
+                    if unrecorded and time.monotonic() >= next_record:
+                        record(unrecorded.popleft())
+                        next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
+        except BaseException:
+            for key in unrecorded:
+                record(key)
+            raise
     for key, metadata in stored.items():
         context.add_asset_metadata(metadata, partition_key=key)
