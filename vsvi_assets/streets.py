@@ -65,7 +65,7 @@ class OverpassError(Exception):
 
 
 class StreetsFileError(ValueError):
-    """A file is no street network."""
+    """A file is no whole street network."""
 
 
 def download_network(
@@ -97,6 +97,8 @@ def download_network(
     ------
     OverpassError
         When Overpass cannot be reached, refuses, or gives less than the whole answer.
+    StreetsFileError
+        When an answer in `cache_folder` is not whole, as after a crash.
     """
     west, south, east, north = box
     margin = 0.001
@@ -116,7 +118,7 @@ def download_network(
                 "set OVERPASS_URL to another server."
             ) from error
         except json.JSONDecodeError as error:
-            raise OverpassError(
+            raise StreetsFileError(
                 f"An answer for {_describe(box)} that osmnx keeps in {cache_folder} is not whole "
                 f"({error}). Delete that folder and run again."
             ) from error
