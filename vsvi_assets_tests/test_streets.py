@@ -224,6 +224,44 @@ def test_directions_make_no_difference() -> None:
     )
 
 
+def in_segments(line: list[tuple[float, float]], osmid: int) -> nx.MultiDiGraph:
+    """Make one two-way street of a line, with an edge for each of its segments."""
+    network = nx.MultiDiGraph(crs="EPSG:4326")
+    network.add_nodes_from((position, {"x": position[0], "y": position[1]}) for position in line)
+    nx.add_path(network, line, osmid=osmid)
+    nx.add_path(network, line[::-1], osmid=osmid)
+    return network
+
+
+def test_segments_of_a_way_are_one_street() -> None:
+    line = [(4.901, 52.365), (4.9013, 52.3652), (4.9017, 52.3652), (4.905, 52.366), (4.909, 52.362)]
+
+    assert_geodataframe_equal(
+        street_points(in_segments(line, 1), BOX, 32631, 50),
+        street_points(line_network(line), BOX, 32631, 50),
+    )
+
+
+def test_segments_of_a_roundabout_are_one_ring() -> None:
+    angles = np.linspace(0, 2 * np.pi, 13)
+    ring = list(zip(4.905 + 0.001 * np.cos(angles), 52.365 + 0.0006 * np.sin(angles), strict=True))
+    ring[-1] = ring[0]
+    points = assert_promises(in_segments(ring, 1), BOX, 32631, 50)
+
+    assert len(points) == 9
+
+
+def test_short_streets_leave_long_ones_even() -> None:
+    street = [(4.901, 52.365), (4.909, 52.365)]
+    stubs = [[(4.9015 + 0.0007 * n, 52.365), (4.9015 + 0.0007 * n, 52.3653)] for n in range(10)]
+    alone = street_points(in_segments(street, 99), BOX, 32631, 50)
+    beside = street_points(
+        nx.compose(in_segments(street, 99), line_network(*stubs)), BOX, 32631, 50
+    )
+
+    assert set(alone["id"]) == set(beside["id"][beside["osmid"] == 99])
+
+
 def test_ids_stay_when_a_street_is_added_elsewhere() -> None:
     street = [(4.901, 52.362), (4.909, 52.363)]
     before = street_points(line_network(street), BOX, 32631, 50)
@@ -235,13 +273,14 @@ def test_ids_stay_when_a_street_is_added_elsewhere() -> None:
 
 def test_columns() -> None:
     network = line_network([(4.901, 52.365), (4.909, 52.365)], name=["Weg", "Laan"])
-    network.add_edges_from([((1, 0), (1, -1), {"osmid": [8, 7]})])
+    for direction, (*_, data) in zip((1, -1), network.edges(data=True), strict=True):
+        data["osmid"] = [8, 7][::direction]
     points = street_points(network, BOX, 32631, 50)
 
     assert points.crs == "EPSG:4326"
     assert list(points.columns) == ["id", "osmid", "street", "geometry"]
     assert points["id"].dtype == points["osmid"].dtype == np.int64
-    assert set(points["osmid"]) == {1}
+    assert set(points["osmid"]) == {7}
     assert set(points["street"]) == {"Laan"}
     nameless = street_points(line_network([(4.901, 52.365), (4.909, 52.365)]), BOX, 32631, 50)
     assert set(nameless["street"]) == {None}
