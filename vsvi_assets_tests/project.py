@@ -20,7 +20,7 @@ from vsvi_assets.sandbox import Sandbox, StreetImage, World
 from vsvi_assets.settings import Settings
 
 BOX = {"west": 5.204, "south": 52.522, "east": 5.214, "north": 52.528}
-"""A box of 680 m by 670 m that meets two z14 tiles."""
+"""A box of 680 m by 670 m that meets four z14 tiles."""
 
 METADATA_ASSETS = ("street_points", "tile_metadata", "postgis_tables", "selected_image_ids")
 

@@ -208,7 +208,7 @@ def test_a_broken_file_is_shown_and_takes_no_other_city_down(tmp_path: Path) -> 
     by_city: dict[str, set[str]] = {}
     for key in graph.get_all_asset_keys():
         by_city.setdefault(key.path[0], set()).add(key.path[1])
-    assert len(by_city.pop("utrecht")) == 5
+    assert {"street_points", "image_files"} < by_city.pop("utrecht")
     assert by_city == {name: {"city_file"} for name in ("delft", "gouda", "leiden")}
     described = {
         key.path[0]: str(graph.get(key).description)

@@ -24,7 +24,6 @@ from vsvi_assets.files import DiskGuard, atomic_write, remove_abandoned_parts, s
 from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, ImageLink, ImageSize, Mapillary
 from vsvi_assets.mapillary.errors import (
     InvalidImageError,
-    InvalidSidecarError,
     OversizedImageError,
     RefusedRequestError,
     StaleLinkError,
@@ -34,9 +33,8 @@ from vsvi_assets.mapillary.errors import (
 from vsvi_assets.mapillary.jpeg import MAX_BYTES, check_jpeg, check_jpeg_file
 from vsvi_assets.mapillary.sidecar import (
     ImageRecord,
-    Sidecar,
     image_path,
-    read_sidecar,
+    known_images,
     sequence_folder,
     sha256_of,
 )
@@ -245,7 +243,7 @@ class _Downloads:
         if self._overwrite:
             return ids
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(sequence.folder)}
-        known = _known(sequence.folder)
+        known = known_images(sequence.folder)
         missing = []
         for image_id in ids:
             path = image_path(sequence.folder, image_id)
@@ -360,15 +358,6 @@ class _Downloads:
     def _synced(self, sequence: _Sequence, future: Future[None]) -> None:
         future.result()
         self._complete.append(sequence.result)
-
-
-def _known(folder: Path) -> Sidecar:
-    """Return what the sidecar lists; with a broken one all files are read again."""
-    try:
-        return read_sidecar(folder)
-    except InvalidSidecarError as error:
-        log.warning("%s", error)
-        return Sidecar()
 
 
 def _known_image(record: ImageRecord) -> ImageFile:

@@ -1,6 +1,7 @@
 """A sequence's folder: its images, and the `images.geojson` beside them that describes them."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ import orjson
 from vsvi_assets.files import atomic_write
 from vsvi_assets.mapillary.errors import InvalidSidecarError, cut_short
 from vsvi_assets.mapillary.tiles import check_sequence_id
+
+log = logging.getLogger(__name__)
 
 SIDECAR_NAME = "images.geojson"
 Value = TypeVar("Value")
@@ -126,9 +129,21 @@ def read_sidecar(folder: Path) -> Sidecar:
         )
     except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise InvalidSidecarError(
-            f"{path}: not a list of images ({cut_short(str(error))}). Delete it: "
-            "it is written anew, and images are kept."
+            f"{path}: not a list of images ({cut_short(str(error))}). It is written "
+            "anew, and images are kept, when the sequence is downloaded again."
         ) from error
+
+
+def known_images(folder: Path) -> Sidecar:
+    """Return what the sidecar of a sequence's folder tells: nothing where it is broken.
+
+    What it does not tell of is looked for in the files themselves.
+    """
+    try:
+        return read_sidecar(folder)
+    except InvalidSidecarError as error:
+        log.warning("%s", error)
+        return Sidecar()
 
 
 def differences(folder: Path) -> dict[int, str]:
