@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,6 +112,23 @@ def status(city_name: str, verify: bool) -> None:
         if wrong:
             raise click.ClickException("\n".join(["Files that differ:", *wrong]))
         click.echo("  verified       every photograph is as it was downloaded")
+
+
+@main.command()
+@_explaining
+def doctor() -> None:
+    """Look at all that a run needs, and tell how to mend what is wrong."""
+    # Dagster takes a second to load, which other commands need not.
+    from vsvi_assets.doctor import Verdict, examine
+
+    with suppress(LocalPostgisError):  # it is among the findings
+        services.up()
+    verdicts = []
+    for finding in examine(Settings.from_environment()):
+        click.echo(str(finding))
+        verdicts.append(finding.verdict)
+    if Verdict.BAD in verdicts:
+        raise SystemExit(1)
 
 
 @main.command()
