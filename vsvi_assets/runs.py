@@ -15,7 +15,7 @@ from dagster import (
     JobDefinition,
     RunConfig,
 )
-from dagster._core.events import RunFailureReason
+from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.utils import make_new_run_id
 from dagster._utils.error import SerializableErrorInfo
 
@@ -125,9 +125,8 @@ class CityRuns:
         ]
         if messages or result.success:
             return messages
-        [failure] = (event for event in result.all_events if event.is_failure)
-        error = failure.job_failure_data.error
-        return [f"{self._city.name}: {reason(error) if error else failure.message}"]
+        error = _run_failure(result).error
+        return [f"{self._city.name}: {reason(error) if error else 'failed without a reason'}"]
 
     def _execute(
         self,
@@ -153,7 +152,8 @@ class CityRuns:
                 COMMAND_LINE_TAG: str(lock_path(self._city)),
             },
         )
-        if _is_interrupted(result):
+        interrupted = RunFailureReason.UNEXPECTED_TERMINATION
+        if not result.success and _run_failure(result).failure_reason == interrupted:
             self._instance.report_run_canceled(result.dagster_run, "Interrupted by the user.")
             raise KeyboardInterrupt
         return result
@@ -210,12 +210,9 @@ def fetched(result: ExecuteInProcessResult) -> tuple[int, int]:
     return total("fetched images"), total("fetched bytes")
 
 
-def _is_interrupted(result: ExecuteInProcessResult) -> bool:
-    return any(
-        event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION
-        for event in result.all_events
-        if event.is_failure
-    )
+def _run_failure(result: ExecuteInProcessResult) -> JobFailureData:
+    [failure] = result.filter_events(lambda event: event.event_type == DagsterEventType.RUN_FAILURE)
+    return failure.job_failure_data
 
 
 def _step_errors(result: ExecuteInProcessResult) -> Iterator[tuple[str, SerializableErrorInfo]]:
