@@ -1,9 +1,11 @@
 """What a city's users rely on, looked at after every run: errors, and what deserves a look."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -32,6 +34,7 @@ from vsvi_assets.city import City, parse_tile_key
 from vsvi_assets.inventory import Inventory, take_inventory
 from vsvi_assets.mapillary.sidecar import image_path, known_images
 from vsvi_assets.mapillary.tiles import read_tile
+from vsvi_assets.maps import contact_sheet, markdown_picture, tiles_map
 from vsvi_assets.postgis import Postgis
 from vsvi_assets.resources import PostgisResource
 from vsvi_assets.tables import wanted_images
@@ -43,6 +46,9 @@ NOTABLE_SHARE = 0.1
 """The share of points without an image, or of old images, above which a check warns."""
 
 OLD_YEARS = 10
+
+THUMBNAILS = 20
+"""How many photographs a contact sheet shows at most."""
 
 TILE_TOLERANCE = 0.01
 """How far outside its tile an image may lie, in widths of the tile."""
@@ -62,12 +68,16 @@ class Finding:
         The first of the wrong ones, and where they are.
     numbers
         Further counts that tell how it came to that.
+    pictures
+        PNG or JPEG, by what they show. Of partitioned assets they appear here, once a run,
+        and not in the metadata of each partition.
     """
 
     wrong: int
     of: int
     examples: Sequence[Record] = ()
     numbers: Mapping[str, int] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,8 @@ class Rule:
         """Apply the rule."""
         finding = self.find(evidence)
         metadata: dict[str, Any] = {"wrong": finding.wrong, "of": finding.of, **finding.numbers}
+        for name, picture in finding.pictures.items():
+            metadata[name] = MetadataValue.md(markdown_picture(picture, name))
         if finding.examples:
             metadata["the first of them"] = _table(finding.examples[:EXAMPLES])
         return AssetCheckResult(
@@ -289,7 +301,8 @@ TILE_RULES = [
 
 
 def _survey_tiles(city: City) -> TileSurvey:
-    images = outside = repeated = 0
+    outside = repeated = 0
+    counts: dict[mercantile.Tile, int] = {}
     examples_outside: list[Record] = []
     examples_repeated: list[Record] = []
     wanted = [np.empty(0, np.int64)]
@@ -300,18 +313,17 @@ def _survey_tiles(city: City) -> TileSurvey:
         tile = read_tile(path)
         wrong = tile.filter(_is_outside(tile, key))
         again = tile.filter(_is_repeated(tile))
-        images, outside, repeated = (
-            images + len(tile),
-            outside + len(wrong),
-            repeated + len(again),
-        )
+        outside, repeated = outside + len(wrong), repeated + len(again)
+        counts[parse_tile_key(key)] = len(tile)
         examples_outside += _tile_records(key, wrong, EXAMPLES - len(examples_outside))
         examples_repeated += _tile_records(key, again, EXAMPLES - len(examples_repeated))
         wanted.append(wanted_images(tile, city)["id"].to_numpy())
     ids = np.concatenate(wanted)
-    distinct = len(np.unique(ids))
+    images, distinct = sum(counts.values()), len(np.unique(ids))
+    numbers = {"tiles": len(counts), "tiles without an image": list(counts.values()).count(0)}
+    pictures = {"map": tiles_map(counts, city.bounding_box)} if counts else {}
     return TileSurvey(
-        outside=Finding(outside, images, examples_outside),
+        outside=Finding(outside, images, examples_outside, numbers, pictures),
         repeated=Finding(repeated, images, examples_repeated),
         wanted=distinct,
         not_wanted=images - len(ids),
@@ -525,7 +537,7 @@ def _nearest_rules(city: City) -> list[Rule]:
         Rule(
             "distances",
             f"Every selected image lies within {city.max_distance:g} m of its street point, "
-            "as far as the table says.",
+            "at the distance that the table gives.",
             _wrong_rows(
                 "selected_images",
                 """
@@ -616,7 +628,16 @@ def _not_on_disk(evidence: Evidence) -> Finding:
     examples = [
         {"sequence": sequence_id, "image": image_id} for sequence_id, image_id in wrong[:EXAMPLES]
     ]
-    return Finding(len(wrong), inventory.selected, examples, numbers)
+    shown = _photographs(evidence.city, sorted(complete - inventory.missing.keys()))
+    pictures = {"contact sheet": contact_sheet(shown)} if shown else {}
+    return Finding(len(wrong), inventory.selected, examples, numbers, pictures)
+
+
+def _photographs(city: City, sequence_ids: Sequence[str]) -> list[Path]:
+    """Return an image of each of some sequences, evenly taken from all."""
+    chosen = sequence_ids[:: math.ceil(len(sequence_ids) / THUMBNAILS) or 1]
+    files = (next((city.sequences_folder / name).glob("*.jpg"), None) for name in chosen)
+    return [file for file in files if file]
 
 
 def _not_whole(evidence: Evidence) -> Finding:

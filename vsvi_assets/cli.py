@@ -2,12 +2,13 @@
 
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,11 +16,16 @@ from vsvi_assets import services
 from vsvi_assets.city import City, CityFileError, load_cities
 from vsvi_assets.files import atomic_write
 from vsvi_assets.inventory import take_inventory
-from vsvi_assets.local_postgis import LocalPostgisError
+from vsvi_assets.local_postgis import LocalPostgis, LocalPostgisError
+from vsvi_assets.plan import make_plan, plan_lines
 from vsvi_assets.progress import progress_on
-from vsvi_assets.resources import PostgisResource
+from vsvi_assets.qgis import qgis_project
+from vsvi_assets.resources import MapillaryResource, PostgisResource
 from vsvi_assets.settings import SettingError, Settings
 from vsvi_assets.status import city_status, status_lines, verify_lines
+
+if TYPE_CHECKING:
+    from dagster import AssetCheckEvaluation, AssetCheckKey
 
 ERRORS_FOR_PEOPLE = (CityFileError, LocalPostgisError, SettingError, services.ServiceError)
 
@@ -35,6 +41,9 @@ def _explaining(command: Command) -> Command:
             return command(*args, **kwargs)
         except ERRORS_FOR_PEOPLE as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted. What is whole is kept: run it again to go on.", err=True)
+            raise SystemExit(128 + signal.SIGINT) from None
 
     return run  # type: ignore[return-value]
 
@@ -88,6 +97,15 @@ def materialize(city_name: str, tiles_only: bool, overwrite: bool) -> None:
 
 
 @main.command()
+@click.argument("city_name", metavar="CITY")
+@_explaining
+def plan(city_name: str) -> None:
+    """Tell what the photographs of CITY will take, after running all that comes before them."""
+    services.up()
+    _materialize(city_name, plan_only=True)
+
+
+@main.command()
 @_explaining
 def demo() -> None:
     """Run the demo city on the sandbox, whichever services are set."""
@@ -112,6 +130,24 @@ def status(city_name: str, verify: bool) -> None:
         if wrong:
             raise click.ClickException("\n".join(["Files that differ:", *wrong]))
         click.echo("  verified       every photograph is as it was downloaded")
+
+
+@main.command()
+@click.argument("city_name", metavar="CITY")
+@_explaining
+def qgis(city_name: str) -> None:
+    """Write a QGIS project of CITY's tables, and tell how to open it."""
+    services.up()
+    settings = Settings.from_environment()
+    city = _city(city_name)
+    city.folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(city.qgis_project_path) as file:
+        file.write(qgis_project(city, settings.postgres_url).encode())
+    command = f"qgis {shlex.quote(str(city.qgis_project_path))}"
+    if settings.postgres_url is None:
+        service_file = LocalPostgis(settings.data_dir).service_file
+        command = f"PGSERVICEFILE={shlex.quote(str(service_file))} {command}"
+    click.echo(command)
 
 
 @main.command()
@@ -174,12 +210,18 @@ def sandbox(
     Sandbox(world, port=port).run(ready)
 
 
-def _materialize(city_name: str, *, tiles_only: bool = False, overwrite: bool = False) -> None:
+def _materialize(
+    city_name: str,
+    *,
+    tiles_only: bool = False,
+    plan_only: bool = False,
+    overwrite: bool = False,
+) -> None:
     # Dagster and all cities' definitions take seconds to load, which other commands need not.
     from dagster import DagsterInstance
 
     from vsvi_assets.definitions import build_defs
-    from vsvi_assets.runs import CityRuns, failure_messages, fetched
+    from vsvi_assets.runs import CityRuns, check_results, fetched
 
     city = _city(city_name)
     settings = Settings.from_environment()
@@ -192,9 +234,14 @@ def _materialize(city_name: str, *, tiles_only: bool = False, overwrite: bool = 
         defs = build_defs(settings, {"progress": progress})
         runs = CityRuns(defs, city, instance, progress)
         result = runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
-        _fail_with(failure_messages(result))
-        if tiles_only:
+        checks = check_results(result)
+        if plan_only:
+            client = MapillaryResource.from_settings(settings).client(city)
+            click.echo("\n".join(plan_lines(city, make_plan(city, postgis, client))))
+        if tiles_only or plan_only:
+            _fail_with(runs.failure_messages(result) or _tell_checks(checks))
             return
+        _fail_with(runs.failure_messages(result))
         sequences = runs.all_sequences() if overwrite else runs.pending_sequences(postgis)
         inventory = take_inventory(city, postgis)
         expected = inventory.selected if overwrite else inventory.missing_images
@@ -206,14 +253,34 @@ def _materialize(city_name: str, *, tiles_only: bool = False, overwrite: bool = 
         ):
             run_images, run_bytes = fetched(result)
             images, bytes_ = images + run_images, bytes_ + run_bytes
-            failures += failure_messages(result)
-        failures += failure_messages(runs.materialize_report())
+            failures += runs.failure_messages(result)
+            checks |= check_results(result)
+        failures += runs.failure_messages(runs.materialize_report())
     click.echo("\n".join(status_lines(city, city_status(city, postgis))))
     if images:
         click.echo(f"  downloaded     {images:,} images, {bytes_:,} bytes, just now")
     else:
         click.echo("  downloaded     none: every selected image was there already")
+    failures += _tell_checks(checks)
     _fail_with(failures)
+
+
+def _tell_checks(checks: "Mapping[AssetCheckKey, AssetCheckEvaluation]") -> list[str]:
+    """Print how many checks passed, and the warnings; return the errors."""
+    from dagster import AssetCheckSeverity
+
+    errors = []
+    wrong = [check for check in checks.values() if not check.passed]
+    click.echo(f"  checks         {len(checks) - len(wrong):,} of {len(checks):,} passed")
+    for check in wrong:
+        message = (
+            f"{check.asset_key.to_user_string()}, check {check.check_name}: {check.description}"
+        )
+        if check.severity == AssetCheckSeverity.ERROR:
+            errors.append(message)
+        else:
+            click.echo(f"    {message}")
+    return errors
 
 
 def _fail_with(messages: Sequence[str]) -> None:

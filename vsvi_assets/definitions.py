@@ -47,11 +47,7 @@ def build_defs(
         asset_checks=[check for city in cities for check in build_city_checks(city)],
         sensors=[build_refresh_sensor(city) for city in cities if city.schedule],
         resources={
-            "mapillary": MapillaryResource(
-                tiles_url=settings.tiles_url,
-                graph_url=settings.graph_url,
-                data_dir=str(settings.data_dir),
-            ),
+            "mapillary": MapillaryResource.from_settings(settings),
             "progress": LogProgress(),
             "postgis": postgis,
             "street_points_file": StreetPointsFile(by_name),

@@ -8,6 +8,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import mercantile
@@ -173,19 +174,22 @@ def capture_years_chart(flat: Mapping[int, int], panoramas: Mapping[int, int]) -
 
 
 def contact_sheet(photographs: Sequence[Path]) -> bytes:
-    """Draw thumbnails of photographs side by side, in rows, as JPEG."""
+    """Draw thumbnails of photographs side by side, in rows, as JPEG.
+
+    The place of a photograph that cannot be decoded stays empty.
+    """
     margin = 6
     columns = max(1, min(THUMBNAILS_A_ROW, len(photographs)))
     rows = max(1, math.ceil(len(photographs) / columns))
     width, height = (size + margin for size in THUMBNAIL)
     sheet = Image.new("RGB", (columns * width + margin, rows * height + margin), PAPER)
     for number, path in enumerate(photographs):
-        with Image.open(path) as photograph:
+        row, column = divmod(number, columns)
+        with suppress(OSError), Image.open(path) as photograph:
             # Lets the decoder skip what a thumbnail does not need.
             photograph.draft("RGB", (2 * THUMBNAIL[0], 2 * THUMBNAIL[1]))
             thumbnail = ImageOps.fit(photograph.convert("RGB"), THUMBNAIL)
-        row, column = divmod(number, columns)
-        sheet.paste(thumbnail, (margin + column * width, margin + row * height))
+            sheet.paste(thumbnail, (margin + column * width, margin + row * height))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()

@@ -4,11 +4,10 @@ import warnings
 from typing import Any
 
 from dagster import Any as DagsterAny
-from dagster import AssetIn, AssetKey, Backoff, BetaWarning, Config, Jitter, RetryPolicy
+from dagster import AssetIn, AssetKey, BetaWarning, Config
 from pydantic import Field
 
 from vsvi_assets.city import City
-from vsvi_assets.settings import Settings
 
 # Backfill policies are as good as settled, and users can do nothing about the warning.
 warnings.filterwarnings("ignore", category=BetaWarning, message=".*backfill_policy.*")
@@ -16,25 +15,13 @@ warnings.filterwarnings("ignore", category=BetaWarning, message=".*backfill_poli
 MAPILLARY_POOL = "mapillary"
 """The pool that bounds how many runs ask Mapillary at a time."""
 
+OWNERS = "team:vsvi"
+
 CITY_TAG = "vsvi/city"
 """The run tag by which dagster.yaml bounds the runs of each city."""
 
 REFRESH_TAG = "vsvi/refresh"
 """The run tag of a scheduled refresh: tiles older than the tick are fetched anew."""
-
-
-def service_retry(settings: Settings) -> RetryPolicy:
-    """Return the policy of assets that talk to a service.
-
-    The clients already repeat each request within seconds; this serves outages of minutes.
-    What an attempt stored is there for the next, which takes the rest.
-    """
-    return RetryPolicy(
-        max_retries=3,
-        delay=settings.retry_delay,
-        backoff=Backoff.EXPONENTIAL,
-        jitter=Jitter.PLUS_MINUS,
-    )
 
 
 class Fetch(Config):
@@ -52,10 +39,11 @@ def asset_key(city: City, name: str) -> AssetKey:
 
 
 def identity(city: City, name: str, kinds: set[str]) -> dict[str, Any]:
-    """Return what tells a city's asset from others: key, group, kinds and tags."""
+    """Return what tells a city's asset from others: key, group, owners, kinds and tags."""
     return {
         "key": asset_key(city, name),
         "group_name": city.group,
+        "owners": [OWNERS],
         "kinds": kinds,
         "tags": {CITY_TAG: city.name},
     }

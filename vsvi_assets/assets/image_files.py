@@ -11,7 +11,8 @@ from dagster import (
     asset,
 )
 
-from vsvi_assets.assets.common import MAPILLARY_POOL, Fetch, identity, service_retry, upstream
+from vsvi_assets.assets.columns import SIDECAR_FILE
+from vsvi_assets.assets.common import MAPILLARY_POOL, Fetch, identity, upstream
 from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.assets.sequence_partitions import sequence_partitions
 from vsvi_assets.city import City
@@ -32,11 +33,14 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
         **identity(city, "image_files", {"mapillary", "jpeg"}),
         ins=upstream(city, "selected_image_ids"),
-        description="The selected photographs, as <seqdir>/<sequence_id>/<image_id>.jpg.",
+        description=(
+            "**Step 5.** The selected photographs, as `<seqdir>/<sequence_id>/<image_id>.jpg`, "
+            "with an `images.geojson` beside them that tells what they are."
+        ),
+        metadata={"columns of images.geojson": SIDECAR_FILE},
         partitions_def=sequence_partitions(city),
         backfill_policy=BackfillPolicy.multi_run(settings.sequences_per_run),
         io_manager_key="sequence_folders",
-        retry_policy=service_retry(settings),
         pool=MAPILLARY_POOL,
     )
     def image_files(
@@ -84,7 +88,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
             for sequence_id in without_selection:
                 yield Partition(sequence_id, None, {"images": 0})
             if failed:
-                raise ImagesFailedError(city.name, failed)
+                raise ImagesFailedError(failed)
 
         city.sequences_folder.mkdir(parents=True, exist_ok=True)
         write_attribution(city.sequences_folder)

@@ -6,23 +6,26 @@ import geopandas as gpd
 import pyarrow as pa
 from dagster import AssetsDefinition, asset
 
-from vsvi_assets.assets.common import identity, service_retry, upstream
+from vsvi_assets.assets import columns
+from vsvi_assets.assets.common import identity, upstream
 from vsvi_assets.city import City
 from vsvi_assets.postgis import NewTable
-from vsvi_assets.settings import Settings
 from vsvi_assets.tables import images_table, street_points_table
 
 
-def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
+def build_postgis_tables(city: City) -> AssetsDefinition:
     @asset(
         **identity(city, "postgis_tables", {"postgres"}),
         ins=upstream(city, "street_points", "tile_metadata"),
         description=(
-            f"The tables street_points and images in the schema {city.name}, each with "
+            f"**Step 3.** The tables street_points and images in the schema {city.name}, each with "
             f"`geometry` (EPSG:4326) and `geo` (EPSG:{city.projected_srid}, metres)."
         ),
+        metadata={
+            "dagster/column_schema": columns.images_table(city),
+            "columns of street_points": columns.street_points_table(city),
+        },
         io_manager_key="postgis_tables",
-        retry_policy=service_retry(settings),
     )
     def postgis_tables(
         street_points: gpd.GeoDataFrame, tile_metadata: Mapping[str, pa.Table]

@@ -2,40 +2,47 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from dagster import AssetExecutionContext, AssetsDefinition, Output, asset
+from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, Output, asset
 
-from vsvi_assets.assets.common import identity, service_retry, upstream
+from vsvi_assets.assets.columns import SELECTED_IMAGES_TABLE
+from vsvi_assets.assets.common import identity, upstream
 from vsvi_assets.assets.sequence_partitions import update_sequences
 from vsvi_assets.city import City
-from vsvi_assets.failures import explained
+from vsvi_assets.failures import tried_again
 from vsvi_assets.files import atomic_write
 from vsvi_assets.inventory import take_inventory
 from vsvi_assets.io_managers.postgis import PostgisSchema
-from vsvi_assets.postgis import NewTable
-from vsvi_assets.settings import Settings
+from vsvi_assets.maps import density_map, markdown_picture, selection_map
+from vsvi_assets.postgis import NewTable, Postgis
+from vsvi_assets.summaries import image_density, street_point_positions
 from vsvi_assets.tables import select_images, selected_images_table
 
 
-def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition:
+def build_selected_image_ids(city: City) -> AssetsDefinition:
     @asset(
         **identity(city, "selected_image_ids", {"postgres"}),
         ins=upstream(city, "postgis_tables"),
-        description=_description(city),
+        description=f"**Step 4.** {_description(city)}",
+        metadata={"dagster/column_schema": SELECTED_IMAGES_TABLE},
         io_manager_key="postgis_tables",
-        retry_policy=service_retry(settings),
     )
     def selected_image_ids(
         context: AssetExecutionContext, postgis_tables: PostgisSchema
     ) -> Iterator[Output[Sequence[NewTable]]]:
-        with explained(city):
+        with tried_again(context):
             selection = select_images(postgis_tables.postgis, city)
             image_ids = pc.unique(selection["image_id"]).sort()
             sequence_ids = pc.unique(selection["sequence_id"]).sort().to_pylist()
             yield Output(
                 [selected_images_table(selection)],
-                metadata={"images": len(image_ids), "sequences": len(sequence_ids)},
+                metadata={
+                    "images": len(image_ids),
+                    "sequences": len(sequence_ids),
+                    **_looks(postgis_tables.postgis, city, selection),
+                },
             )
             # What follows runs once the table is stored: no file and no partition tells of
             # a selection that the database does not hold.
@@ -52,6 +59,37 @@ def _description(city: City) -> str:
     if city.selection == "all":
         return "Every image in the bounding box."
     return f"For each street point the nearest image within {city.max_distance:g} m."
+
+
+def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, MetadataValue]:
+    """Return pictures of the selection and of the images that it is made from."""
+    density = density_map(image_density(postgis, city), city.bounding_box)
+    looks: dict[str, MetadataValue] = {
+        "density": MetadataValue.md(markdown_picture(density, "images of the box"))
+    }
+    if city.selection == "nearest" and not city.imgid_file:
+        points = street_point_positions(postgis, city)
+        row = pc.index_in(points["id"], selection["street_point_id"])
+        distance = selection["distance"].take(row).to_numpy()
+        without = int(np.isnan(distance).sum())
+        selected = selection_map(
+            points["lon"].to_numpy(),
+            points["lat"].to_numpy(),
+            distance,
+            city.bounding_box,
+            city.max_distance,
+        )
+        looks |= {
+            "map": MetadataValue.md(markdown_picture(selected, "street points and their images")),
+            "street points without an image": MetadataValue.int(without),
+            "share of street points without an image": MetadataValue.float(
+                round(without / max(len(points), 1), 4)
+            ),
+        }
+        if without < len(points):
+            median = float(np.nanmedian(distance))
+            looks["median distance (m)"] = MetadataValue.float(round(median, 1))
+    return looks
 
 
 def _write_ids(city: City, image_ids: pa.Array) -> None:

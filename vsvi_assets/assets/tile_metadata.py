@@ -14,24 +14,28 @@ from dagster import (
     asset,
 )
 
-from vsvi_assets.assets.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, identity, service_retry
+from vsvi_assets.assets.columns import TILE_FILE
+from vsvi_assets.assets.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, identity
 from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.city import City, parse_tile_key, tile_key
 from vsvi_assets.mapillary.coverage import fetch_tiles
+from vsvi_assets.mapillary.errors import InvalidTileError
 from vsvi_assets.mapillary.tiles import read_tile
 from vsvi_assets.progress import Progress
 from vsvi_assets.resources import MapillaryResource
-from vsvi_assets.settings import Settings
 
 
-def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
+def build_tile_metadata(city: City) -> AssetsDefinition:
     @asset(
         **identity(city, "tile_metadata", {"mapillary", "geojson"}),
-        description="The metadata of every Mapillary image in the z14 tiles that meet the box.",
+        description=(
+            "**Step 2.** The metadata of every Mapillary image in the z14 tiles that meet the "
+            "box, one GeoJSON file a tile."
+        ),
+        metadata={"dagster/column_schema": TILE_FILE},
         partitions_def=StaticPartitionsDefinition(city.tile_keys),
         backfill_policy=BackfillPolicy.single_run(),
         io_manager_key="tile_files",
-        retry_policy=service_retry(settings),
         pool=MAPILLARY_POOL,
     )
     def tile_metadata(
@@ -45,14 +49,15 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
             absent = []
             for key in context.partition_keys:
                 path = city.tile_path(key)
-                if (
-                    config.overwrite
-                    or not path.exists()
-                    or path.stat().st_mtime < outdated_before
-                ):
+                if config.overwrite or not path.exists() or path.stat().st_mtime < outdated_before:
                     absent.append(key)
                 else:
-                    images = read_tile(path)
+                    try:
+                        images = read_tile(path)
+                    except InvalidTileError as error:
+                        context.log.warning(f"Fetched anew: {error}")
+                        absent.append(key)
+                        continue
                     yield Partition(key, None, {"images": len(images), "fetched": False})
             context.log.info(f"{len(absent)} of {len(context.partition_keys)} tiles to fetch")
             advance = progress.counting(
