@@ -1,6 +1,6 @@
 """The images of many tiles, fetched several at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 
@@ -27,7 +27,7 @@ class TilesFailedError(MapillaryError):
 
 def fetch_tiles(
     client: Mapillary, tiles: Iterable[mercantile.Tile]
-) -> Iterator[tuple[mercantile.Tile, pa.Table]]:
+) -> Generator[tuple[mercantile.Tile, pa.Table], None, None]:
     """Fetch tiles and yield each with its images (`IMAGE_SCHEMA`), in the order of arrival.
 
     A tile that cannot be had does not keep the others from coming. Closing the iterator stops

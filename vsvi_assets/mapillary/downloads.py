@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +99,7 @@ def download_sequences(
     workers: int = 64,
     overwrite: bool = False,
     settled: Callable[[int], object] = lambda bytes_: None,
-) -> Iterator[SequenceResult]:
+) -> Generator[SequenceResult, None, None]:
     """Download images to `<seqdir>/<sequence_id>/<image_id>.jpg`.
 
     Yields each sequence as soon as it is complete, in any order. Jobs are taken as they are
@@ -153,7 +153,8 @@ class _Downloads:
         self._guard, self._overwrite, self._settled = guard, overwrite, settled
         self._pool, self._stop = pool, stop
         self._max_running = 2 * workers
-        self._max_waiting = 4 * workers + 2 * IMAGES_PER_REQUEST
+        self._max_queued = 4 * workers + 2 * IMAGES_PER_REQUEST
+        self._max_retrying = 16 * workers
         self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._running = self._inspecting = 0
         self._jobs: Iterator[SequenceJob] | None = None
@@ -187,7 +188,7 @@ class _Downloads:
         elif self._with_link:
             image = self._with_link.popleft()
             self._start(self._fetched, image, self._fetch, image)
-        elif self._jobs and self._waiting() < self._max_waiting:
+        elif self._jobs and self._has_room():
             job = next(self._jobs, None)
             if job is None:
                 self._jobs = None
@@ -225,8 +226,10 @@ class _Downloads:
         self._running += 1
         future.add_done_callback(lambda _: self._finished.put(finish))
 
-    def _waiting(self) -> int:
-        return len(self._without_link) + len(self._with_link) + len(self._later)
+    def _has_room(self) -> bool:
+        """Return whether another sequence may be taken in; bounds the memory."""
+        queued = len(self._without_link) + len(self._with_link)
+        return queued < self._max_queued and len(self._later) < self._max_retrying
 
     def _seconds_to_next_retry(self) -> float | None:
         if not self._later:

@@ -57,7 +57,12 @@ def jobs_of(images: Collection[StreetImage]) -> list[SequenceJob]:
 
 
 def client_of(
-    sandbox: Sandbox, *, token: str = TOKEN, num_retries: int = 8, timeout: float = 30.0
+    sandbox: Sandbox,
+    *,
+    token: str = TOKEN,
+    num_retries: int = 8,
+    backoff: float = 0.01,
+    timeout: float = 30.0,
 ) -> Mapillary:
     """Return a client of the sandbox that waits hundredths of seconds between attempts."""
     return Mapillary(
@@ -65,7 +70,7 @@ def client_of(
         tiles_url=sandbox.tiles_url,
         graph_url=sandbox.graph_url,
         num_retries=num_retries,
-        backoff=0.01,
+        backoff=backoff,
         timeout=timeout,
     )
 

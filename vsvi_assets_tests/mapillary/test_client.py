@@ -122,6 +122,14 @@ def test_the_pause_that_a_service_asks_for_is_made(fault: Fault) -> None:
         assert 0.9 < time.monotonic() - began < 4
 
 
+def test_the_pause_that_a_failing_service_asks_for_is_made_too() -> None:
+    answers: Iterator[Answer] = iter([(503, {"Retry-After": "1"}, b""), (200, {}, b"")])
+    with service(lambda _: next(answers)) as url:
+        began = time.monotonic()
+        client_at(url).tile_images(TILE)
+        assert time.monotonic() - began > 0.9
+
+
 def test_unknown_images_are_left_out_at_the_cost_of_no_request() -> None:
     images = street_images(50)
     gone = frozenset({FIRST_ID + 7, FIRST_ID + 8})

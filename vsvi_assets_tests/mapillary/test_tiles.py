@@ -145,7 +145,9 @@ def test_the_layers_come_in_either_order() -> None:
     assert decode_tile(images + sequences, TILE).equals(decode_tile(sequences + images, TILE))
 
 
-@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html></html>", b'{"error": {"code": 2}}'])
+@pytest.mark.parametrize(
+    "page", [b"<!DOCTYPE html><html></html>", b'{"error": {"code": 2}}', b"\x0a\x05Sorry"]
+)
 def test_an_error_page_never_becomes_an_empty_tile(page: bytes, tmp_path: Path) -> None:
     with pytest.raises(MalformedTileError, match="tile 14/8415/5384"):
         decode_tile(page, TILE)
@@ -252,7 +254,7 @@ def test_malformed_tiles_raise_nothing_else(data: bytes) -> None:
 
 @given(FILES.map(lambda content: json.dumps(content).encode()) | st.binary())
 @settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_malformed_files_raise_nothing_else(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tile"
