@@ -260,6 +260,10 @@ class City(BaseModel):
         return self.folder / "coverage.html"
 
     @property
+    def qgis_project_path(self) -> Path:
+        return self.folder / f"{self._name}.qgs"
+
+    @property
     def streets_path(self) -> Path | None:
         return self._data_dir / self.streets_file if self.streets_file else None
 

@@ -167,6 +167,11 @@ class LocalPostgis:
         """SQLAlchemy address, with the password, of the database of Dagster's storage."""
         return self._url("dagster", "+psycopg2")
 
+    @property
+    def service_file(self) -> Path:
+        """Where libpq finds address and password of the service `vsvi`."""
+        return self.folder / "pg_service.conf"
+
     def version(self) -> str:
         """Return the running server's versions: "PostgreSQL 15.20, PostGIS 3.3.2"."""
         with closing(self._connect("vsvi")) as connection, connection.cursor() as cursor:
@@ -337,10 +342,11 @@ class LocalPostgis:
     # Connections
 
     def _service(self) -> configparser.SectionProxy:
-        file = self.folder / "pg_service.conf"
         parser = configparser.ConfigParser(interpolation=None)
-        if not parser.read(file):
-            raise LocalPostgisError(f"{file} is missing: start the PostGIS server (`vsvi up`).")
+        if not parser.read(self.service_file):
+            raise LocalPostgisError(
+                f"{self.service_file} is missing: start the PostGIS server (`vsvi up`)."
+            )
         return parser[SERVICE]
 
     def _write_service(self, port: int, password: str) -> None:
@@ -354,7 +360,7 @@ class LocalPostgis:
         }
         text = io.StringIO()
         parser.write(text, space_around_delimiters=False)
-        self._write("pg_service.conf", text.getvalue(), mode=0o600)
+        self._write(self.service_file.name, text.getvalue(), mode=0o600)
 
     def _url(self, database: str, driver: str = "") -> str:
         service = self._service()
