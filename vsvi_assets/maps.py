@@ -32,6 +32,9 @@ WIDTH = 8.0
 """Inches."""
 
 DOTS_PER_INCH = 110
+PALETTE = 64
+"""Colours of a picture."""
+
 METRES_PER_DEGREE = 111_195.0
 """Of latitude, on a sphere with a radius of 6,371 km."""
 
@@ -293,6 +296,10 @@ def _chart(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _png(figure: Figure) -> bytes:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    # With a palette a dense map takes a third of the room.
+    picture.quantize(PALETTE, dither=Image.Dither.NONE).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,0 +1,121 @@
+"""What the photographs will take: told before they are downloaded, and true afterwards."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from dagster import AssetCheckEvaluation, AssetCheckSeverity
+
+from vsvi_assets.city import City
+from vsvi_assets.inventory import take_inventory
+from vsvi_assets.plan import SAMPLE_OF_A_KIND, DownloadPlan, estimate_bytes, make_plan, plan_lines
+from vsvi_assets.resources import MapillaryResource
+from vsvi_assets_tests.project import Project
+
+
+def planned(project: Project, city: City) -> DownloadPlan:
+    client = MapillaryResource.from_settings(project.settings).client(city)
+    return make_plan(city, project.postgis, client)
+
+
+def fits_disk(project: Project, city: City) -> AssetCheckEvaluation:
+    """Materialize the plan and return its check."""
+    result = project.materialize(city, "download_plan", raise_on_error=False)
+    [check] = result.get_asset_check_evaluations()
+    return check
+
+
+def test_a_plan_foretells_the_download(project: Project) -> None:
+    city = project.write_city(selection="all")
+    project.materialize_metadata(city)
+    plan = planned(project, city)
+
+    world = project.sandbox.world
+    assert plan.images == plan.selected == len(city.selected_image_ids_path.read_text().split())
+    assert plan.panoramas == sum(image.is_pano for image in world.images.values())
+    assert plan.sampled == 2 * SAMPLE_OF_A_KIND
+    assert plan.link_requests == 3
+    assert plan.bytes_per_second
+    assert plan.fits
+
+    project.materialize_images(city)
+    on_disk = take_inventory(city, project.postgis).bytes
+    assert plan.bytes == pytest.approx(on_disk, rel=0.05)
+    after = planned(project, city)
+    assert (after.images, after.bytes, after.on_disk) == (0, 0, plan.images)
+    assert "\n".join(plan_lines(city, after))
+
+
+def test_the_sample_is_fetched_once(project: Project) -> None:
+    city = project.write_city()
+    project.materialize_metadata(city)
+    plan = planned(project, city)
+    asked = dict(project.sandbox.stats.requests)
+    assert planned(project, city).bytes == plan.bytes
+    assert project.sandbox.stats.requests == asked
+
+    smaller = project.write_city(image_size="256")
+    planned(project, smaller)
+    assert project.sandbox.stats.requests != asked
+
+
+def test_images_that_are_gone_take_no_room(project: Project) -> None:
+    city = project.write_city(selection="all")
+    project.materialize_metadata(city)
+    whole = planned(project, city)
+    for image_id in list(project.sandbox.world.images)[::2]:
+        del project.sandbox.world.images[image_id]
+    (city.folder / "image_sizes.json").unlink()
+    assert planned(project, city).bytes < 0.9 * whole.bytes
+
+
+def test_a_plan_that_does_not_fit_the_disk_is_a_failed_check(project: Project) -> None:
+    city = project.write_city()
+    project.materialize_metadata(city)
+    passed = fits_disk(project, city)
+    assert passed.passed
+    assert passed.blocking
+
+    free = planned(project, city).free_bytes
+    too_full = project.write_city(required_disk_space=free / 1e9)
+    check = fits_disk(project, too_full)
+    assert not check.passed
+    assert check.severity == AssetCheckSeverity.ERROR
+    assert "Make room" in str(check.description)
+
+
+def test_the_asset_tells_the_plan(project: Project) -> None:
+    city = project.write_city()
+    project.materialize_metadata(city)
+    result = project.materialize(city, "download_plan")
+    [event] = result.get_asset_materialization_events()
+    metadata = event.materialization.metadata
+    assert metadata["images"].value == planned(project, city).images
+    assert str(metadata["capture years"].value).startswith("![capture years](data:image/png")
+
+
+def test_the_range_holds_the_true_value_in_nine_of_ten_cases() -> None:
+    numbers = np.random.default_rng(0)
+    flat = numbers.lognormal(13, 0.4, 10_000).astype(int)
+    panoramas = numbers.lognormal(15, 0.3, 2_000).astype(int)
+    true = flat.sum() + panoramas.sum()
+    held, estimates = 0, []
+    for _ in range(300):
+        estimate, low, high = estimate_bytes(
+            {
+                False: (len(flat), numbers.choice(flat, SAMPLE_OF_A_KIND).tolist()),
+                True: (len(panoramas), numbers.choice(panoramas, SAMPLE_OF_A_KIND).tolist()),
+            }
+        )
+        assert low < estimate < high
+        held += low <= true <= high
+        estimates.append(estimate)
+    assert 0.8 < held / 300 < 0.95
+    assert np.mean(estimates) == pytest.approx(true, rel=0.02)
+
+
+def test_more_images_take_more_room_and_time() -> None:
+    estimates = [estimate_bytes({False: (count, [100, 200, 300])}) for count in (0, 10, 1000)]
+    assert estimates[0] == (0, 0, 0)
+    for fewer, more in pairwise(estimates):
+        assert all(less < greater for less, greater in zip(fewer, more, strict=True))
