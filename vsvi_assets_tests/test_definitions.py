@@ -1,0 +1,62 @@
+"""What Dagster makes of the project, by its own tools."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster._serdes import serialize_value
+
+from vsvi_assets.definitions import build_defs
+from vsvi_assets.settings import Settings
+from vsvi_assets_tests.project import METADATA_ASSETS, Project
+
+BIN = Path(sys.executable).parent
+
+
+def test_each_city_is_a_group_with_keys_under_its_name(project: Project) -> None:
+    project.write_city("greater-amsterdam")
+    project.write_city("utrecht")
+    specs = build_defs(project.settings).resolve_all_asset_specs()
+    groups: dict[str, set[str]] = {}
+    for spec in specs:
+        city, _ = spec.key.path
+        assert spec.group_name == city.replace("-", "_")
+        assert spec.tags["vsvi/city"] == city
+        groups.setdefault(city, set()).add(spec.key.path[1])
+    assert groups.keys() == {"greater-amsterdam", "utrecht"}
+    assert groups["greater-amsterdam"] == groups["utrecht"]
+    assert groups["utrecht"] >= {*METADATA_ASSETS, "image_files"}
+    for spec in specs:
+        assert {dep.asset_key.path[0] for dep in spec.deps} <= {spec.key.path[0]}
+
+
+def test_no_definition_carries_a_secret(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write_city()
+    monkeypatch.setenv("MAPILLARY_TOKEN", "MLY|secret")
+    monkeypatch.setenv("VSVI_POSTGRES_URL", "postgresql://me:secret@127.0.0.1/x")
+    defs = build_defs(Settings.from_environment())
+    assert "secret" not in repr(Settings.from_environment())
+    repository = defs.get_repository_def()
+    assert "secret" not in serialize_value(RepositorySnap.from_def(repository))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["dagster", "definitions", "validate", "-w", "workspace.yaml"], ["dg", "check", "defs"]],
+)
+def test_dagsters_own_checks_pass(command: list[str], project: Project, postgis_url: str) -> None:
+    project.write_city()
+    environment = {**os.environ, "DAGSTER_POSTGRES_URL": postgis_url, "DAGSTER_HOME": str(Path.cwd())}
+    checked = subprocess.run(
+        [BIN / command[0], *command[1:]],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout
