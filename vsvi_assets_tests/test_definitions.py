@@ -49,10 +49,10 @@ def test_no_definition_carries_a_secret(project: Project, monkeypatch: pytest.Mo
 )
 def test_dagsters_own_checks_pass(command: list[str], project: Project, postgis_url: str) -> None:
     project.write_city()
-    environment = {**os.environ, "DAGSTER_POSTGRES_URL": postgis_url, "DAGSTER_HOME": str(Path.cwd())}
+    instance = {"DAGSTER_POSTGRES_URL": postgis_url, "DAGSTER_HOME": str(Path.cwd())}
     checked = subprocess.run(
         [BIN / command[0], *command[1:]],
-        env=environment,
+        env=os.environ | instance,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
