@@ -253,20 +253,15 @@ def street_lines(network: nx.MultiDiGraph) -> NDArray[np.object_]:
 
 def _read_lines(network: nx.MultiDiGraph) -> pd.DataFrame:
     """Return `line`, `osmid` and `name` of the edges, each line once whatever its directions."""
-    position = {node: (data["x"], data["y"]) for node, data in network.nodes(data=True)}
-    edges = [
-        data
-        for _, neighbours in network.adjacency()
-        for parallel in neighbours.values()
-        for data in parallel.values()
-    ]
-    straight = [
-        (position[node], position[neighbour])
-        for node, neighbours in network.adjacency()
-        for neighbour, parallel in neighbours.items()
-        for data in parallel.values()
-        if data.get("geometry") is None
-    ]
+    nodes = dict(network.nodes(data=True))
+    edges, straight = [], []
+    for node, neighbours in network.adjacency():
+        for neighbour, parallel in neighbours.items():
+            for data in parallel.values():
+                edges.append(data)
+                if data.get("geometry") is None:
+                    start, end = nodes[node], nodes[neighbour]
+                    straight.append((start["x"], start["y"], end["x"], end["y"]))
     lines = np.fromiter((data.get("geometry") for data in edges), object, len(edges))
     lines[shapely.is_missing(lines)] = shapely.linestrings(
         np.array(straight, dtype=float).reshape(-1, 2, 2)
@@ -311,9 +306,9 @@ def _clip(edges: pd.DataFrame, box: Box) -> pd.DataFrame:
 
 def _merge(pieces: pd.DataFrame) -> pd.DataFrame:
     """Join the pieces of each way where they meet end to end; the longest come first."""
+    by_way = np.lexsort((*shapely.bounds(pieces["line"]).T, pieces["osmid"]))
+    pieces = pieces.iloc[by_way]
     # A way has several names only where osmnx joined it with others.
-    name_order, _ = pd.factorize(pieces["name"], sort=True)
-    pieces = pieces.iloc[np.lexsort((name_order, pieces["osmid"]))]
     names = pieces.drop_duplicates("osmid").set_index("osmid")["name"]
     several = pieces["osmid"].duplicated(keep=False)
     osmids, way = np.unique(pieces["osmid"][several], return_inverse=True)
@@ -325,16 +320,10 @@ def _merge(pieces: pd.DataFrame) -> pd.DataFrame:
     )
     lines = np.concatenate([pieces["line"][~several], shapely.normalize(merged)])
     osmids = np.concatenate([pieces["osmid"][~several], osmids[origin]])
-    streets = pd.DataFrame(
-        {
-            "line": lines,
-            "osmid": osmids,
-            "name": pd.Series(names.loc[osmids].to_numpy(), dtype=object),
-            "length": shapely.length(lines),
-            "wkb": shapely.to_wkb(lines),
-        }
-    )
-    return streets.sort_values(["length", "wkb", "osmid"], ascending=[False, True, True])
+    longest_first = np.lexsort((*shapely.bounds(lines).T, osmids, -shapely.length(lines)))
+    lines, osmids = lines[longest_first], osmids[longest_first]
+    names = pd.Series(names.loc[osmids].to_numpy(), dtype=object)
+    return pd.DataFrame({"line": lines, "osmid": osmids, "name": names})
 
 
 def _divide(
@@ -496,7 +485,7 @@ def _osmnx_configured(overpass_url: str, cache_folder: Path) -> Iterator[None]:
         "http_user_agent": agent,
         "http_referer": agent,
         "requests_timeout": OVERPASS_TIMEOUT,
-        "requests_kwargs": {"hooks": {"response": _require_whole}, "allow_redirects": False},
+        "requests_kwargs": {"hooks": {"response": _require_whole}},
         "log_console": False,
         "log_file": False,
     }
@@ -515,7 +504,7 @@ def _osmnx_configured(overpass_url: str, cache_folder: Path) -> Iterator[None]:
 
 
 def _require_whole(response: requests.Response, **_: object) -> None:
-    """Raise unless a response is a whole answer, before osmnx waits, repeats or keeps it."""
+    """Raise unless a response is a whole answer, before it is followed, repeated or kept."""
     where = f"{response.url} answered"
     if response.status_code != 200:
         raise requests.HTTPError(
