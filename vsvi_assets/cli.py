@@ -235,11 +235,11 @@ def _materialize(
         runs = CityRuns(defs, city, instance, progress)
         result = runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
         checks = check_results(result)
-        if plan_only:
+        if plan_only and any(check.asset_key.path[-1] == "download_plan" for check in checks):
             client = MapillaryResource.from_settings(settings).client(city)
             click.echo("\n".join(plan_lines(city, make_plan(city, postgis, client))))
         if tiles_only or plan_only:
-            _fail_with(runs.failure_messages(result) or _tell_checks(checks))
+            _fail_with([*runs.failure_messages(result), *_tell_checks(checks)])
             return
         _fail_with(runs.failure_messages(result))
         sequences = runs.all_sequences() if overwrite else runs.pending_sequences(postgis)
@@ -266,21 +266,21 @@ def _materialize(
 
 
 def _tell_checks(checks: "Mapping[AssetCheckKey, AssetCheckEvaluation]") -> list[str]:
-    """Print how many checks passed, and the warnings; return the errors."""
+    """Print how many checks passed, and the warnings; return the errors that ended no run."""
     from dagster import AssetCheckSeverity
 
-    errors = []
+    from vsvi_assets.runs import check_message
+
     wrong = [check for check in checks.values() if not check.passed]
     click.echo(f"  checks         {len(checks) - len(wrong):,} of {len(checks):,} passed")
     for check in wrong:
-        message = (
-            f"{check.asset_key.to_user_string()}, check {check.check_name}: {check.description}"
-        )
-        if check.severity == AssetCheckSeverity.ERROR:
-            errors.append(message)
-        else:
-            click.echo(f"    {message}")
-    return errors
+        if check.severity == AssetCheckSeverity.WARN:
+            click.echo(f"    {check_message(check)}")
+    return [
+        check_message(check)
+        for check in wrong
+        if check.severity == AssetCheckSeverity.ERROR and not check.blocking
+    ]
 
 
 def _fail_with(messages: Sequence[str]) -> None:

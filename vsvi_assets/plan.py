@@ -202,17 +202,18 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
         f"{plan.unavailable:,} no longer at Mapillary",
     )
     add("to download", f"{plan.images:,} images, {plan.panoramas:,} of them panoramas")
-    add(
-        "room",
-        f"{gigabytes(plan.bytes)} ({gigabytes(plan.bytes_low)} to {gigabytes(plan.bytes_high)}, "
-        f"from the sizes of {plan.sampled})",
-    )
+    if plan.images:
+        add(
+            "room",
+            f"{gigabytes(plan.bytes)} ({gigabytes(plan.bytes_low)} to "
+            f"{gigabytes(plan.bytes_high)}, from the sizes of {plan.sampled})",
+        )
     add(
         "disk",
         f"{gigabytes(plan.free_bytes)} free, {gigabytes(plan.required_free_bytes)} of it to "
         f"stay free ({city.sequences_folder})",
     )
-    if plan.bytes_per_second:
+    if plan.images and plan.bytes_per_second:
         low, high = (
             timedelta(seconds=round(plan.seconds(bytes_)))
             for bytes_ in (plan.bytes_low, plan.bytes_high)

@@ -7,6 +7,7 @@ from typing import Any
 from dagster import (
     AssetCheckEvaluation,
     AssetCheckKey,
+    AssetCheckSeverity,
     DagsterEventType,
     DagsterInstance,
     Definitions,
@@ -15,6 +16,7 @@ from dagster import (
     JobDefinition,
     RunConfig,
 )
+from dagster._core.errors import DagsterAssetCheckFailedError
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.utils import make_new_run_id
 from dagster._utils.error import SerializableErrorInfo
@@ -118,10 +120,16 @@ class CityRuns:
         return set(self._instance.get_dynamic_partitions(sequence_partitions_name(self._city)))
 
     def failure_messages(self, result: ExecuteInProcessResult) -> list[str]:
-        """Return why a run failed, a message for each step, without tracebacks."""
+        """Return why a run failed, a message for each step or check, without tracebacks."""
         messages = [
             f"{self._assets.get(step, step)}: {reason(error)}"
             for step, error in _step_errors(result)
+            if error.cls_name != DagsterAssetCheckFailedError.__name__
+        ]
+        messages += [
+            check_message(check)
+            for check in check_results(result).values()
+            if check.blocking and not check.passed and check.severity == AssetCheckSeverity.ERROR
         ]
         if messages or result.success:
             return messages
@@ -224,3 +232,8 @@ def _step_errors(result: ExecuteInProcessResult) -> Iterator[tuple[str, Serializ
 def check_results(result: ExecuteInProcessResult) -> dict[AssetCheckKey, AssetCheckEvaluation]:
     """Return what the asset checks of a run found."""
     return {check.asset_check_key: check for check in result.get_asset_check_evaluations()}
+
+
+def check_message(check: AssetCheckEvaluation) -> str:
+    """Tell which check it is, and what it found."""
+    return f"{check.asset_key.to_user_string()}, check {check.check_name}: {check.description}"
