@@ -16,6 +16,8 @@ CONNECTION_KEYS = ("service", "host", "port", "dbname", "user", "sslmode")
 def qgis_project(city: City, postgres_url: str | None) -> str:
     """Return a project for QGIS 3.22 or newer, in QGIS's own XML (.qgs).
 
+    Map and layers are in the city's projected CRS, so that QGIS converts no coordinates.
+
     Parameters
     ----------
     postgres_url
@@ -30,8 +32,8 @@ def qgis_project(city: City, postgres_url: str | None) -> str:
         "connection": _connection(postgres_url),
         "max_distance": f"{city.max_distance:g}",
         "sequences": city.sequences_folder.as_uri(),
+        "srid": city.projected_srid,
         "wkt": crs.to_wkt(),
-        "wgs84": pyproj.CRS.from_epsg(4326).to_wkt(),
         "xmin": xmin,
         "ymin": ymin,
         "xmax": xmax,

@@ -80,9 +80,9 @@ def test_qgis_opens_the_project(connected: Project) -> None:
         [(points, images)] = cursor.fetchall()
     assert opened.stdout.splitlines() == [
         "EPSG:28992",
-        f"selected images;True;EPSG:4326;{inventory.selected}",
-        f"street points;True;EPSG:4326;{points}",
-        f"all images;True;EPSG:4326;{images}",
+        f"selected images;True;EPSG:28992;{inventory.selected}",
+        f"street points;True;EPSG:28992;{points}",
+        f"all images;True;EPSG:28992;{images}",
     ], opened.stderr
 
 
