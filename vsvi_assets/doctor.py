@@ -11,6 +11,7 @@ import mercantile
 import psycopg2
 import requests
 from dagster import DagsterInstance
+from sqlalchemy.engine import make_url
 
 from vsvi_assets.city import ZOOM, City, CityFileError, load_cities
 from vsvi_assets.local_postgis import LocalPostgisError
@@ -187,8 +188,10 @@ def _dagster() -> Iterator[Finding]:
         return
     try:
         # Dagster itself tries for long before it gives up.
-        url = os.environ["DAGSTER_POSTGRES_URL"].replace("+psycopg2", "")
-        psycopg2.connect(url, connect_timeout=TIMEOUT_SECONDS).close()
+        address = make_url(os.environ["DAGSTER_POSTGRES_URL"]).translate_connect_args(
+            username="user"
+        )
+        psycopg2.connect(**address, connect_timeout=TIMEOUT_SECONDS).close()
     except psycopg2.Error as error:
         yield Finding(Verdict.BAD, "Dagster's storage", _first_line(error), mend)
         return

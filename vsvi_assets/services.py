@@ -105,7 +105,7 @@ def up(*, sandbox: bool | None = None) -> Services:
     if not (settings.postgres_url and "DAGSTER_POSTGRES_URL" in os.environ):
         cluster = LocalPostgis(settings.data_dir)
         cluster.start()
-        found["DAGSTER_POSTGRES_URL"] = cluster.dagster_url
+        found |= dagster_settings(cluster)
         lines.append(f"PostGIS: {cluster.version()} in {cluster.folder}")
     for_this_process = dict(found)
     if sandbox or (sandbox is None and _wants_sandbox(settings)):
@@ -134,6 +134,17 @@ def down() -> list[str]:
         cluster.stop()
         stopped.append("PostGIS")
     return stopped
+
+
+def dagster_settings(cluster: LocalPostgis) -> dict[str, str]:
+    """Return where Dagster's records are kept, and how: see `kept_connections`.
+
+    Materializations of one step are stored together, up to so many at a time.
+    """
+    return {
+        "DAGSTER_POSTGRES_URL": f"{cluster.dagster_url}?plugin=vsvi",
+        "DAGSTER_EVENT_BATCH_SIZE": "200",
+    }
 
 
 def _wants_sandbox(settings: Settings) -> bool:
