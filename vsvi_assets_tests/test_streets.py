@@ -567,7 +567,7 @@ def test_nobody_else_is_asked_and_osmnx_is_left_as_it_was(
     before = {name: getattr(osmnx.settings, name) for name in osmnx.settings.__annotations__}
     getaddrinfo = socket.getaddrinfo
 
-    with recorder() as port, pytest.raises(OverpassError, match="in part: .*Query timed out"):
+    with recorder() as port, pytest.raises(OverpassError, match=r"in part: .*Query timed out"):
         download_network(
             BOX, "all", overpass_url=f"http://localhost:{port}/api", cache_folder=tmp_path
         )
