@@ -91,15 +91,19 @@ def _after_all_is_done() -> AutomationCondition:
 
 
 def _once_a_tick_while_incomplete(schedule: str, timezone: str) -> AutomationCondition:
-    """Run partitions that are missing or failed, once after the selection of each tick."""
+    """Run partitions that are missing or failed, once after the refreshed selection of each tick.
+
+    A selection that someone made by hand leads to nothing by itself: that person is about to
+    download what it takes, or has a reason not to.
+    """
     tick = AutomationCondition.cron_tick_passed(schedule, timezone)
     incomplete = AutomationCondition.missing() | AutomationCondition.execution_failed()
-    selection_is_new = AutomationCondition.any_deps_match(
-        AutomationCondition.newly_updated().since(tick)
-    )
+    refreshed = AutomationCondition.any_new_update_has_run_tags(tag_keys={REFRESH_TAG})
+    made_by_hand = AutomationCondition.newly_updated() & ~refreshed
+    selection_is_new = AutomationCondition.any_deps_match(refreshed.since(tick | made_by_hand))
     return (
         incomplete.with_label("incomplete")
-        & selection_is_new.with_label("selection_updated_since_tick")
+        & selection_is_new.with_label("selection_refreshed_since_tick")
         # The selection is stored before its sequences are registered.
         & ~AutomationCondition.any_deps_in_progress()
         & ~AutomationCondition.in_progress()

@@ -160,6 +160,9 @@ def test_new_images_lead_to_their_sequences_alone(
         ]
     )
 
+    project.materialize(city, *METADATA_ASSETS, partitions=city.tile_keys, overwrite=True)
+    assert_statuses_are_true(project, city)
+    assert automation.evaluate() == {}, "what is selected by hand is downloaded by hand"
     assert automation.week() == {extended, "sequence-new-abcdefgh"}
     assert_statuses_are_true(project, city)
     assert statuses(project, city).keys() == {"MATERIALIZED"}
