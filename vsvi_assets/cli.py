@@ -245,7 +245,7 @@ def _materialize(
         sequences = runs.all_sequences() if overwrite else runs.pending_sequences(postgis)
         inventory = take_inventory(city, postgis)
         expected = inventory.selected if overwrite else inventory.missing_images
-        progress.expect(f"{city.name}/image_files", expected, "images")
+        progress.expect(f"{city.name}/image_files", expected)
         images = bytes_ = 0
         failures = []
         for result in runs.materialize_images(

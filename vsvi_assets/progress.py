@@ -1,5 +1,6 @@
 """How far a long step is: one bar an asset in a terminal, a line now and then in a log."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ class Progress(Protocol):
     `asset` is the name of the step's asset, such as "demo/image_files".
     """
 
-    def expect(self, asset: str, total: int, unit: str) -> None:
+    def expect(self, asset: str, total: int) -> None:
         """Count over all runs of an asset, which have `total` to do together."""
 
     def started(self, asset: str) -> None:
@@ -94,17 +95,20 @@ class LogProgress:
 
     def __init__(self, tell: Tell | None = None, every: float = SECONDS_BETWEEN_LINES) -> None:
         self._tell, self._every = tell, every
+        self._expected: dict[str, int] = {}
         self._counts: dict[str, _Count] = {}
 
-    def expect(self, asset: str, total: int, unit: str) -> None:
-        self._counts[asset] = _Count(total, unit)
+    def expect(self, asset: str, total: int) -> None:
+        self._expected[asset] = total
 
     def started(self, asset: str) -> None:
         if self._tell:
             self._tell(f"{asset}: started")
 
     def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
-        count = self._counts.get(asset) or _Count(total, unit)
+        if asset not in self._counts or asset not in self._expected:
+            self._counts[asset] = _Count(self._expected.get(asset, total), unit)
+        count = self._counts[asset]
         tell = self._tell or log
         next_line = time.monotonic() + self._every
 
@@ -129,34 +133,37 @@ class LogProgress:
 class TerminalProgress:
     """Draws one bar an asset, one below the other."""
 
-    BAR = "{desc} {percentage:3.0f}% {bar:20} "
-    UNCOUNTED = BAR + "{elapsed}"
-    COUNTED = BAR + "{n:,} of {total:,}{unit}{postfix}, {rate_noinv_fmt}, {remaining} left"
-    DONE = BAR + "{n:,}{unit}{postfix}, {rate_noinv_fmt}, {elapsed}"
-
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        # One column less than there are: in the last one, terminals begin a new line.
+        self._columns = os.get_terminal_size(file.fileno()).columns - 1
+        self._expected: dict[str, int] = {}
         self._bars: dict[str, tqdm] = {}
         self._bytes = 0
 
-    def expect(self, asset: str, total: int, unit: str) -> None:
-        if total:
-            self._count(self._bar(asset), total, unit)
+    def expect(self, asset: str, total: int) -> None:
+        self._expected[asset] = total
 
     def started(self, asset: str) -> None:
         self._bar(asset)
 
     def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
         bar = self._bar(asset)
-        if total and not bar.unit:
-            self._count(bar, total, unit)
+        total = self._expected.get(asset, total)
+        if total and not bar.n:
+            bar.bar_format = self._format(
+                "{n:,} of {total:,} " + unit + "{postfix}, {rate_noinv_fmt}, {remaining} left"
+            )
+            bar.reset(total)
 
         def advance(bytes_: int = 0) -> None:
             self._bytes += bytes_
             if self._bytes:
                 bar.set_postfix_str(f"{self._bytes / 1e6:,.1f} MB", refresh=False)
             if bar.n + 1 == bar.total:
-                bar.bar_format = self.DONE
+                bar.bar_format = self._format(
+                    "{n:,} " + unit + "{postfix}, {rate_noinv_fmt}, {elapsed}"
+                )
             bar.update()
 
         return advance
@@ -166,7 +173,7 @@ class TerminalProgress:
 
     def finished(self, asset: str) -> None:
         bar = self._bars[asset]
-        if not bar.unit and not bar.n:
+        if bar.total == 1 and not bar.n:
             bar.update()
         bar.refresh()
 
@@ -180,16 +187,16 @@ class TerminalProgress:
             self.close()
             self._bytes = 0
             self._bars[asset] = tqdm(
-                desc=f"{asset:<32}",
+                desc=f"{asset.rpartition('/')[2]:<18}",
                 total=1,
                 unit="",
-                bar_format=self.UNCOUNTED,
+                bar_format=self._format("{elapsed}"),
                 file=self._file,
-                dynamic_ncols=True,
+                ncols=self._columns,
                 mininterval=0.2,
             )
         return self._bars[asset]
 
-    def _count(self, bar: tqdm, total: int, unit: str) -> None:
-        bar.unit, bar.bar_format = f" {unit}", self.COUNTED
-        bar.reset(total)
+    def _format(self, told: str) -> str:
+        width = min(max(self._columns - 72, 4), 20)
+        return "{desc} {percentage:3.0f}% {bar:" + str(width) + "} " + told

@@ -57,7 +57,7 @@ def images_of_several_runs(project: Project, file: TextIO) -> int:
         runs = city_runs(project, city, progress)
         assert runs.materialize_metadata().success
         images = take_inventory(city, project.postgis).missing_images
-        progress.expect("town/image_files", images, "images")
+        progress.expect("town/image_files", images)
         results = list(runs.materialize_images(runs.all_sequences(), sequences_per_run=3))
     assert len(results) > 1
     return images
@@ -68,19 +68,17 @@ def test_a_terminal_shows_one_bar_an_asset_over_all_runs(project: Project) -> No
         images = images_of_several_runs(project, file)
     last = {line.split()[0]: line for line in screen if line.strip()}
     assert list(last) == [
-        f"town/{name}"
-        for name in (
-            "street_points",
-            "tile_metadata",
-            "postgis_tables",
-            "selected_image_ids",
-            "image_files",
-        )
+        "street_points",
+        "tile_metadata",
+        "postgis_tables",
+        "selected_image_ids",
+        "download_plan",
+        "image_files",
     ]
     assert all("100%" in line for line in last.values())
-    assert "4 tiles" in last["town/tile_metadata"]
+    assert "4 tiles" in last["tile_metadata"]
     bytes_ = take_inventory(project.write_city(), project.postgis).bytes
-    assert f"{images} images, {bytes_ / 1e6:.1f} MB" in last["town/image_files"]
+    assert f"{images} images, {bytes_ / 1e6:.1f} MB" in last["image_files"]
     assert any(re.search(r"\d+ of \d+ images, .* left", line) for line in screen)
 
 
