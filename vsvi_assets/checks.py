@@ -161,7 +161,7 @@ class Rule:
             check_name=self.name,
             passed=finding.wrong <= self.tolerated * finding.of,
             severity=self.severity,
-            description=f"{finding.wrong:,} of {finding.of:,} break it: {self.description}",
+            description=f"{self.description} Wrong: {finding.wrong:,} of {finding.of:,}.",
             metadata=metadata,
         )
 
@@ -200,7 +200,10 @@ def _build_asset_checks(city: City, asset: str, rules: Sequence[Rule]) -> AssetC
 
 def _table(records: Sequence[Record]) -> MetadataValue:
     # As text: the browser's numbers hold no more than 53 bits of an image's id.
-    rows = [{name: str(value) for name, value in record.items()} for record in records]
+    rows = [
+        {name: "" if value is None else str(value) for name, value in record.items()}
+        for record in records
+    ]
     return MetadataValue.table(
         records=[TableRecord(row) for row in rows],
         schema=TableSchema([TableColumn(name, "string") for name in rows[0]]),
@@ -663,8 +666,8 @@ IMAGE_FILE_RULES = [
     ),
     Rule(
         "whole",
-        "Every file is as long as it was when it was found to be whole. "
-        "(`vsvi status CITY --verify` reads them all.)",
+        "Every file is as long as when it was found to be whole "
+        "(`vsvi status CITY --verify` reads them all).",
         _not_whole,
     ),
 ]

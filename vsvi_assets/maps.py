@@ -16,7 +16,7 @@ import numpy as np
 import shapely
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -25,9 +25,9 @@ from PIL import Image, ImageOps
 
 from vsvi_assets.city import BoundingBox
 
-PAPER, INK, FAINT = "#ffffff", "#1f2933", "#c3cad3"
+PAPER, INK, FAINT = "#ffffff", "#1f2933", "#b4bdc8"
 COVERED, UNCOVERED = "#1f6fb2", "#e8590c"
-COLOUR_MAP = "viridis_r"
+COLOUR_MAP = LinearSegmentedColormap.from_list("images", ["#93c9ee", "#1f6fb2", "#0b1f3a"])
 WIDTH = 8.0
 """Inches."""
 
