@@ -128,7 +128,16 @@ def status(city_name: str, verify: bool) -> None:
     if verify:
         wrong = verify_lines(city)
         if wrong:
-            raise click.ClickException("\n".join(["Files that differ:", *wrong]))
+            raise click.ClickException(
+                "\n".join(
+                    [
+                        "Files that differ:",
+                        *wrong,
+                        "Delete those that are not as they were downloaded and run "
+                        f"`vsvi materialize {city.name}`: it fetches what is missing.",
+                    ]
+                )
+            )
         click.echo("  verified       every photograph is as it was downloaded")
 
 

@@ -53,11 +53,9 @@ def tried_again(context: AssetExecutionContext | OutputContext) -> Iterator[None
     """
     try:
         yield
-    except psycopg2.errors.DiskFull:
-        raise
     except MAY_PASS as error:
         failures = _failures_before(context) + 1
-        if failures > MAX_RETRIES:
+        if failures > MAX_RETRIES or _is_lasting(error):
             raise
         delay = Settings.from_environment().retry_delay
         assert context.log
@@ -68,6 +66,12 @@ def tried_again(context: AssetExecutionContext | OutputContext) -> Iterator[None
         # Here and not by RetryRequested: Dagster's own waiting cannot be interrupted.
         time.sleep(delay)
         raise RetryRequested(MAX_RETRIES, seconds_to_wait=0) from error
+
+
+def _is_lasting(error: Exception) -> bool:
+    return isinstance(error, psycopg2.errors.DiskFull) or (
+        isinstance(error, TilesFailedError) and not error.may_pass
+    )
 
 
 def _failures_before(context: AssetExecutionContext | OutputContext) -> int:

@@ -41,6 +41,18 @@ class DiskGuard:
 
 
 @contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Raise `DiskFullError` where a write in `folder` finds no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise DiskFullError(folder, free, free + 1) from error
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write that appears under `path` whole, or not at all.
 
@@ -56,16 +68,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}{PART_SUFFIX}")
     try:
-        with _locked(part) as file:
+        with writing_in(path.parent), _locked(part) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
             part.replace(path)
-    except BaseException as error:
+    except BaseException:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            raise DiskFullError(path.parent, free, free + 1) from error
         raise
 
 

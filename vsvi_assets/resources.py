@@ -42,8 +42,12 @@ class MapillaryResource(ConfigurableResource):
             graph_url=self.graph_url,
             num_retries=city.num_retries,
             backoff=self.backoff,
-            tile_budget=TileBudget(Path(self.data_dir, "tile_budget.json")),
+            tile_budget=self.tile_budget(),
         )
+
+    def tile_budget(self) -> TileBudget:
+        """Return the count of the tile requests of the day."""
+        return TileBudget(Path(self.data_dir, "tile_budget.json"))
 
 
 class PostgisResource(ConfigurableResource):

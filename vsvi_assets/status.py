@@ -7,7 +7,7 @@ from psycopg2 import errors, sql
 
 from vsvi_assets.city import City
 from vsvi_assets.inventory import Inventory, take_inventory
-from vsvi_assets.mapillary.sidecar import differences
+from vsvi_assets.mapillary.sidecar import SIDECAR_NAME, differences, strangers
 from vsvi_assets.postgis import Postgis
 
 
@@ -82,12 +82,14 @@ def status_lines(city: City, status: CityStatus) -> list[str]:
 
 def verify_lines(city: City) -> list[str]:
     """Read every photograph, compare it with its sidecar, and tell what is wrong, a line each."""
-    folders = sorted(path for path in city.sequences_folder.glob("*") if path.is_dir())
-    return [
-        f"{folder.name}/{image_id}.jpg: {what}"
-        for folder in folders
-        for image_id, what in differences(folder).items()
-    ]
+    lines = []
+    for folder in sorted(path for path in city.sequences_folder.glob("*") if path.is_dir()):
+        lines += [
+            f"{folder.name}/{image_id}.jpg: {what}"
+            for image_id, what in differences(folder).items()
+        ]
+        lines += [f"{folder.name}/{name}: not in {SIDECAR_NAME}" for name in strangers(folder)]
+    return lines
 
 
 def _count(postgis: Postgis, city: City, table: str) -> int | None:

@@ -19,7 +19,7 @@ from vsvi_assets.assets.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, identi
 from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.city import City, parse_tile_key, tile_key
 from vsvi_assets.mapillary.coverage import fetch_tiles
-from vsvi_assets.mapillary.errors import InvalidTileError
+from vsvi_assets.mapillary.errors import InvalidTileError, TileBudgetError
 from vsvi_assets.mapillary.tiles import read_tile
 from vsvi_assets.progress import Progress
 from vsvi_assets.resources import MapillaryResource
@@ -63,10 +63,23 @@ def build_tile_metadata(city: City) -> AssetsDefinition:
             advance = progress.counting(
                 context.asset_key.to_user_string(), len(absent), "tiles", context.log.info
             )
-            tiles = map(parse_tile_key, absent)
+            allowed = mapillary.tile_budget().left()
+            context.log.info(f"{allowed} tile requests are left of today's (UTC)")
+            excess = len(absent) - allowed
+            if excess > 0:
+                context.log.warning(
+                    f"{context.asset_key.to_user_string()}: {len(absent)} tiles to fetch, of "
+                    f"which Mapillary allows {allowed} today (UTC)"
+                )
+            tiles = map(parse_tile_key, absent[:allowed])
             for tile, images in fetch_tiles(mapillary.client(city), tiles):
                 advance()
                 yield Partition(tile_key(tile), images, {"images": len(images), "fetched": True})
+            if excess > 0:
+                raise TileBudgetError(
+                    f"{excess} tiles are yet to be fetched, and Mapillary allows no more today. "
+                    "Run again after midnight UTC: tiles on disk are kept."
+                )
 
         return Output(hand_over(context, city, partitions()))
 

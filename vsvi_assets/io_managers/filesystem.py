@@ -13,6 +13,7 @@ from dagster import InputContext, IOManager, MetadataValue, OutputContext
 
 from vsvi_assets.city import City
 from vsvi_assets.files import atomic_write
+from vsvi_assets.inventory import whole_images
 from vsvi_assets.mapillary.sidecar import (
     Sidecar,
     known_images,
@@ -167,7 +168,13 @@ class SequenceFolders(FilesystemIOManager[Sidecar]):
     def write(self, path: Path, value: Sidecar) -> None:
         path.mkdir(parents=True, exist_ok=True)
         before = known_images(path)
-        if (after := before.updated(value)) != before:
+        after = before.updated(value)
+        after.images |= {
+            image_id: record
+            for image_id, record in whole_images(path, before).items()
+            if image_id in value.failed  # at replacing it: the old file is still there
+        }
+        if after != before:
             write_sidecar(path, after)
 
     def read(self, path: Path) -> Sidecar:

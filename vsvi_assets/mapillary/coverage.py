@@ -1,6 +1,6 @@
 """The images of many tiles, fetched several at a time."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 
@@ -15,14 +15,21 @@ from vsvi_assets.mapillary.errors import (
     TransientError,
     UnavailableError,
 )
-from vsvi_assets.mapillary.tiles import tile_name
 
 WORKERS = 8
 NOT_TO_BE_HAD = (InvalidTileError, RefusedRequestError, TransientError, UnavailableError)
 
 
 class TilesFailedError(MapillaryError):
-    """Some tiles could not be had; all others were."""
+    """Some tiles could not be had; all others were.
+
+    `may_pass` tells whether any of them may be had later.
+    """
+
+    def __init__(self, failed: Sequence[MapillaryError]) -> None:
+        reasons = "\n".join(map(str, failed))
+        super().__init__(f"{len(failed)} tiles could not be had:\n{reasons}")
+        self.may_pass = any(isinstance(error, TransientError) for error in failed)
 
 
 def fetch_tiles(
@@ -41,7 +48,7 @@ def fetch_tiles(
         At once.
     """
     waiting = iter(tiles)
-    failed: dict[mercantile.Tile, str] = {}
+    failed: list[MapillaryError] = []
     with client.workers(WORKERS) as (pool, stop):
         running: dict[Future[pa.Table], mercantile.Tile] = {
             pool.submit(client.tile_images, tile, stop): tile for tile in islice(waiting, WORKERS)
@@ -53,11 +60,10 @@ def fetch_tiles(
                 try:
                     images = future.result()
                 except NOT_TO_BE_HAD as error:
-                    failed[tile] = str(error)
+                    failed.append(error)
                 else:
                     yield tile, images
             for tile in islice(waiting, len(done)):
                 running[pool.submit(client.tile_images, tile, stop)] = tile
     if failed:
-        reasons = "\n".join(f"{tile_name(tile)}: {reason}" for tile, reason in failed.items())
-        raise TilesFailedError(f"{len(failed)} tiles could not be had:\n{reasons}")
+        raise TilesFailedError(failed)

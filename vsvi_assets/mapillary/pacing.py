@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+from vsvi_assets.files import writing_in
 from vsvi_assets.mapillary.errors import StoppedError, TileBudgetError
 
 TILES_PER_DAY = 50_000
@@ -130,14 +131,14 @@ class TileBudget:
         """Add to today's count, in one step for all processes, and return it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        with os.fdopen(descriptor, "r+") as file:
+        with writing_in(self.path.parent), os.fdopen(descriptor, "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             today = self.today().isoformat()
             count = _count_of(file.read(), today) + requests
             if requests:
                 file.seek(0)
-                file.truncate()
                 json.dump({"date": today, "tile_requests": count}, file)
+                file.truncate()  # at last, lest a full disk or a kill leaves no count
         return count
 
 

@@ -163,6 +163,12 @@ def differences(folder: Path) -> dict[int, str]:
     return wrong
 
 
+def strangers(folder: Path) -> list[str]:
+    """Return the names of the files in a sequence's folder that its sidecar does not list."""
+    listed = {image_path(folder, image_id).name for image_id in read_sidecar(folder).images}
+    return sorted({path.name for path in folder.iterdir()} - listed - {SIDECAR_NAME})
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
