@@ -1,0 +1,185 @@
+"""What Dagster itself costs: to record a partition, and to load the definitions."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from benchmarks.downloads import client, jobs, world
+from benchmarks.inputs import SyntheticCity
+from benchmarks.measure import Clock, Measured, Work, in_turn, measure
+from benchmarks.surroundings import Home, emptied, home, serving, settle
+from benchmarks.table import Row, megabytes, seconds
+from vsvi_assets.city import City, load_city
+from vsvi_assets.files import DiskGuard
+from vsvi_assets.inventory import take_inventory
+from vsvi_assets.io_managers.filesystem import SequenceFolders
+from vsvi_assets.mapillary.downloads import SequenceJob, SequenceResult, download_sequences
+from vsvi_assets.mapillary.sidecar import ImageRecord, Sidecar
+from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA
+from vsvi_assets.postgis import Postgis
+from vsvi_assets.tables import (
+    SELECTION_COLUMNS,
+    images_table,
+    selected_images_of,
+    selected_images_table,
+)
+
+NAME = "hamlet"
+SEQUENCES_PER_RUN = 200
+IMAGES_PER_SEQUENCE = 2
+
+
+# In processes of their own
+
+
+def register(clock: Clock, place: Home, sequences: int) -> None:
+    """Make the city, its selection and its partitions."""
+    box = {"west": 4.89, "south": 52.39, "east": 4.91, "north": 52.41}
+    SyntheticCity.of_size(1).write(place.folder / "cities", NAME, bounding_box=box)
+    settle(place.environment)
+    from dagster import DagsterInstance
+
+    from vsvi_assets.assets.sequence_partitions import sequence_partitions_name
+
+    city = _city(place)
+    ids = [(job.sequence_id, image_id) for job in _jobs(sequences) for image_id in job.image_ids]
+    count = len(ids)
+    images = pa.table(
+        {
+            "id": [image_id for _, image_id in ids],
+            "sequence_id": [sequence_id for sequence_id, _ in ids],
+            "lon": [4.9] * count,
+            "lat": [52.4] * count,
+        }
+        | {
+            field.name: pa.nulls(count, field.type)
+            for field in IMAGE_SCHEMA
+            if field.name not in ("id", "sequence_id", "lon", "lat")
+        }
+    )
+    unasked = pa.nulls(count)
+    selection = pa.table(
+        [unasked, images["id"], images["sequence_id"], unasked], names=list(SELECTION_COLUMNS)
+    )
+    Postgis(place.postgis.vsvi_url).replace_tables(
+        NAME, [images_table([images], city), selected_images_table(selection)]
+    )
+    with DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions(
+            sequence_partitions_name(city), [job.sequence_id for job in _jobs(sequences)]
+        )
+
+
+def through_dagster(clock: Clock, place: Home, environment: Mapping[str, str]) -> None:
+    city = _city(place)
+    settle({**place.environment, **environment})
+    from dagster import DagsterInstance
+
+    from vsvi_assets.definitions import build_defs
+    from vsvi_assets.progress import LogProgress
+    from vsvi_assets.runs import CityRuns
+
+    with DagsterInstance.get() as instance:
+        runs = CityRuns(build_defs(), city, instance, LogProgress())
+        wanted = runs.all_sequences()
+        with clock:
+            for result in runs.materialize_images(wanted, sequences_per_run=SEQUENCES_PER_RUN):
+                assert result.success
+
+
+def without_dagster(clock: Clock, place: Home, environment: Mapping[str, str], count: int) -> None:
+    """Do what the asset and its IO manager do, run by run."""
+    city, postgis, folders = _city(place), Postgis(place.postgis.vsvi_url), SequenceFolders({})
+    city.sequences_folder.mkdir(parents=True)
+    every = [job.sequence_id for job in _jobs(count)]
+    with clock:
+        for start in range(0, count, SEQUENCES_PER_RUN):
+            keys = every[start : start + SEQUENCES_PER_RUN]
+            take_inventory(city, postgis, keys)
+            selected = dict(selected_images_of(postgis, NAME, keys))
+            for result in download_sequences(
+                client(environment),
+                (SequenceJob(key, [image.id for image in selected[key]]) for key in keys),
+                city.sequences_folder,
+                size="original",
+                guard=DiskGuard(city.sequences_folder, 0),
+            ):
+                path = folders.path(city, result.sequence_id)
+                folders.write(path, _sidecar(result))
+
+
+def _sidecar(result: SequenceResult) -> Sidecar:
+    records = {}
+    for file in result.images:
+        records[file.id] = ImageRecord(
+            id=file.id, lon=4.9, lat=52.4, captured_at=None, compass_angle=None, is_pano=None,
+            creator=file.creator, width=file.width, height=file.height, bytes=file.bytes,
+            sha256=file.sha256,
+        )  # fmt: skip
+    return Sidecar(records)
+
+
+def load_definitions(clock: Clock, environment: Mapping[str, str]) -> None:
+    settle(environment)
+    load = "from vsvi_assets.definitions import defs; defs.get_repository_def()"
+    with clock:
+        subprocess.run([sys.executable, "-c", load], check=True)
+
+
+def _city(place: Home) -> City:
+    return load_city(place.folder / "cities" / f"{NAME}.json", place.folder / "data")
+
+
+def _jobs(sequences: int) -> Iterator[SequenceJob]:
+    return jobs(sequences, IMAGES_PER_SEQUENCE)
+
+
+# The lines of the table
+
+
+def sequences(folder: Path, count: int, repeat: int) -> Iterator[Row]:
+    """What Dagster costs a partition: the same work with it and without."""
+    with (
+        home(folder / "home") as place,
+        serving(world, count, IMAGES_PER_SEQUENCE, 2000) as environment,
+    ):
+        measure(register, place, count)
+        city = _city(place)
+
+        def side(work: Work, *arguments: object) -> Measured:
+            with emptied(city.sequences_folder):
+                return measure(work, place, environment, *arguments)
+
+        dagster, plain = in_turn(
+            repeat, lambda: side(through_dagster), lambda: side(without_dagster, count)
+        )
+    cost = (dagster.seconds - plain.seconds) / count * 1000
+    yield Row(
+        f"{count:,} sequences of {IMAGES_PER_SEQUENCE} images, with Dagster and without",
+        f"{seconds(plain.seconds)} without",
+        f"{seconds(dagster.seconds)} with",
+        f"{cost:.1f} ms a partition",
+        megabytes(dagster.memory),
+        "<= 15 ms a partition",
+        cost <= 15,
+    )
+
+
+def definitions(folder: Path, cities: int, repeat: int) -> Iterator[Row]:
+    """The definitions of many cities, in a new Python."""
+    for number in range(cities):
+        SyntheticCity.of_size(100_000).write(folder / "cities", f"city{number}")
+    environment = {"VSVI_CITIES_DIR": str(folder / "cities"), "VSVI_DATA_DIR": str(folder)}
+    [loaded] = in_turn(repeat, lambda: measure(load_definitions, environment))
+    yield Row(
+        f"definitions of {cities} cities, from `python` to a repository",
+        "–",
+        seconds(loaded.seconds),
+        "",
+        megabytes(loaded.memory),
+        "under 5 s",
+        loaded.seconds < 5,
+    )
