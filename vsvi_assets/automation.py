@@ -65,13 +65,13 @@ def build_refresh_sensor(city: City) -> AutomationConditionSensorDefinition:
     assert city.schedule
     return AutomationConditionSensorDefinition(
         name=city.group,
-        target=AssetSelection.key_prefixes(city.name),
+        target=AssetSelection.groups(city.group),
         run_tags={CITY_TAG: city.name, REFRESH_TAG: city.schedule},
         default_status=DefaultSensorStatus.STOPPED,
         minimum_interval_seconds=EVALUATION_SECONDS,
         description=(
-            f"Refreshes {city.name} by the schedule `{city.schedule}` ({city.timezone}): fetches "
-            "its tiles anew, and downloads the photographs that are new or missing."
+            f"Refreshes {city.name} by the schedule {city.schedule} ({city.timezone}): fetches its "
+            "tiles anew, and downloads the photographs that are new or missing."
         ),
     )
 

@@ -1,0 +1,278 @@
+"""Dagster's own processes, as `dagster dev` starts them, for a test that asks them by GraphQL."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+REPOSITORY = {
+    "repositoryLocationName": "vsvi",
+    "repositoryName": "__repository__",
+}
+
+# Its loops rest for up to half a minute, which no setting shortens, and schedules tick once a
+# minute at the most: the conditions are evaluated by a clock that the test sets.
+QUICK_DAEMON = """
+from datetime import timedelta
+from pathlib import Path
+from dagster._core.definitions.declarative_automation import automation_condition_evaluator
+from dagster._daemon import asset_daemon, controller
+from dagster._daemon.cli import main
+from dagster._time import get_current_datetime
+
+def now():
+    return get_current_datetime() + timedelta(days=int(Path("days_passed").read_text()))
+
+automation_condition_evaluator.get_current_datetime = now
+asset_daemon.MIN_INTERVAL_LOOP_SECONDS = controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 2
+main()
+"""
+
+QUICK_DEFINITIONS = """
+from vsvi_assets import automation
+automation.EVALUATION_SECONDS = 2
+from vsvi_assets.definitions import build_defs
+defs = build_defs()
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the UI lists it."""
+
+    id: str
+    status: str
+    assets: frozenset[str]
+    tags: Mapping[str, str]
+    materialized: frozenset[str]
+
+    @property
+    def city(self) -> str | None:
+        return self.tags.get("vsvi/city")
+
+
+@dataclass
+class DagsterServices:
+    """Code server, daemon and webserver on the instance of the project's dagster.yaml.
+
+    Its bounds are the project's; only what is waited for is shorter.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _code_port: int = field(default_factory=lambda: free_port())
+    _web_port: int = field(default_factory=lambda: free_port())
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        self.environment = {**os.environ, **self.environment, "DAGSTER_HOME": str(self.folder)}
+        self.settings = yaml.safe_load(Path("dagster.yaml").read_text())
+        self.settings["run_monitoring"] |= {
+            "poll_interval_seconds": 2,
+            "free_slots_after_run_end_seconds": 2,
+        }
+        for storage in ("local_artifact_storage", "compute_logs"):
+            self.settings[storage]["config"]["base_dir"] = str(self.folder / storage)
+        (self.folder / "dagster.yaml").write_text(yaml.safe_dump(self.settings))
+        (self.folder / "days_passed").write_text("0")
+        (self.folder / "quick_definitions.py").write_text(QUICK_DEFINITIONS)
+        server = {"host": "127.0.0.1", "port": self._code_port, "location_name": "vsvi"}
+        (self.folder / "workspace.yaml").write_text(
+            yaml.safe_dump({"load_from": [{"grpc_server": server}]})
+        )
+
+    def start(self) -> None:
+        self._start(
+            "code server", "-m", "dagster", "api", "grpc", "-f", "quick_definitions.py",
+            "--port", str(self._code_port), "--location-name", "vsvi",
+        )  # fmt: skip
+        wait_until(lambda: is_listening(self._code_port), 60, "the code server listens")
+        self.start_daemon()
+        self._start("webserver", "-m", "dagster_webserver", "-p", str(self._web_port))
+        wait_until(lambda: is_listening(self._web_port), 60, "the webserver listens")
+
+    def start_daemon(self) -> None:
+        self._start("daemon", "-c", QUICK_DAEMON, "run", "-w", "workspace.yaml")
+
+    def kill_daemon(self) -> None:
+        daemon = self.processes.pop("daemon")
+        daemon.kill()
+        daemon.wait()
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            # Each leads a process group of its own, to which workers of its runs belong.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def _start(self, name: str, *arguments: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def let_days_pass(self, days: int) -> None:
+        clock = self.folder / "days_passed"
+        clock.write_text(str(int(clock.read_text()) + days))
+
+    # What the UI asks
+
+    def ask(self, query: str, **variables: object) -> Any:
+        """Ask the webserver, as the UI does."""
+        answer = requests.post(
+            f"http://127.0.0.1:{self._web_port}/graphql",
+            json={"query": query, "variables": variables},
+            timeout=30,
+        ).json()
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+    def switch_on(self, sensor: str) -> None:
+        """Switch a sensor of the Automation page on."""
+        answer = self.ask(
+            """mutation($sensor: SensorSelector!) {
+                startSensor(sensorSelector: $sensor) { __typename ... on Sensor { name } }
+            }""",
+            sensor={**REPOSITORY, "sensorName": sensor},
+        )
+        assert answer["startSensor"]["__typename"] == "Sensor", answer
+
+    def switch_off(self, sensor: str) -> None:
+        """Switch a sensor of the Automation page off."""
+        answer = self.ask(
+            "mutation($id: String) { stopSensor(id: $id) { __typename } }",
+            id=self._sensor_state(sensor)["id"],
+        )
+        assert answer["stopSensor"]["__typename"] == "StopSensorMutationResult", answer
+
+    def evaluations(self, sensor: str) -> set[str]:
+        """Return the sensor's finished ticks."""
+        ticks = self._sensor_state(sensor)["ticks"]
+        assert not [tick for tick in ticks if tick["status"] == "FAILURE"]
+        return {tick["id"] for tick in ticks if tick["status"] != "STARTED"}
+
+    def _sensor_state(self, sensor: str) -> dict[str, Any]:
+        answer = self.ask(
+            """query($sensor: SensorSelector!) { sensorOrError(sensorSelector: $sensor) {
+                ... on Sensor { sensorState { id ticks(limit: 100) { id status } } }
+            } }""",
+            sensor={**REPOSITORY, "sensorName": sensor},
+        )
+        return answer["sensorOrError"]["sensorState"]
+
+    def runs(self) -> list[Run]:
+        """Return all runs, the newest first."""
+        answer = self.ask(
+            """{ runsOrError { ... on Runs { results {
+                runId status assetSelection { path } tags { key value }
+                assetMaterializations { partition }
+            } } } }"""
+        )
+        return [
+            Run(
+                run["runId"],
+                run["status"],
+                frozenset(key["path"][-1] for key in run["assetSelection"] or ()),
+                {tag["key"]: tag["value"] for tag in run["tags"]},
+                frozenset(event["partition"] for event in run["assetMaterializations"]),
+            )
+            for run in answer["runsOrError"]["results"]
+        ]
+
+    def backfills(self) -> list[dict[str, Any]]:
+        """Return all backfills, the newest first."""
+        answer = self.ask(
+            """{ partitionBackfillsOrError { ... on PartitionBackfills { results {
+                id status assetSelection { path } tags { key value } partitionNames
+            } } } }"""
+        )
+        return answer["partitionBackfillsOrError"]["results"]
+
+    def partitions(self, *asset_path: str) -> dict[str, set[str]]:
+        """Return an asset's partitions by their status."""
+        answer = self.ask(
+            """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+                partitionKeysByDimension { partitionKeys }
+                assetPartitionStatuses { ... on DefaultPartitionStatuses {
+                    materializedPartitions failedPartitions
+                    materializingPartitions unmaterializedPartitions
+                } }
+            } } }""",
+            key={"path": asset_path},
+        )["assetNodeOrError"]
+        statuses = {
+            name.removesuffix("Partitions"): set(keys)
+            for name, keys in answer["assetPartitionStatuses"].items()
+        }
+        [dimension] = answer["partitionKeysByDimension"]
+        return {"all": set(dimension["partitionKeys"]), **statuses}
+
+    def worker_pid(self, run_id: str) -> int | None:
+        """Return the process id of a run's worker, as the run's log tells it."""
+        answer = self.ask(
+            """query($run: ID!) { logsForRun(runId: $run) { ... on EventConnection {
+                events { ... on MessageEvent { message } }
+            } } }""",
+            run=run_id,
+        )
+        messages = "\n".join(event["message"] for event in answer["logsForRun"]["events"])
+        found = re.search(r"process for run \(pid: (\d+)\)", messages)
+        return int(found[1]) if found else None
+
+
+@dataclass
+class Bounds:
+    """The most runs that were seen at a time: in all, and of each city."""
+
+    in_all: int = 0
+    of_city: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def watch(self, runs: list[Run]) -> None:
+        cities = [run.city for run in runs if run.status in ("STARTING", "STARTED")]
+        self.in_all = max(self.in_all, len(cities))
+        for city in filter(None, cities):
+            self.of_city[city] = max(self.of_city[city], cities.count(city))
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Wait until something is so, and fail when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"within {seconds} s: {what}"
+        time.sleep(1)
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
