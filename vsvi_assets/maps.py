@@ -38,7 +38,7 @@ PALETTE = 64
 METRES_PER_DEGREE = 111_195.0
 """Of latitude, on a sphere with a radius of 6,371 km."""
 
-THUMBNAIL = (192, 144)
+THUMBNAIL = (168, 126)
 THUMBNAILS_A_ROW = 5
 
 OSM = "© OpenStreetMap contributors"
