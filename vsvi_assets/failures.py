@@ -1,12 +1,12 @@
 """Which errors another try may mend: those of services that are busy, or away for minutes."""
 
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import islice
 
 import psycopg2
-from dagster import AssetExecutionContext, OutputContext, RetryRequested
+from dagster import Backoff, Failure, Jitter, RetryPolicy, get_dagster_logger
 from dagster._utils.error import SerializableErrorInfo
 
 from vsvi_assets.mapillary.coverage import TilesFailedError
@@ -14,7 +14,6 @@ from vsvi_assets.mapillary.errors import TransientError
 from vsvi_assets.settings import Settings
 from vsvi_assets.streets import OverpassError
 
-MAX_RETRIES = 3
 REASONS_SHOWN = 5
 
 
@@ -42,42 +41,56 @@ MAY_PASS = (
 )
 
 
-@contextmanager
-def tried_again(context: AssetExecutionContext | OutputContext) -> Iterator[None]:
-    """Have Dagster run the step once more after errors that may pass, and after no others.
+class ServiceRetryPolicy(RetryPolicy):
+    """Runs a step once more after errors that may pass, and after no others.
 
     The clients already repeat each request within seconds; this serves outages of minutes.
-    What an attempt stored is there for the next, which takes the rest. A retry policy of the
-    asset would also repeat what no time mends (a refused token, a full disk, a fault of this
-    program), and what was interrupted on purpose.
+    What an attempt stored is there for the next, which takes the rest. A plain `RetryPolicy`
+    would also repeat what no time mends (a refused token, a full disk, a fault of this
+    program), and what was interrupted on purpose; and its waiting cannot be interrupted.
+
+    Dagster asks for the delay while it handles the error of the step, which decides here.
     """
-    try:
-        yield
-    except MAY_PASS as error:
-        failures = _failures_before(context) + 1
-        if failures > MAX_RETRIES or _is_lasting(error):
-            raise
-        delay = Settings.from_environment().retry_delay
-        assert context.log
-        context.log.warning(
-            f"{context.asset_key.to_user_string()}: {str(error).strip()}\n"
-            f"Tried again in {delay} seconds, for the {failures}. time of {MAX_RETRIES}."
+
+    @classmethod
+    def of(cls, settings: Settings) -> "ServiceRetryPolicy":
+        """Return the policy of all assets: exponential delays, with jitter."""
+        return cls(
+            max_retries=3,
+            delay=settings.retry_delay,
+            backoff=Backoff.EXPONENTIAL,
+            jitter=Jitter.PLUS_MINUS,
         )
-        # Here and not by RetryRequested: Dagster's own waiting cannot be interrupted.
-        time.sleep(delay)
-        raise RetryRequested(MAX_RETRIES, seconds_to_wait=0) from error
+
+    def calculate_delay(self, attempt_num: int) -> float:
+        """Wait, and return how much longer is to be waited: nothing.
+
+        Raises
+        ------
+        dagster.Failure
+            When the error that is being handled is not one that may pass.
+        BaseException
+            The interruption that is being handled.
+        """
+        error = sys.exception()
+        if not isinstance(error, Exception):
+            raise
+        if not isinstance(error, MAY_PASS) or _is_lasting(error):
+            raise Failure(str(error), allow_retries=False) from error
+        if attempt_num <= self.max_retries:
+            delay = max(super().calculate_delay(attempt_num), 0.0)
+            get_dagster_logger().warning(
+                f"{str(error).strip()}\nTried again in {delay:.0f} seconds, "
+                f"for the {attempt_num}. time of {self.max_retries}."
+            )
+            time.sleep(delay)
+        return 0.0
 
 
 def _is_lasting(error: Exception) -> bool:
     return isinstance(error, psycopg2.errors.DiskFull) or (
         isinstance(error, TilesFailedError) and not error.may_pass
     )
-
-
-def _failures_before(context: AssetExecutionContext | OutputContext) -> int:
-    if isinstance(context, OutputContext):
-        return context.step_context.previous_attempt_count
-    return context.retry_number
 
 
 def is_partial(error: SerializableErrorInfo) -> bool:
@@ -96,6 +109,8 @@ def reason(error: SerializableErrorInfo) -> str:
 
 
 def _unwrapped(error: SerializableErrorInfo) -> SerializableErrorInfo:
-    while error.cause and (error.cls_name or "").startswith(("Dagster", "RetryRequested")):
+    while error.cause and (error.cls_name or "").startswith(
+        ("Dagster", "RetryRequested", "Failure")
+    ):
         error = error.cause
     return error

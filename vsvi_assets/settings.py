@@ -50,7 +50,7 @@ class Settings:
             graph_url=value("MAPILLARY_GRAPH_URL", "https://graph.mapillary.com").rstrip("/"),
             overpass_url=value("OVERPASS_URL", "https://overpass-api.de/api").rstrip("/"),
             sequences_per_run=_positive_number(environ, "VSVI_SEQUENCES_PER_RUN", 200),
-            retry_delay=_positive_number(environ, "VSVI_RETRY_DELAY", 60),
+            retry_delay=_positive_number(environ, "VSVI_RETRY_DELAY", 30),
             postgres_url=environ.get("VSVI_POSTGRES_URL") or None,
         )
 

@@ -17,10 +17,10 @@ def build_city_assets(city: City, settings: Settings) -> list[AssetsDefinition]:
     """Build the assets of a city, under the key prefix of its name."""
     return [
         build_street_points(city, settings),
-        build_tile_metadata(city),
-        build_postgis_tables(city),
-        build_selected_image_ids(city),
-        build_download_plan(city),
+        build_tile_metadata(city, settings),
+        build_postgis_tables(city, settings),
+        build_selected_image_ids(city, settings),
+        build_download_plan(city, settings),
         build_image_files(city, settings),
-        build_coverage_report(city),
+        build_coverage_report(city, settings),
     ]

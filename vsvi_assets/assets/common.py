@@ -8,6 +8,8 @@ from dagster import AssetIn, AssetKey, BetaWarning, Config
 from pydantic import Field
 
 from vsvi_assets.city import City
+from vsvi_assets.failures import ServiceRetryPolicy
+from vsvi_assets.settings import Settings
 
 # Backfill policies are as good as settled, and users can do nothing about the warning.
 warnings.filterwarnings("ignore", category=BetaWarning, message=".*backfill_policy.*")
@@ -38,14 +40,15 @@ def asset_key(city: City, name: str) -> AssetKey:
     return AssetKey([city.name, name])
 
 
-def identity(city: City, name: str, kinds: set[str]) -> dict[str, Any]:
-    """Return what tells a city's asset from others: key, group, owners, kinds and tags."""
+def identity(city: City, settings: Settings, name: str, kinds: set[str]) -> dict[str, Any]:
+    """Return what each asset of a city has: key, group, owners, kinds, tags, retry policy."""
     return {
         "key": asset_key(city, name),
         "group_name": city.group,
         "owners": [OWNERS],
         "kinds": kinds,
         "tags": {CITY_TAG: city.name},
+        "retry_policy": ServiceRetryPolicy.of(settings),
     }
 
 

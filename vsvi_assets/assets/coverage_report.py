@@ -6,11 +6,12 @@ from vsvi_assets.assets.common import asset_key, identity, upstream
 from vsvi_assets.city import City
 from vsvi_assets.io_managers.postgis import PostgisSchema
 from vsvi_assets.report import make_report
+from vsvi_assets.settings import Settings
 
 
-def build_coverage_report(city: City) -> AssetsDefinition:
+def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, "coverage_report", {"html"}),
+        **identity(city, settings, "coverage_report", {"html"}),
         ins=upstream(city, "selected_image_ids"),
         deps=[asset_key(city, "image_files")],
         description=(

@@ -21,18 +21,18 @@ from vsvi_assets.assets.common import (
     upstream,
 )
 from vsvi_assets.city import City
-from vsvi_assets.failures import tried_again
 from vsvi_assets.io_managers.postgis import PostgisSchema
 from vsvi_assets.mapillary.pacing import TILES_PER_DAY
 from vsvi_assets.maps import capture_years_chart, markdown_picture
 from vsvi_assets.plan import DownloadPlan, fit_message, gigabytes, make_plan
 from vsvi_assets.resources import MapillaryResource
+from vsvi_assets.settings import Settings
 from vsvi_assets.summaries import selected_capture_years
 
 
-def build_download_plan(city: City) -> AssetsDefinition:
+def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, "download_plan", {"mapillary"}),
+        **identity(city, settings, "download_plan", {"mapillary"}),
         ins=upstream(city, "selected_image_ids"),
         description=(
             "What the selected photographs will take: room on the disk, hours and requests, "
@@ -54,8 +54,7 @@ def build_download_plan(city: City) -> AssetsDefinition:
         mapillary: MapillaryResource,
     ) -> MaterializeResult:
         postgis = selected_image_ids.postgis
-        with tried_again(context):
-            plan = make_plan(city, postgis, mapillary.client(city))
+        plan = make_plan(city, postgis, mapillary.client(city))
         years = selected_capture_years(postgis, city)
         metadata = _metadata(plan)
         if years.flat or years.panoramas:

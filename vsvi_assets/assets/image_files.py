@@ -31,7 +31,7 @@ from vsvi_assets.tables import SelectedImage, selected_images_of
 
 def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, "image_files", {"mapillary", "jpeg"}),
+        **identity(city, settings, "image_files", {"mapillary", "jpeg"}),
         ins=upstream(city, "selected_image_ids"),
         description=(
             "**Step 5.** The selected photographs, as `<seqdir>/<sequence_id>/<image_id>.jpg`, "
@@ -92,7 +92,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
 
         city.sequences_folder.mkdir(parents=True, exist_ok=True)
         write_attribution(city.sequences_folder)
-        return Output(hand_over(context, city, partitions()))
+        return Output(hand_over(context, partitions()))
 
     return image_files
 

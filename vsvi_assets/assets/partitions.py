@@ -8,9 +8,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from dagster import AssetExecutionContext, AssetMaterialization, AssetObservation
 
-from vsvi_assets.city import City
-from vsvi_assets.failures import tried_again
-
 Value = TypeVar("Value")
 
 SECONDS_BEFORE_RECORDING = 30.0
@@ -31,9 +28,7 @@ class Partition(NamedTuple, Generic[Value]):
 
 
 def hand_over(
-    context: AssetExecutionContext,
-    city: City,
-    partitions: Generator[Partition[Value], None, None],
+    context: AssetExecutionContext, partitions: Generator[Partition[Value], None, None]
 ) -> Iterator[tuple[str, Value | None]]:
     """Yield partitions to the IO manager, which stores each before it takes the next.
 
@@ -55,24 +50,23 @@ def hand_over(
             AssetMaterialization(context.asset_key, partition=key, metadata=stored[key])
         )
 
-    with tried_again(context):
-        try:
-            with closing(partitions):
-                for key, value, metadata, is_complete in partitions:
-                    yield key, value
-                    if is_complete:
-                        stored[key] = metadata
-                        unrecorded.append(key)
-                    else:
-                        context.log_event(
-                            AssetObservation(context.asset_key, partition=key, metadata=metadata)
-                        )
-                    if unrecorded and time.monotonic() >= next_record:
-                        record(unrecorded.popleft())
-                        next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
-        except BaseException:
-            for key in unrecorded:
-                record(key)
-            raise
+    try:
+        with closing(partitions):
+            for key, value, metadata, is_complete in partitions:
+                yield key, value
+                if is_complete:
+                    stored[key] = metadata
+                    unrecorded.append(key)
+                else:
+                    context.log_event(
+                        AssetObservation(context.asset_key, partition=key, metadata=metadata)
+                    )
+                if unrecorded and time.monotonic() >= next_record:
+                    record(unrecorded.popleft())
+                    next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
+    except BaseException:
+        for key in unrecorded:
+            record(key)
+        raise
     for key, metadata in stored.items():
         context.add_asset_metadata(metadata, partition_key=key)

@@ -10,12 +10,13 @@ from vsvi_assets.assets import columns
 from vsvi_assets.assets.common import identity, upstream
 from vsvi_assets.city import City
 from vsvi_assets.postgis import NewTable
+from vsvi_assets.settings import Settings
 from vsvi_assets.tables import images_table, street_points_table
 
 
-def build_postgis_tables(city: City) -> AssetsDefinition:
+def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, "postgis_tables", {"postgres"}),
+        **identity(city, settings, "postgis_tables", {"postgres"}),
         ins=upstream(city, "street_points", "tile_metadata"),
         description=(
             f"**Step 3.** The tables street_points and images in the schema {city.name}, each with "

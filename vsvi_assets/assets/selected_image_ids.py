@@ -11,19 +11,19 @@ from vsvi_assets.assets.columns import SELECTED_IMAGES_TABLE
 from vsvi_assets.assets.common import identity, upstream
 from vsvi_assets.assets.sequence_partitions import update_sequences
 from vsvi_assets.city import City
-from vsvi_assets.failures import tried_again
 from vsvi_assets.files import atomic_write
 from vsvi_assets.inventory import take_inventory
 from vsvi_assets.io_managers.postgis import PostgisSchema
 from vsvi_assets.maps import density_map, markdown_picture, selection_map
 from vsvi_assets.postgis import NewTable, Postgis
+from vsvi_assets.settings import Settings
 from vsvi_assets.summaries import image_density, street_point_positions
 from vsvi_assets.tables import select_images, selected_images_table
 
 
-def build_selected_image_ids(city: City) -> AssetsDefinition:
+def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, "selected_image_ids", {"postgres"}),
+        **identity(city, settings, "selected_image_ids", {"postgres"}),
         ins=upstream(city, "postgis_tables"),
         description=f"**Step 4.** {_description(city)}",
         metadata={"dagster/column_schema": SELECTED_IMAGES_TABLE},
@@ -32,23 +32,22 @@ def build_selected_image_ids(city: City) -> AssetsDefinition:
     def selected_image_ids(
         context: AssetExecutionContext, postgis_tables: PostgisSchema
     ) -> Iterator[Output[Sequence[NewTable]]]:
-        with tried_again(context):
-            selection = select_images(postgis_tables.postgis, city)
-            image_ids = pc.unique(selection["image_id"]).sort()
-            sequence_ids = pc.unique(selection["sequence_id"]).sort().to_pylist()
-            yield Output(
-                [selected_images_table(selection)],
-                metadata={
-                    "images": len(image_ids),
-                    "sequences": len(sequence_ids),
-                    **_looks(postgis_tables.postgis, city, selection),
-                },
-            )
-            # What follows runs once the table is stored: no file and no partition tells of
-            # a selection that the database does not hold.
-            _write_ids(city, image_ids)
-            inventory = take_inventory(city, postgis_tables.postgis)
-            update_sequences(context, city, sequence_ids, incomplete=inventory.missing)
+        selection = select_images(postgis_tables.postgis, city)
+        image_ids = pc.unique(selection["image_id"]).sort()
+        sequence_ids = pc.unique(selection["sequence_id"]).sort().to_pylist()
+        yield Output(
+            [selected_images_table(selection)],
+            metadata={
+                "images": len(image_ids),
+                "sequences": len(sequence_ids),
+                **_looks(postgis_tables.postgis, city, selection),
+            },
+        )
+        # What follows runs once the table is stored: no file and no partition tells of
+        # a selection that the database does not hold.
+        _write_ids(city, image_ids)
+        inventory = take_inventory(city, postgis_tables.postgis)
+        update_sequences(context, city, sequence_ids, incomplete=inventory.missing)
 
     return selected_image_ids
 

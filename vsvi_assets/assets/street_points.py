@@ -7,14 +7,13 @@ from vsvi_assets import streets
 from vsvi_assets.assets.columns import STREET_POINTS_FILE
 from vsvi_assets.assets.common import identity
 from vsvi_assets.city import City
-from vsvi_assets.failures import tried_again
 from vsvi_assets.maps import markdown_picture, street_points_map
 from vsvi_assets.settings import Settings
 
 
 def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, "street_points", {"osmnx", "geojson"}),
+        **identity(city, settings, "street_points", {"osmnx", "geojson"}),
         description=(
             f"**Step 1.** Points every {city.interval:g} m along every street of the bounding box "
             "(OpenStreetMap), as one GeoJSON file."
@@ -24,17 +23,16 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
     )
     def street_points(context: AssetExecutionContext) -> gpd.GeoDataFrame:
         box = city.bounding_box.bounds
-        with tried_again(context):
-            if city.streets_path:
-                network = streets.read_network(city.streets_path, city.network_type)
-            else:
-                network = streets.download_network(
-                    box,
-                    city.network_type,
-                    overpass_url=settings.overpass_url,
-                    cache_folder=settings.data_dir / "osmnx",
-                )
-            points = streets.street_points(network, box, city.projected_srid, city.interval)
+        if city.streets_path:
+            network = streets.read_network(city.streets_path, city.network_type)
+        else:
+            network = streets.download_network(
+                box,
+                city.network_type,
+                overpass_url=settings.overpass_url,
+                cache_folder=settings.data_dir / "osmnx",
+            )
+        points = streets.street_points(network, box, city.projected_srid, city.interval)
         picture = street_points_map(
             streets.street_lines(network),
             points.geometry.x.to_numpy(),

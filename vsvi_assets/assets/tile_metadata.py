@@ -23,11 +23,12 @@ from vsvi_assets.mapillary.errors import InvalidTileError, TileBudgetError
 from vsvi_assets.mapillary.tiles import read_tile
 from vsvi_assets.progress import Progress
 from vsvi_assets.resources import MapillaryResource
+from vsvi_assets.settings import Settings
 
 
-def build_tile_metadata(city: City) -> AssetsDefinition:
+def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, "tile_metadata", {"mapillary", "geojson"}),
+        **identity(city, settings, "tile_metadata", {"mapillary", "geojson"}),
         description=(
             "**Step 2.** The metadata of every Mapillary image in the z14 tiles that meet the "
             "box, one GeoJSON file a tile."
@@ -81,7 +82,7 @@ def build_tile_metadata(city: City) -> AssetsDefinition:
                     "Run again after midnight UTC: tiles on disk are kept."
                 )
 
-        return Output(hand_over(context, city, partitions()))
+        return Output(hand_over(context, partitions()))
 
     return tile_metadata
 

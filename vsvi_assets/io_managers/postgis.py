@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from dagster import InputContext, IOManager, OutputContext
 
-from vsvi_assets.failures import tried_again
 from vsvi_assets.postgis import NewTable, Postgis
 from vsvi_assets.resources import PostgisResource
 
@@ -30,8 +29,7 @@ class PostgisIOManager(IOManager):
 
     def handle_output(self, context: OutputContext, obj: Sequence[NewTable]) -> None:
         schema = context.asset_key.path[0]
-        with tried_again(context):
-            counts = self._resource.database().replace_tables(schema, obj)
+        counts = self._resource.database().replace_tables(schema, obj)
         context.add_output_metadata(
             {f"rows in {schema}.{name}": count for name, count in counts.items()}
         )
