@@ -6,16 +6,12 @@ by its place in the pool `mapillary` and by the bounds on runs in dagster.yaml.
 """
 
 import fcntl
-import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
-from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter, deserialize_value
-from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-from dagster._core.storage.tags import GRPC_INFO_TAG
-from dagster._grpc.client import DagsterGrpcClient
-from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 
 COMMAND_LINE_TAG = "vsvi/command_line"
 """The run tag that holds the path of the file which the command locks while it runs."""
@@ -39,7 +35,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        lost = is_lost(run)
+        lost = is_lost(self._instance, run)
         return CheckRunHealthResult(WorkerStatus.NOT_FOUND if lost else WorkerStatus.RUNNING)
 
 
@@ -54,18 +50,17 @@ def end_lost_runs(instance: DagsterInstance, locked_here: Path) -> None:
         The file that this process itself has locked: runs of earlier holders are lost.
     """
     for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
-        if run.tags.get(COMMAND_LINE_TAG) == str(locked_here) or is_lost(run):
+        if run.tags.get(COMMAND_LINE_TAG) == str(locked_here) or is_lost(instance, run):
             instance.report_run_failed(run, "Its process ended before the run did.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
-def is_lost(run: DagsterRun) -> bool:
-    """Return whether a run that is not finished has certainly no process any more."""
+def is_lost(instance: DagsterInstance, run: DagsterRun) -> bool:
+    """Return whether a run that is not finished has certainly no process on this machine."""
     if lock := run.tags.get(COMMAND_LINE_TAG):
         return not _is_locked(Path(lock))
-    if server := run.tags.get(GRPC_INFO_TAG):
-        return not _is_run_by(server, run)
-    return False
+    process_ids = _process_ids(instance, run)
+    return bool(process_ids) and not any(map(_is_dagster, process_ids))
 
 
 def _is_locked(path: Path) -> bool:
@@ -77,18 +72,22 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _is_run_by(server: str, run: DagsterRun) -> bool:
-    """Ask the code server that started a run; one that does not answer in time may be busy."""
-    address = json.loads(server)
-    client = DagsterGrpcClient(
-        port=address.get("port"), socket=address.get("socket"), host=address["host"]
-    )
-    request = CanCancelExecutionRequest(run_id=run.run_id)
+def _process_ids(instance: DagsterInstance, run: DagsterRun) -> set[int]:
+    """Return the processes that the run's own log names."""
+    entries = instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
+    metadata = [
+        entry.dagster_event.engine_event_data.metadata for entry in entries if entry.dagster_event
+    ]
+    return {int(str(values["pid"].value)) for values in metadata if "pid" in values}
+
+
+def _is_dagster(process_id: int) -> bool:
+    """Return whether there is such a process, and it may be a run's: ids are used again."""
     try:
-        answer = client.can_cancel_execution(request, timeout=10)
-    except DagsterUserCodeUnreachableError as error:
-        return "UNAVAILABLE" not in str(error)
-    return (
-        deserialize_value(answer, CanCancelExecutionResult).can_cancel
-        or run.status == DagsterRunStatus.CANCELING
-    )
+        os.kill(process_id, 0)
+        command = Path(f"/proc/{process_id}/cmdline").read_bytes()
+    except ProcessLookupError:
+        return False
+    except (PermissionError, FileNotFoundError):  # of another user; or no Linux
+        return True
+    return b"dagster" in command or b"multiprocessing" in command

@@ -169,7 +169,7 @@ class CityRuns:
     def _listen(self, entry: EventLogEntry) -> None:
         event = entry.dagster_event
         asset = self._assets.get(event.step_key or "") if event else None
-        if event is None and int(entry.level) >= logging.WARNING:
+        if event is None and entry.level == logging.WARNING:
             self._progress.warned(entry.user_message)
         elif event and asset and event.event_type == DagsterEventType.STEP_START:
             self._progress.started(asset)
