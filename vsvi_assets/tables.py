@@ -184,10 +184,15 @@ def select_images(postgis: Postgis, city: City) -> pa.Table:
             SELECT point.id, nearest.id, nearest.sequence_id, nearest.distance
             FROM {schema}.street_points AS point
             CROSS JOIN LATERAL (
-                SELECT id, sequence_id, image.geo <-> point.geo AS distance
-                FROM {schema}.images AS image
-                WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s)
-                ORDER BY image.geo <-> point.geo, id
+                -- By distance alone, since that is the order in which the index finds them.
+                SELECT * FROM (
+                    SELECT id, sequence_id, image.geo <-> point.geo AS distance
+                    FROM {schema}.images AS image
+                    WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s)
+                    ORDER BY distance
+                    FETCH FIRST ROW WITH TIES
+                ) AS equally_near
+                ORDER BY id
                 LIMIT 1
             ) AS nearest
             ORDER BY point.id
