@@ -1,5 +1,7 @@
 """`python -m benchmarks`: the project beside the way people do it today."""
 
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -137,6 +139,8 @@ def definitions(cities: int, repeat: int) -> list[Row]:
 
 
 if __name__ == "__main__":
+    # Ended from outside, it stops its server and removes its folder too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     try:
         main()
     except MissingProgramError as error:
