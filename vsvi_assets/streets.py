@@ -273,7 +273,7 @@ def _read_lines(network: nx.MultiDiGraph) -> pd.DataFrame:
         dtype=np.int64,
     )
     lowest_first = np.argsort(osmids, kind="stable")
-    wkb = shapely.to_wkb(lines[lowest_first], output_dimension=2)
+    wkb = shapely.to_wkb(lines[lowest_first])
     once = lowest_first[~pd.Series(wkb, dtype=object).duplicated().to_numpy()]
     _require_finite(lines[once], "The street network has coordinates that are not finite")
     names = [edges[index].get("name") for index in once.tolist()]
@@ -318,7 +318,7 @@ def _merge(pieces: pd.DataFrame) -> pd.DataFrame:
         ),
         return_index=True,
     )
-    lines = np.concatenate([pieces["line"][~several], shapely.normalize(merged)])
+    lines = np.concatenate([pieces["line"][~several], merged])
     osmids = np.concatenate([pieces["osmid"][~several], osmids[origin]])
     longest_first = np.lexsort((*shapely.bounds(lines).T, osmids, -shapely.length(lines)))
     lines, osmids = lines[longest_first], osmids[longest_first]

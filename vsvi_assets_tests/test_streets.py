@@ -251,6 +251,37 @@ def test_segments_of_a_roundabout_are_one_ring() -> None:
     assert len(points) == 9
 
 
+def test_a_ring_has_no_first_segment() -> None:
+    """Of an hourglass, two segments reach equally far in every direction."""
+    corners = [(4.903, 52.363), (4.907, 52.367), (4.903, 52.367), (4.907, 52.363), (4.903, 52.363)]
+    for turn in range(4):
+        ring = corners[turn:4] + corners[: turn + 1]
+        assert_geodataframe_equal(
+            street_points(in_segments(ring, 1), BOX, 32631, 50),
+            street_points(in_segments(corners, 1), BOX, 32631, 50),
+        )
+
+
+def test_a_way_that_was_joined_with_others_has_one_name() -> None:
+    one, other = [(4.901, 52.365), (4.905, 52.365)], [(4.905, 52.365), (4.909, 52.364)]
+    edges = [(*one, {"osmid": [1, 2], "name": "Weg"}), (*other, {"osmid": [3, 1], "name": "Laan"})]
+    networks = []
+    for order in (1, -1):
+        network = in_segments([*one, other[1]][::order], 1)
+        network.clear_edges()
+        network.add_edges_from(edges[::order])
+        networks.append(street_points(network, BOX, 32631, 50))
+
+    assert networks[0]["street"].nunique() == 1
+    assert_geodataframe_equal(*networks)
+
+
+def test_streets_along_the_edge_of_the_box_have_their_points_inside() -> None:
+    box = (4.900000043, 52.360000043, 4.909999957, 52.369999957)
+    rim = list(shapely.box(*box).exterior.coords)
+    assert_promises(in_segments(rim, 1), box, 32631, 50)
+
+
 def test_short_streets_leave_long_ones_even() -> None:
     street = [(4.901, 52.365), (4.909, 52.365)]
     stubs = [[(4.9015 + 0.0007 * n, 52.365), (4.9015 + 0.0007 * n, 52.3653)] for n in range(10)]
@@ -274,7 +305,7 @@ def test_ids_stay_when_a_street_is_added_elsewhere() -> None:
 def test_columns() -> None:
     network = line_network([(4.901, 52.365), (4.909, 52.365)], name=["Weg", "Laan"])
     for direction, (*_, data) in zip((1, -1), network.edges(data=True), strict=True):
-        data["osmid"] = [8, 7][::direction]
+        data["osmid"] = [8, 7, 9][::direction]
     points = street_points(network, BOX, 32631, 50)
 
     assert points.crs == "EPSG:4326"
@@ -468,24 +499,26 @@ def test_the_same_box_is_asked_for_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "reason"),
     [
-        Fault.RATE_LIMITED,
-        Fault.GATEWAY_TIMEOUT,
-        Fault.NOT_FOUND,
-        Fault.REDIRECT_TO_HOST,
-        Fault.RESET,
-        Fault.CUT_OFF,
-        Fault.TRUNCATED,
-        Fault.HTML_PAGE,
-        Fault.EMPTY,
+        (Fault.RATE_LIMITED, "HTTP 429 Too Many Requests"),
+        (Fault.GATEWAY_TIMEOUT, "HTTP 504 Gateway Timeout"),
+        (Fault.NOT_FOUND, "HTTP 404 Not Found"),
+        (Fault.REDIRECT_TO_HOST, "HTTP 302 Found"),
+        (Fault.RESET, "Connection aborted"),
+        (Fault.CUT_OFF, "Connection broken"),
+        (Fault.TRUNCATED, "no JSON"),
+        (Fault.HTML_PAGE, "no JSON"),
+        (Fault.EMPTY, "no JSON"),
     ],
 )
-@pytest.mark.timeout(30)
-def test_a_refusal_is_an_error_at_once_that_names_the_box(fault: Fault, tmp_path: Path) -> None:
+@pytest.mark.timeout(60)
+def test_a_refusal_is_an_error_at_once_that_names_the_box(
+    fault: Fault, reason: str, tmp_path: Path
+) -> None:
     with overpass([(4.901, 52.365), (4.909, 52.365)]) as sandbox:
         sandbox.faults = Faults(overpass={fault: 1.0})
-        with pytest.raises(OverpassError, match=r"west 4\.9, south 52\.36, east 4\.91"):
+        with pytest.raises(OverpassError, match=rf"west 4\.9, south 52\.36, .*{reason}"):
             download_network(BOX, "all", overpass_url=sandbox.overpass_url, cache_folder=tmp_path)
         assert sandbox.stats.requests["overpass"] == 1
         assert sandbox.stats.redirects_followed == 0
