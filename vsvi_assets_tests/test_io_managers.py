@@ -197,8 +197,9 @@ def test_an_output_that_breaks_off_keeps_what_was_stored_and_is_closed(
 
     with pytest.raises(ConnectionError, match="no more tiles"):
         manager.handle_output(output("tile_metadata", tiles, ends), breaking())
+    values = unwritable()
     with pytest.raises(TypeError):
-        manager.handle_output(output("tile_metadata", tiles, ends), unwritable())
+        manager.handle_output(output("tile_metadata", tiles, ends), values)
     assert closed
     assert [path.name for path in city.tiles_folder.iterdir()] == [city.tile_path(ends[0]).name]
 
