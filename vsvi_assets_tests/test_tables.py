@@ -4,6 +4,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import geopandas as gpd
@@ -294,14 +295,9 @@ def test_two_replacements_of_one_city_wait_for_each_other(
     database: Postgis, make_city: Callable[..., City]
 ) -> None:
     city = make_city()
-    threads = [
-        threading.Thread(target=load, args=(database, city, [scattered(count)]))
-        for count in (300, 400, 500)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        loads = [pool.submit(load, database, city, [scattered(n)]) for n in (300, 400, 500)]
+    assert [done.result()["images"] for done in loads] == [300, 400, 500]
     [(count,)] = ask(database, "SELECT count(*) FROM town.images")
     assert count in (300, 400, 500)
 
