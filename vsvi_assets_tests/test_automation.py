@@ -127,10 +127,11 @@ def test_each_city_with_a_schedule_has_one_switch_which_is_off(project: Project)
     assert sensors.keys() == {"old_town", "port"}
     assert {sensor.default_status for sensor in sensors.values()} == {DefaultSensorStatus.STOPPED}
     conditions = {
-        spec.key.path[0]: spec.automation_condition for spec in defs.resolve_all_asset_specs()
+        spec.key.to_user_string(): spec.automation_condition
+        for spec in defs.resolve_all_asset_specs()
     }
-    assert conditions["village"] is None
-    assert "Europe/Amsterdam" in str(conditions["old-town"])
+    assert conditions["village/tile_metadata"] is None
+    assert "Europe/Amsterdam" in str(conditions["old-town/tile_metadata"])
 
 
 def test_the_first_tick_leads_to_all_images_and_the_next_to_none(
