@@ -134,6 +134,12 @@ def test_each_city_with_a_schedule_has_one_switch_which_is_off(project: Project)
     assert "Europe/Amsterdam" in str(conditions["old-town/tile_metadata"])
 
 
+def test_a_city_ticks_by_its_own_timezone(city: City) -> None:
+    # The night before, the clocks went from two to three in Amsterdam.
+    now = datetime(2026, 3, 30, 1, 30, tzinfo=UTC)
+    assert city.latest_tick(now) == datetime(2026, 3, 30, 1, tzinfo=UTC)
+
+
 def test_the_first_tick_leads_to_all_images_and_the_next_to_none(
     project: Project, city: City, automation: Automation
 ) -> None:
