@@ -4,6 +4,7 @@ Sources: Mapbox Vector Tile specification 2.1; the properties of the `image` lay
 https://www.mapillary.com/developer/api-documentation#coverage-tiles.
 """
 
+import io
 import re
 from collections.abc import Mapping
 from itertools import chain
@@ -15,6 +16,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json
 from google.protobuf.message import DecodeError
 from mapbox_vector_tile.Mapbox import vector_tile_pb2
 
@@ -52,6 +54,20 @@ tile does not say."""
 
 _POSITION = ("lon", "lat")
 _PROPERTIES = [name for name in IMAGE_SCHEMA.names if name not in _POSITION]
+_FILE_START, _BETWEEN_FEATURES, _FILE_END = (
+    b'{"type":"FeatureCollection","features":[\n',
+    b"}},\n",
+    b"\n]}\n",
+)
+_FEATURE_LINES = pa.json.ParseOptions(
+    explicit_schema=pa.schema(
+        {
+            "geometry": pa.struct({"coordinates": pa.list_(pa.float64())}),
+            "properties": pa.struct([IMAGE_SCHEMA.field(name) for name in _PROPERTIES]),
+        }
+    ),
+    unexpected_field_behavior="ignore",
+)
 _SEQUENCE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _POINT = 1
 _MOVE_TO_ONE_POINT = 9
@@ -95,7 +111,9 @@ def decode_tile(data: bytes, tile: mercantile.Tile) -> pa.Table:
         raise InvalidTileError(f"{where}: {len(layer.features):,} images, more than {MAX_IMAGES:,}")
     columns = _properties(layer, where)
     columns["lon"], columns["lat"] = _positions(layer, tile, where)
-    return _checked_table(columns, len(layer.features), where)
+    table = _table(columns, len(layer.features), where)
+    _check_images(table, where)
+    return table
 
 
 def tile_geojson(table: pa.Table) -> bytes:
@@ -120,12 +138,13 @@ def tile_geojson(table: pa.Table) -> bytes:
             key = f",{orjson.dumps(name).decode()}:"
             texts = pc.binary_join_element_wise(key, _json_texts(table[name]), "")
             pieces.append(texts.fill_null(""))
-    lines = pc.binary_join_element_wise(*pieces, "}},\n", "").cast(pa.large_string())
+    end = _BETWEEN_FEATURES.decode()
+    lines = pc.binary_join_element_wise(*pieces, end, "").cast(pa.large_string())
     # The lines lie in memory one behind the other, as they are to lie in the file.
     text = lines.combine_chunks().buffers()[2]
     length = pc.sum(pc.binary_length(lines), min_count=0).as_py()
     features = memoryview(text)[: max(length - len(",\n"), 0)]
-    return b"".join([b'{"type":"FeatureCollection","features":[\n', features, b"\n]}\n"])
+    return b"".join([_FILE_START, features, _FILE_END])
 
 
 def write_tile(table: pa.Table, path: Path) -> None:
@@ -152,6 +171,44 @@ def read_tile(path: Path) -> pa.Table:
     if size > MAX_FILE_BYTES:
         raise InvalidTileError(f"{where}: {size:,} bytes, more than {MAX_FILE_BYTES:,}")
     data = path.read_bytes()
+    table = _read_lines(data)
+    if table is None:
+        table = _read_features(data, where)
+    elif len(table) > MAX_IMAGES:
+        raise InvalidTileError(f"{where}: {len(table):,} images, more than {MAX_IMAGES:,}")
+    _check_images(table, where)
+    return table
+
+
+def tile_name(tile: mercantile.Tile) -> str:
+    """Return a tile's name in messages: "tile 14/8574/5735"."""
+    return f"tile {tile.z}/{tile.x}/{tile.y}"
+
+
+def _read_lines(data: bytes) -> pa.Table | None:
+    """Read a file that has a feature a line, as `tile_geojson` writes it; None of any other.
+
+    Arrow reads such lines in a quarter of the time that a dict for each feature takes.
+    """
+    if not (data.startswith(_FILE_START) and data.endswith(_FILE_END)):
+        return None
+    features = data[len(_FILE_START) : -len(_FILE_END)]
+    lines = io.BytesIO(features.replace(_BETWEEN_FEATURES, b"}}\n"))
+    try:
+        table = pa.json.read_json(lines, parse_options=_FEATURE_LINES).flatten()
+    except pa.ArrowInvalid:
+        return None
+    coordinates = table["geometry.coordinates"]
+    are_positions = pc.all(pc.equal(pc.list_value_length(coordinates), 2), skip_nulls=False)
+    if len(table) != features.count(_BETWEEN_FEATURES) + 1 or not are_positions.as_py():
+        return None
+    columns = [table[f"properties.{name}"] for name in _PROPERTIES]
+    columns += [pc.list_element(coordinates, axis) for axis in range(2)]
+    return pa.Table.from_arrays(columns, schema=IMAGE_SCHEMA)
+
+
+def _read_features(data: bytes, where: str) -> pa.Table:
+    """Read a GeoJSON file of images, however it is laid out."""
     try:
         collection = orjson.loads(data)
         features = collection["features"]
@@ -171,12 +228,7 @@ def read_tile(path: Path) -> pa.Table:
             f"{where}: not a GeoJSON file of images, begins with {cut_short(data)}. "
             "Delete it to have the tile fetched again."
         ) from error
-    return _checked_table(columns, len(positions), where)
-
-
-def tile_name(tile: mercantile.Tile) -> str:
-    """Return a tile's name in messages: "tile 14/8574/5735"."""
-    return f"tile {tile.z}/{tile.x}/{tile.y}"
+    return _table(columns, len(positions), where)
 
 
 def _image_layer(data: bytes, where: str) -> vector_tile_pb2.tile.layer | None:
@@ -216,15 +268,10 @@ def _json_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _properties(layer: vector_tile_pb2.tile.layer, where: str) -> dict[str, np.ndarray]:
     """Return the layer's properties by name, a value (or None) for each feature."""
     values = np.empty(len(layer.values), object)
-    values[:] = [
-        # The two kinds that nearly all values are of, then any.
-        value.int_value
-        if value.HasField("int_value")
-        else value.string_value
-        if value.HasField("string_value")
-        else _value(value, where)
-        for value in layer.values
-    ]
+    contents = [content for value in layer.values for _, content in value.ListFields()[:1]]
+    if len(contents) != len(values):
+        raise MalformedTileError(f"{where}: a value without a type")
+    values[:] = contents
     tags = [feature.tags for feature in layer.features]
     lengths = np.fromiter(map(len, tags), np.int64, len(tags))
     if (lengths % 2).any():
@@ -244,13 +291,6 @@ def _properties(layer: vector_tile_pb2.tile.layer, where: str) -> dict[str, np.n
         having = keys == key
         column[rows[having]] = values[indices[having]]
     return columns
-
-
-def _value(value: vector_tile_pb2.tile.value, where: str) -> int | float | bool | str:
-    """Return the one value that a message holds, of whatever kind."""
-    for _, content in value.ListFields():
-        return content
-    raise MalformedTileError(f"{where}: a value without a type")
 
 
 def _positions(
@@ -276,7 +316,7 @@ def _positions(
     return lon, lat
 
 
-def _checked_table(columns: Mapping[str, Any], rows: int, where: str) -> pa.Table:
+def _table(columns: Mapping[str, Any], rows: int, where: str) -> pa.Table:
     """Make the table of columns whose values may be anything."""
     absent = [None] * rows
     arrays = {
@@ -288,9 +328,7 @@ def _checked_table(columns: Mapping[str, Any], rows: int, where: str) -> pa.Tabl
             array = _array(columns[name], None, f"{where}: {cut_short(name)}")
             if array.null_count < rows:
                 arrays[pa.field(name, array.type)] = array
-    table = pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(list(arrays)))
-    _check_images(table, where)
-    return table
+    return pa.Table.from_arrays(list(arrays.values()), schema=pa.schema(list(arrays)))
 
 
 def _array(values: Any, type: pa.DataType | None, where: str) -> pa.Array:

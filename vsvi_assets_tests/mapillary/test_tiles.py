@@ -122,6 +122,9 @@ def test_a_written_tile_reads_as_it_was(tmp_path: Path) -> None:
     assert read_tile(path).equals(table)
     assert table.schema.equals(IMAGE_SCHEMA)
     assert list(tmp_path.iterdir()) == [path]
+    laid_out_otherwise = tmp_path / "tile"
+    laid_out_otherwise.write_text(json.dumps(json.loads(path.read_bytes()), indent=4))
+    assert read_tile(laid_out_otherwise).equals(table)
 
 
 def test_the_tile_cache_of_percept_vsvi_filter_is_read(tmp_path: Path) -> None:
@@ -188,11 +191,33 @@ def test_hostile_images_are_refused_in_few_words(changes: dict[str, Any], tmp_pa
     with pytest.raises(InvalidTileError, match="tile 14/8415/5384") as from_tile:
         decode_tile(tile_of([image(), hostile]), TILE)
     feature = {"type": "Feature", "geometry": {"coordinates": [4.9, 52.4]}, "properties": hostile}
+    collection = {"type": "FeatureCollection", "features": [feature]}
     path = tmp_path / "tile"
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
-    with pytest.raises(InvalidTileError, match=str(path)) as from_file:
+    for data in (json.dumps(collection).encode(), _as_written(collection)):
+        path.write_bytes(data)
+        with pytest.raises(InvalidTileError, match=str(path)) as from_file:
+            read_tile(path)
+        assert max(len(str(from_tile.value)), len(str(from_file.value))) < 400
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"geometry":{"coordinates":[4.9]},"properties":{"id":1,"sequence_id":"s"}}',
+        '{"geometry":{"coordinates":[4.9,52.4,0]},"properties":{"id":1,"sequence_id":"s"}}',
+        '{"geometry":null,"properties":{"id":1,"sequence_id":"s"}}',
+        '{"properties":{"id":1,"sequence_id":"s"}}',
+        '{"geometry":{"coordinates":[4.9,52.4]},"properties":{"id":1,"sequence_id":"s"}}\n' * 2,
+        "",
+    ],
+)
+def test_a_line_that_is_no_image_at_a_place_is_refused(line: str, tmp_path: Path) -> None:
+    whole = '{"geometry":{"coordinates":[4.9,52.4]},"properties":{"id":2,"sequence_id":"s"}}'
+    path = tmp_path / "tile"
+    lines = f"{whole},\n{line},\n{whole}"
+    path.write_text(f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n')
+    with pytest.raises(InvalidTileError, match=str(path)):
         read_tile(path)
-    assert max(len(str(from_tile.value)), len(str(from_file.value))) < 400
 
 
 @pytest.mark.parametrize("geometry", [[], [9, 2], [17, 2, 2, 2, 2], [10, 2, 2], [9, 2**31, 2]])
@@ -259,7 +284,17 @@ def test_malformed_tiles_raise_nothing_else(data: bytes) -> None:
     json.loads(tile_geojson(table))
 
 
-@given(FILES.map(lambda content: json.dumps(content).encode()) | st.binary())
+def _as_written(content: Any) -> bytes:
+    """Lay a collection out as `write_tile` does: a feature a line."""
+    if not isinstance(content, dict) or not isinstance(content.get("features"), list):
+        return json.dumps(content).encode()
+    lines = ",\n".join(json.dumps(feature) for feature in content["features"])
+    return b'{"type":"FeatureCollection","features":[\n%b\n]}\n' % lines.encode()
+
+
+@given(
+    FILES.map(lambda content: json.dumps(content).encode()) | FILES.map(_as_written) | st.binary()
+)
 @settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
