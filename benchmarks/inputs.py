@@ -24,8 +24,12 @@ CORNER = mercantile.tile(4.75, 52.43, ZOOM)
 SRID = 28992
 IMAGES_PER_TILE = 1_000_000 / 209
 STREETS_PER_TILE = 20_000 / 209
-MEAN_STREET = 211.0
+MEAN_STREET = 330.0
 """Metres; 20,000 streets get about 79,000 points 50 m apart."""
+
+CENTRAL_SHARE, CENTRE = 0.75, 0.12
+"""The share of the streets that gather about the middle, and how closely: the standard deviation
+of their distance from it, in widths of the city."""
 
 IMAGES_PER_SEQUENCE = 100
 EXTENT = 4096
@@ -36,6 +40,7 @@ _METRES_PER_DEGREE = 111_320.0
 class SyntheticCity:
     """A rectangle of z14 tiles full of streets, with photographs on some of them.
 
+    Streets are denser in the middle, as in a city whose box holds its outskirts too.
     Photographs lie where people drive: the busiest tenth of the streets has more than half of
     them, a third of the streets has hardly any.
     """
@@ -87,6 +92,9 @@ class SyntheticCity:
         west, south, east, north = self.box
         count = round(STREETS_PER_TILE * self.columns * self.rows)
         start = random.uniform((west, south), (east, north), (count, 1, 2))
+        central = start[: round(CENTRAL_SHARE * count)]
+        central[:] = random.normal(0.5, CENTRE, central.shape) * (east - west, north - south)
+        central += (west, south)
         heading = random.uniform(0, 2 * np.pi, (count, 1)) + random.normal(0, 0.2, (count, 5))
         length = random.gamma(2.0, MEAN_STREET / 2, (count, 1)) / 5
         scale = np.array([np.cos(np.radians((south + north) / 2)), 1.0]) * _METRES_PER_DEGREE

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,12 @@ class Evidence:
 
     @cached_property
     def tiles(self) -> TileSurvey:
-        return _survey_tiles(self.city)
+        paths = {key: self.city.tile_path(key) for key in self.city.tile_keys}
+        present = {key: path.stat() for key, path in paths.items() if path.exists()}
+        return _survey_tiles(
+            self.city,
+            tuple((key, paths[key], stat.st_mtime_ns) for key, stat in present.items()),
+        )
 
     @cached_property
     def inventory(self) -> Inventory:
@@ -303,16 +308,18 @@ TILE_RULES = [
 ]
 
 
-def _survey_tiles(city: City) -> TileSurvey:
+@lru_cache(maxsize=1)
+def _survey_tiles(city: City, files: tuple[tuple[str, Path, int], ...]) -> TileSurvey:
+    """Read the tiles at the given paths, once for all checks of a run as long as none is replaced.
+
+    `files` holds partition key, path and time of the last change of each tile on disk.
+    """
     outside = repeated = 0
     counts: dict[mercantile.Tile, int] = {}
     examples_outside: list[Record] = []
     examples_repeated: list[Record] = []
     wanted = [np.empty(0, np.int64)]
-    for key in city.tile_keys:
-        path = city.tile_path(key)
-        if not path.exists():
-            continue
+    for key, path, _ in files:
         tile = read_tile(path)
         wrong = tile.filter(_is_outside(tile, key))
         again = tile.filter(_is_repeated(tile))

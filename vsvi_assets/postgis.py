@@ -81,7 +81,7 @@ class Postgis:
         city = sql.Identifier(schema)
         counts = {}
         with self.transaction() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"vsvi {schema}"])
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [_lock_name(schema)])
             cursor.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(city))
             cursor.execute(sql.SQL("CREATE SCHEMA {}").format(building))
             for table in tables:
@@ -94,6 +94,15 @@ class Postgis:
                 )
             cursor.execute(sql.SQL("DROP SCHEMA {}").format(building))
         return counts
+
+    @contextmanager
+    def unreplaced(self, schema: str) -> Iterator[None]:
+        """Let `replace_tables` of a schema wait, so that several queries see the same tables."""
+        with self.transaction() as cursor:
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock_shared(hashtext(%s))", [_lock_name(schema)]
+            )
+            yield
 
     def read(
         self,
@@ -134,6 +143,10 @@ class Postgis:
                 yield from cursor
         finally:
             connection.close()
+
+
+def _lock_name(schema: str) -> str:
+    return f"vsvi {schema}"
 
 
 def _build(cursor: psycopg2.extensions.cursor, building: sql.Identifier, table: NewTable) -> int:

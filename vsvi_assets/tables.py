@@ -1,6 +1,7 @@
 """A city's three tables: street points, images, and the images selected for the points."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.postgis import NewTable, Postgis
+
+SEARCHES = 4
+"""Connections that look for nearest images at a time. PostgreSQL has no parallel plan for it."""
 
 SELECTION_COLUMNS = {
     "street_point_id": pa.int64(),
@@ -167,42 +171,49 @@ def select_images(postgis: Postgis, city: City) -> pa.Table:
     CityFileError
         When `imgid_file` cannot be used.
     """
-    schema = sql.Identifier(city.name)
+    images = sql.Identifier(city.name, "images")
     listed = city.read_image_ids()
-    if listed is not None:
-        query = sql.SQL(
-            """
-            SELECT NULL, id, sequence_id, NULL FROM {schema}.images
-            WHERE id = ANY(%(ids)s) ORDER BY id
-            """
-        )
-    elif city.selection == "all":
-        query = sql.SQL("SELECT NULL, id, sequence_id, NULL FROM {schema}.images ORDER BY id")
-    else:
-        query = sql.SQL(
-            """
-            SELECT point.id, nearest.id, nearest.sequence_id, nearest.distance
-            FROM {schema}.street_points AS point
-            CROSS JOIN LATERAL (
-                -- By distance alone, since that is the order in which the index finds them.
-                SELECT * FROM (
-                    SELECT id, sequence_id, image.geo <-> point.geo AS distance
-                    FROM {schema}.images AS image
-                    WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s)
-                    ORDER BY distance
-                    FETCH FIRST ROW WITH TIES
-                ) AS equally_near
-                ORDER BY id
-                LIMIT 1
-            ) AS nearest
-            ORDER BY point.id
-            """
-        )
+    if listed is None and city.selection == "nearest":
+        return _nearest_images(postgis, city)
+    query = sql.SQL("SELECT NULL, id, sequence_id, NULL FROM {images}{condition} ORDER BY id")
+    condition = sql.SQL("" if listed is None else " WHERE id = ANY(%(ids)s)")
     return postgis.read(
-        query.format(schema=schema),
-        SELECTION_COLUMNS,
-        {"ids": listed, "max_distance": city.max_distance},
+        query.format(images=images, condition=condition), SELECTION_COLUMNS, {"ids": listed}
     )
+
+
+def _nearest_images(postgis: Postgis, city: City) -> pa.Table:
+    query = sql.SQL(
+        """
+        SELECT point.id, nearest.id, nearest.sequence_id, nearest.distance
+        FROM {schema}.street_points AS point
+        CROSS JOIN LATERAL (
+            -- By distance alone, since that is the order in which the index finds them.
+            SELECT * FROM (
+                SELECT id, sequence_id, image.geo <-> point.geo AS distance
+                FROM {schema}.images AS image
+                WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s)
+                ORDER BY distance
+                FETCH FIRST ROW WITH TIES
+            ) AS equally_near
+            ORDER BY id
+            LIMIT 1
+        ) AS nearest
+        WHERE point.id %% %(searches)s = %(search)s
+        """
+    ).format(schema=sql.Identifier(city.name))
+
+    def search(number: int) -> pa.Table:
+        parameters = {
+            "max_distance": city.max_distance,
+            "searches": SEARCHES,
+            "search": number,
+        }
+        return postgis.read(query, SELECTION_COLUMNS, parameters)
+
+    with postgis.unreplaced(city.name), ThreadPoolExecutor(SEARCHES) as pool:
+        found = pa.concat_tables(pool.map(search, range(SEARCHES)))
+    return found.sort_by("street_point_id")
 
 
 def selected_images_table(selection: pa.Table) -> NewTable:

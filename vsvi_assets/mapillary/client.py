@@ -47,9 +47,10 @@ IMAGES_PER_REQUEST = 50
 """Image ids in one request for links, as other clients of the service use it."""
 
 LINK_REQUESTS_PER_SECOND = 75.0
-TILE_REQUESTS_PER_SECOND = 25.0
+TILE_REQUESTS_PER_SECOND = 75.0
 IMAGE_REQUESTS_PER_SECOND = 500.0
-"""Ceilings at half the documented limits of searches and entities: two runs may ask at a time."""
+"""Ceilings at half the documented limits of searches and entities: two runs may ask at a time.
+Tiles have a limit a day alone (`TileBudget`), and are asked for no faster than links."""
 
 MAX_ANSWER_BYTES = 20_000_000
 MAX_ERROR_BYTES = 65_536
