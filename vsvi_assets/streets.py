@@ -254,15 +254,16 @@ def street_lines(network: nx.MultiDiGraph) -> NDArray[np.object_]:
 def _read_lines(network: nx.MultiDiGraph) -> pd.DataFrame:
     """Return `line`, `osmid` and `name` of the edges, each line once whatever its directions."""
     nodes = dict(network.nodes(data=True))
-    edges, straight = [], []
+    edges, geometries, straight = [], [], []
     for node, neighbours in network.adjacency():
         for neighbour, parallel in neighbours.items():
             for data in parallel.values():
                 edges.append(data)
-                if data.get("geometry") is None:
+                geometries.append(data.get("geometry"))
+                if geometries[-1] is None:
                     start, end = nodes[node], nodes[neighbour]
                     straight.append((start["x"], start["y"], end["x"], end["y"]))
-    lines = np.fromiter((data.get("geometry") for data in edges), object, len(edges))
+    lines = np.fromiter(geometries, object, len(edges))
     lines[shapely.is_missing(lines)] = shapely.linestrings(
         np.array(straight, dtype=float).reshape(-1, 2, 2)
     )
