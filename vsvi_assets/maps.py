@@ -244,7 +244,7 @@ def _fill(figure: Figure, axes: Axes, lon: Floats, lat: Floats, counts: Counts, 
         lon,
         lat,
         np.ma.masked_equal(counts, 0),
-        norm=LogNorm(1, max(counts.max(), 2)),
+        norm=LogNorm(1, max(int(counts.max()), 2)),
         cmap=COLOUR_MAP,
     )
     bar = figure.colorbar(cells, ax=axes, label=label, shrink=0.8, pad=0.02)

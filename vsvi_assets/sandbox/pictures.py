@@ -534,8 +534,8 @@ class _Canvas:
         """Return the pixel positions of points in metres."""
         x, y, z = points[..., 0], points[..., 1] - _CAMERA_HEIGHT, points[..., 2]
         if not self.panorama:
-            middle = self.picture.width / 2
-            return np.stack([middle + self.focal * x / z, self.horizon - self.focal * y / z], -1)
+            centre = self.picture.width / 2
+            return np.stack([centre + self.focal * x / z, self.horizon - self.focal * y / z], -1)
         azimuth = np.arctan2(x, z)
         # What crosses the seam behind the camera stays on the side where most of it is
         middle = azimuth.mean(axis=-1, keepdims=True)
