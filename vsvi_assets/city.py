@@ -33,6 +33,9 @@ MAX_TILES = 20_000
 MAX_LATITUDE = 85.0511
 """Where the Web Mercator square of the tiles ends, in degrees."""
 
+_TOKEN = re.compile(r"MLY\|[^\s'\"]*")
+"""What is not to be repeated in logs and in the UI, should somebody put it into a city file."""
+
 CITY_FILE_SUFFIXES = (".json", ".yaml", ".yml")
 RESERVED_NAMES = {"public", "information_schema", "tiger", "topology"}
 
@@ -398,14 +401,15 @@ def load_city(path: Path, data_dir: Path) -> City:
         content = _read_mapping(path)
         return City.parse(content, name=name, data_dir=data_dir)
     except ValidationError as error:
-        raise CityFileError("\n".join(_describe(path, error))) from error
+        reason = "\n".join(_describe(path, error))
     except CityFileError as error:
-        raise CityFileError(f"{path}: {error}") from error
+        reason = f"{path}: {error}"
+    raise CityFileError(_TOKEN.sub("<token>", reason))
 
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # as Windows' editors write it
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise CityFileError(f"cannot be read ({error.strerror})") from error
@@ -426,7 +430,7 @@ def _read_mapping(path: Path) -> Mapping[str, Any]:
 
 def _describe(path: Path, error: ValidationError) -> Iterable[str]:
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "the file"
+        key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             known = BoundingBox if key.startswith("bounding_box.") else City
@@ -435,7 +439,7 @@ def _describe(path: Path, error: ValidationError) -> Iterable[str]:
             message = "is required"
         value = problem["input"]
         shown = "" if isinstance(value, dict) else f" = {value!r:.80}"
-        yield f"{path}: {key}{shown}: {message}"
+        yield f"{path}: {key}{shown}: {message}" if key else f"{path}: {message}"
 
 
 def load_cities(cities_dir: Path, data_dir: Path) -> tuple[list[City], list[BrokenCity]]:

@@ -177,6 +177,24 @@ def test_a_file_that_is_no_city_is_refused(tmp_path: Path, name: str, content: s
     assert refusal(tmp_path, content, name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("town.json", json.dumps({"bounding_box": BOX, "token": "MLY|1234|secret"})),
+        ("town.json", json.dumps({"bounding_box": BOX, "MLY|1234|secret": True})),
+        ("town.yaml", "bounding_box: {west: 5\ntoken: MLY|1234|secret"),
+    ],
+)
+def test_a_token_in_a_city_file_is_not_repeated(tmp_path: Path, name: str, content: str) -> None:
+    assert "secret" not in refusal(tmp_path, content, name)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "town.json"
+    path.write_text(UTRECHT, encoding="utf-8-sig")
+    assert load_city(path, tmp_path).bounding_box.west == 5.033
+
+
 def test_all_that_is_wrong_in_a_file_is_told_at_once(tmp_path: Path) -> None:
     reason = refusal(tmp_path, {"bounding_box": BOX, "interval": 0, "panorama": "yes"})
     assert "interval = 0" in reason
