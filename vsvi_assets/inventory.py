@@ -1,7 +1,7 @@
 """What a city has on disk, held against what is selected for it."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +29,10 @@ class Inventory:
         Selected images that Mapillary has no longer.
     missing
         Selected images that are yet to be downloaded, by sequence.
+    unread
+        Missing images of which there is a file that no sidecar tells of, as
+        percept-vsvi-filter leaves them. The next run reads it, and downloads the image where
+        the file is not whole.
     failed
         Why missing images could not be had at the last try, by id.
     orphaned
@@ -40,13 +44,14 @@ class Inventory:
     bytes: int = 0
     unavailable: list[int] = field(default_factory=list)
     missing: dict[str, list[int]] = field(default_factory=dict)
+    unread: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
     orphaned: list[str] = field(default_factory=list)
 
     @property
     def missing_images(self) -> int:
-        """Number of missing images, over all sequences."""
-        return sum(map(len, self.missing.values()))
+        """Number of images to download, should the unread files be whole."""
+        return sum(map(len, self.missing.values())) - len(self.unread)
 
 
 def take_inventory(
@@ -73,7 +78,10 @@ def take_inventory(
 
 def whole_images(folder: Path, sidecar: Sidecar) -> dict[int, ImageRecord]:
     """Return the images of a sequence's sidecar whose files are there, as long as it says."""
-    sizes = {entry.name: entry.stat().st_size for entry in _files(folder)}
+    return _whole(_sizes(folder), folder, sidecar)
+
+
+def _whole(sizes: Mapping[str, int], folder: Path, sidecar: Sidecar) -> dict[int, ImageRecord]:
     return {
         image_id: record
         for image_id, record in sidecar.images.items()
@@ -83,7 +91,8 @@ def whole_images(folder: Path, sidecar: Sidecar) -> dict[int, ImageRecord]:
 
 def _count_sequence(inventory: Inventory, folder: Path, image_ids: list[int]) -> None:
     sidecar = known_images(folder)
-    whole = whole_images(folder, sidecar)
+    sizes = _sizes(folder)
+    whole = _whole(sizes, folder, sidecar)
     inventory.selected += len(image_ids)
     missing = []
     for image_id in image_ids:
@@ -96,6 +105,8 @@ def _count_sequence(inventory: Inventory, folder: Path, image_ids: list[int]) ->
             missing.append(image_id)
             if image_id in sidecar.failed:
                 inventory.failed[image_id] = sidecar.failed[image_id]
+            elif sizes.get(image_path(folder, image_id).name):
+                inventory.unread.append(image_id)
     if missing:
         inventory.missing[folder.name] = missing
 
@@ -122,8 +133,8 @@ def _folders(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if entry.is_dir()]
 
 
-def _files(folder: Path) -> list[os.DirEntry[str]]:
+def _sizes(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
-        return []
+        return {}
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if entry.is_file()]
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}

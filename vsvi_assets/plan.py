@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import chain
@@ -61,7 +61,8 @@ class DownloadPlan:
     Attributes
     ----------
     selected, on_disk, unavailable
-        Images: selected, of these on disk already, and known to be gone from Mapillary.
+        Images: selected, of these on disk already (some of them yet to be read, see
+        `Inventory.unread`), and known to be gone from Mapillary.
     images, panoramas
         Images to download, and how many of them are panoramas.
     bytes, bytes_low, bytes_high
@@ -131,14 +132,13 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
         When nothing is selected yet.
     """
     inventory = take_inventory(city, postgis)
-    missing = pa.array(chain.from_iterable(inventory.missing.values()), pa.int64())
+    missing = set(chain.from_iterable(inventory.missing.values())).difference(inventory.unread)
     selected = _selected_images(city, postgis)
-    missing_panoramas = pc.sum(
-        selected.filter(pc.is_in(selected["id"], missing))["is_pano"]
-    ).as_py()
-    panoramas = missing_panoramas or 0
-    kinds = _draw_sample(selected) if len(missing) else {}
-    sample = _sample(city, client, list(chain.from_iterable(kinds.values())))
+    panoramas = pc.sum(_those_of(selected, missing)["is_pano"]).as_py() or 0
+    known = _read_sample(city)
+    # What is on disk is not fetched for its size.
+    kinds = _draw_sample(_those_of(selected, missing | known.sizes.keys())) if missing else {}
+    sample = _sample(city, client, known, list(chain.from_iterable(kinds.values())))
     counts = {False: len(missing) - panoramas, True: panoramas}
     estimate, low, high = estimate_bytes(
         {
@@ -149,7 +149,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
     assert client.tile_budget
     return DownloadPlan(
         selected=inventory.selected,
-        on_disk=inventory.on_disk,
+        on_disk=inventory.on_disk + len(inventory.unread),
         unavailable=len(inventory.unavailable),
         images=len(missing),
         panoramas=panoramas,
@@ -266,6 +266,10 @@ def _selected_images(city: City, postgis: Postgis) -> pa.Table:
     return postgis.read(query, {"id": pa.int64(), "is_pano": pa.bool_()}, {"city": city.name})
 
 
+def _those_of(images: pa.Table, ids: Collection[int]) -> pa.Table:
+    return images.filter(pc.is_in(images["id"], pa.array(ids, pa.int64())))
+
+
 def _draw_sample(selected: pa.Table) -> dict[bool, list[int]]:
     """Take the first images of each kind."""
     drawn = {
@@ -277,10 +281,8 @@ def _draw_sample(selected: pa.Table) -> dict[bool, list[int]]:
     return {is_pano: ids for is_pano, ids in drawn.items() if ids}
 
 
-def _sample(city: City, client: Mapillary, ids: Sequence[int]) -> Sample:
+def _sample(city: City, client: Mapillary, known: Sample, ids: Sequence[int]) -> Sample:
     """Return the sizes of the images, of which those known from before are not fetched again."""
-    path = city.folder / "image_sizes.json"
-    known = _read_sample(path, city.image_size)
     unknown = [image_id for image_id in ids if image_id not in known.sizes]
     if unknown:
         fetched = _fetch_sample(client, unknown, city.image_size)
@@ -289,8 +291,8 @@ def _sample(city: City, client: Mapillary, ids: Sequence[int]) -> Sample:
             {**known.sizes, **fetched.sizes},
             fetched.bytes_per_second or known.bytes_per_second,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
+        city.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(_sample_path(city)) as file:
             file.write(orjson.dumps(asdict(known), option=orjson.OPT_NON_STR_KEYS))
     return Sample(
         known.image_size,
@@ -299,13 +301,17 @@ def _sample(city: City, client: Mapillary, ids: Sequence[int]) -> Sample:
     )
 
 
-def _read_sample(path: Path, image_size: ImageSize) -> Sample:
-    if path.is_file():
-        content = orjson.loads(path.read_bytes())
-        if content["image_size"] == image_size:
+def _sample_path(city: City) -> Path:
+    return city.folder / "image_sizes.json"
+
+
+def _read_sample(city: City) -> Sample:
+    if _sample_path(city).is_file():
+        content = orjson.loads(_sample_path(city).read_bytes())
+        if content["image_size"] == city.image_size:
             sizes = {int(image_id): bytes_ for image_id, bytes_ in content["sizes"].items()}
-            return Sample(image_size, sizes, content["bytes_per_second"])
-    return Sample(image_size)
+            return Sample(city.image_size, sizes, content["bytes_per_second"])
+    return Sample(city.image_size)
 
 
 def _fetch_sample(client: Mapillary, ids: Sequence[int], image_size: ImageSize) -> Sample:

@@ -8,6 +8,7 @@ from dagster import AssetCheckEvaluation, AssetCheckSeverity
 
 from vsvi_assets.city import City
 from vsvi_assets.inventory import take_inventory
+from vsvi_assets.mapillary.sidecar import SIDECAR_NAME
 from vsvi_assets.plan import SAMPLE_OF_A_KIND, DownloadPlan, estimate_bytes, make_plan, plan_lines
 from vsvi_assets.resources import MapillaryResource
 from vsvi_assets_tests.project import Project
@@ -67,6 +68,24 @@ def test_images_that_are_gone_take_no_room(project: Project) -> None:
         del project.sandbox.world.images[image_id]
     (city.folder / "image_sizes.json").unlink()
     assert planned(project, city).bytes < 0.9 * whole.bytes
+
+
+def test_images_that_percept_vsvi_filter_downloaded_take_no_more_room(project: Project) -> None:
+    city = project.write_city(selection="all")
+    project.materialize_metadata(city)
+    project.materialize_images(city)
+    for sidecar in city.sequences_folder.glob(f"*/{SIDECAR_NAME}"):
+        sidecar.unlink()
+    asked = dict(project.sandbox.stats.requests)
+
+    plan = planned(project, city)
+    assert (plan.images, plan.bytes, plan.on_disk) == (0, 0, plan.selected)
+    assert project.sandbox.stats.requests == asked
+
+    lost = next(city.sequences_folder.glob("*/*.jpg"))
+    lost.unlink()
+    plan = planned(project, city)
+    assert (plan.images, plan.sampled, plan.on_disk) == (1, 1, plan.selected - 1)
 
 
 def test_a_plan_that_does_not_fit_the_disk_is_a_failed_check(project: Project) -> None:
