@@ -268,8 +268,10 @@ def _materialize(
     click.echo("\n".join(status_lines(city, city_status(city, postgis))))
     if images:
         click.echo(f"  downloaded     {images:,} images, {bytes_:,} bytes, just now")
-    else:
+    elif inventory.selected:
         click.echo("  downloaded     none: every selected image was there already")
+    else:
+        click.echo("  downloaded     none: no image is selected")
     failures += _tell_checks(checks)
     _fail_with(failures)
 
