@@ -49,9 +49,13 @@ def test_no_definition_carries_a_secret(project: Project, monkeypatch: pytest.Mo
 )
 def test_dagsters_own_checks_pass(command: list[str], project: Project, postgis_url: str) -> None:
     project.write_city()
-    instance = {"DAGSTER_POSTGRES_URL": postgis_url, "DAGSTER_HOME": str(Path.cwd())}
+    # Dagster lets a `.env` of the folder it runs in win over the environment.
+    for name in ("pyproject.toml", "workspace.yaml", "dagster.yaml", "vsvi_assets"):
+        (project.folder / name).symlink_to(Path(name).absolute())
+    instance = {"DAGSTER_POSTGRES_URL": postgis_url, "DAGSTER_HOME": str(project.folder)}
     checked = subprocess.run(
         [BIN / command[0], *command[1:]],
+        cwd=project.folder,
         env=os.environ | instance,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
