@@ -28,7 +28,9 @@ has_postgis() {
         "${CONDA_PREFIX:-/nonexistent}/share/extension/postgis.control"; do
         [ -e "$control" ] && return 0
     done
-    command -v pg_config >/dev/null && [ -e "$(pg_config --sharedir)/extension/postgis.control" ]
+    # Debian's pg_config by itself only says that developers' packages are missing.
+    command -v pg_config >/dev/null &&
+        [ -e "$(pg_config --sharedir 2>/dev/null)/extension/postgis.control" ]
 }
 
 missing=
