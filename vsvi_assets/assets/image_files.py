@@ -34,7 +34,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         **identity(city, settings, "image_files", {"mapillary", "jpeg"}),
         ins=upstream(city, "selected_image_ids"),
         description=(
-            "**Step 5.** The selected photographs, as `<seqdir>/<sequence_id>/<image_id>.jpg`, "
+            "Step 5. The selected photographs, as `<seqdir>/<sequence_id>/<image_id>.jpg`, "
             "with an `images.geojson` beside them that tells what they are."
         ),
         metadata={"columns of images.geojson": SIDECAR_FILE},

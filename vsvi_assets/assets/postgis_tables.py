@@ -19,7 +19,7 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
         **identity(city, settings, "postgis_tables", {"postgres"}),
         ins=upstream(city, "street_points", "tile_metadata"),
         description=(
-            f"**Step 3.** The tables street_points and images in the schema {city.name}, each with "
+            f"Step 3. The tables street_points and images in the schema {city.name}, each with "
             f"`geometry` (EPSG:4326) and `geo` (EPSG:{city.projected_srid}, metres)."
         ),
         metadata={

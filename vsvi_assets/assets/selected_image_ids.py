@@ -25,7 +25,7 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
     @asset(
         **identity(city, settings, "selected_image_ids", {"postgres"}),
         ins=upstream(city, "postgis_tables"),
-        description=f"**Step 4.** {_description(city)}",
+        description=f"Step 4. {_description(city)}",
         metadata={"dagster/column_schema": SELECTED_IMAGES_TABLE},
         io_manager_key="postgis_tables",
     )

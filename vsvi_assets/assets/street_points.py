@@ -15,7 +15,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
         **identity(city, settings, "street_points", {"osmnx", "geojson"}),
         description=(
-            f"**Step 1.** Points every {city.interval:g} m along every street of the bounding box "
+            f"Step 1. Points every {city.interval:g} m along every street of the bounding box "
             "(OpenStreetMap), as one GeoJSON file."
         ),
         metadata={"dagster/column_schema": STREET_POINTS_FILE},

@@ -30,7 +30,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
         **identity(city, settings, "tile_metadata", {"mapillary", "geojson"}),
         description=(
-            "**Step 2.** The metadata of every Mapillary image in the z14 tiles that meet the "
+            "Step 2. The metadata of every Mapillary image in the z14 tiles that meet the "
             "box, one GeoJSON file a tile."
         ),
         metadata={"dagster/column_schema": TILE_FILE},
