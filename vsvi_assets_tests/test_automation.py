@@ -10,6 +10,7 @@ import pytest
 from dagster import (
     AssetKey,
     AssetSelection,
+    DagsterRun,
     DagsterRunStatus,
     DefaultSensorStatus,
     evaluate_automation_conditions,
@@ -116,6 +117,19 @@ def assert_statuses_are_true(project: Project, city: City) -> None:
 def stored_images(city: City) -> dict[str, bytes]:
     paths = city.sequences_folder.glob("*/*.jpg")
     return {str(path.relative_to(city.sequences_folder)): path.read_bytes() for path in paths}
+
+
+def image_run(project: Project, city: City, first: str, last: str) -> DagsterRun:
+    """Record that a run of a range of sequences has begun."""
+    return project.instance.create_run_for_job(
+        project.defs().resolve_implicit_global_asset_job_def(),
+        asset_selection=frozenset([AssetKey([city.name, "image_files"])]),
+        tags={
+            "dagster/asset_partition_range_start": first,
+            "dagster/asset_partition_range_end": last,
+        },
+        status=DagsterRunStatus.STARTED,
+    )
 
 
 def test_each_city_with_a_schedule_has_one_switch_which_is_off(project: Project) -> None:
@@ -236,6 +250,17 @@ def test_a_deleted_photograph_shows_and_is_fetched_again(
     assert_statuses_are_true(project, city)
 
 
+def test_a_canceled_run_does_not_hide_what_is_missing(project: Project, city: City) -> None:
+    project.materialize_metadata(city)
+    project.materialize_images(city)
+    path = next(city.sequences_folder.glob("*/*.jpg"))
+    path.unlink()
+    project.materialize(city, "selected_image_ids")
+    run = image_run(project, city, path.parent.name, path.parent.name)
+    project.instance.report_run_canceled(run)
+    assert statuses(project, city)["FAILED"] == {path.parent.name}
+
+
 def test_photographs_that_are_there_show_without_a_run(project: Project, city: City) -> None:
     project.materialize_metadata(city)
     project.materialize_images(city)
@@ -260,15 +285,7 @@ def test_incomplete_sequences_follow_each_other_so_that_few_runs_hold_them(
 def test_no_sequence_is_taken_from_under_a_run(project: Project, city: City) -> None:
     project.materialize_metadata(city)
     before = project.sequences(city)
-    run = project.instance.create_run_for_job(
-        project.defs().resolve_implicit_global_asset_job_def(),
-        asset_selection=frozenset([AssetKey([city.name, "image_files"])]),
-        tags={
-            "dagster/asset_partition_range_start": before[0],
-            "dagster/asset_partition_range_end": before[-1],
-        },
-        status=DagsterRunStatus.STARTED,
-    )
+    run = image_run(project, city, before[0], before[-1])
     city = project.write_city(schedule=WEEKLY, captured_after="2018-01-01")
     project.materialize(city, "postgis_tables", "selected_image_ids")
     assert project.sequences(city) == before

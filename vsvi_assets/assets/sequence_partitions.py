@@ -8,7 +8,7 @@ status back. So what was materialized and is no longer complete is shown as fail
 that fails with the reason; what became complete is recorded as materialized.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 
 from dagster import (
@@ -24,6 +24,11 @@ from dagster import (
     RunsFilter,
     asset,
     materialize,
+)
+from dagster._core.events import (
+    DagsterEvent,
+    DagsterEventBatchMetadata,
+    generate_event_batch_id,
 )
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
@@ -76,7 +81,12 @@ def update_sequences(
     _register(instance, city, selected, incomplete)
     registered = instance.get_dynamic_partitions(sequence_partitions_name(city))
     files = asset_key(city, "image_files")
-    statuses = instance.get_status_by_partition(files, registered, sequence_partitions(city)) or {}
+
+    def look() -> Mapping[str, AssetPartitionStatus | None]:
+        partitions = sequence_partitions(city)
+        return instance.get_status_by_partition(files, registered, partitions) or {}
+
+    statuses = look()
     outdated = {
         sequence
         for sequence in incomplete
@@ -84,9 +94,23 @@ def update_sequences(
     }
     for adjacent in _adjacent(registered, outdated):
         _show_as_failed(instance, city, adjacent)
-    for sequence in set(selected).difference(incomplete):
-        if statuses.get(sequence) in (None, AssetPartitionStatus.FAILED):
-            context.log_event(AssetMaterialization(files, partition=sequence))
+    if outdated:
+        # Dagster remembers a failure that was looked at. One that nobody saw would be forgotten
+        # when a later run is canceled, and the sequence would show as materialized again.
+        look()
+    completed = [
+        AssetMaterialization(files, partition=sequence)
+        for sequence in set(selected).difference(incomplete)
+        if statuses.get(sequence) in (None, AssetPartitionStatus.FAILED)
+    ]
+    # Stored together: one by one, those of a large folder that is adopted would take minutes.
+    batch = generate_event_batch_id()
+    for materialization in completed:
+        DagsterEvent.asset_materialization(
+            context.get_step_execution_context(),
+            materialization,
+            DagsterEventBatchMetadata(batch, is_end=materialization is completed[-1]),
+        )
 
 
 def _register(
