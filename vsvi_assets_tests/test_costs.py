@@ -1,13 +1,13 @@
 """What the work costs, in counts that hold on any machine: requests, rows, connections, memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import sqlalchemy
-from dagster import DagsterInstance
+from dagster import AssetKey, DagsterInstance, EventLogEntry
 
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.downloads import SequenceJob, download_sequences
@@ -105,6 +105,49 @@ def test_dagsters_storage_keeps_its_connection(tmp_path: Path, postgis_url: str)
             sqlalchemy.event.remove(sqlalchemy.pool.Pool, "connect", count)
         assert len(instance.all_logs("a-run")) == 50
     assert len(opened) <= 1
+
+
+def test_a_run_does_not_read_all_keys_of_a_city_for_each_of_its_sequences(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    city = project.write_city()
+    project.materialize_metadata(city)
+    sequences = project.sequences(city)
+    reads = []
+    read = project.instance.event_log_storage.get_dynamic_partitions
+
+    def counted(name: str) -> Sequence[str]:
+        reads.append(name)
+        return read(name)
+
+    monkeypatch.setattr(project.instance.event_log_storage, "get_dynamic_partitions", counted)
+
+    def reads_of_a_run(first: str, last: str) -> int:
+        reads.clear()
+        project.materialize(city, "image_files", partitions=[first, last])
+        return len(reads)
+
+    assert reads_of_a_run(sequences[0], sequences[-1]) == reads_of_a_run(*sequences[:2])
+
+
+def test_sequences_of_an_adopted_folder_are_recorded_together(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    city = project.write_city()
+    project.materialize_metadata(city)
+    project.materialize_images(city)
+    project.instance.wipe_assets([AssetKey([city.name, "image_files"])])
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "200")
+    batches = []
+    store = project.instance.event_log_storage.store_event_batch
+
+    def counted(events: Sequence[EventLogEntry]) -> None:
+        batches.append(len(events))
+        store(events)
+
+    monkeypatch.setattr(project.instance.event_log_storage, "store_event_batch", counted)
+    project.materialize(city, "selected_image_ids")
+    assert len(project.sequences(city)) in batches
 
 
 def _tile(number: int) -> pa.Table:
