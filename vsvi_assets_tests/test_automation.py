@@ -13,10 +13,11 @@ from dagster import (
     DagsterRun,
     DagsterRunStatus,
     DefaultSensorStatus,
+    RunsFilter,
     evaluate_automation_conditions,
 )
 
-from vsvi_assets.assets.sequence_partitions import sequence_partitions
+from vsvi_assets.assets.sequence_partitions import LACKING_IMAGES, sequence_partitions
 from vsvi_assets.city import City
 from vsvi_assets.inventory import take_inventory
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
@@ -248,6 +249,30 @@ def test_a_deleted_photograph_shows_and_is_fetched_again(
     assert automation.week() == {path.parent.name}
     assert path.exists()
     assert_statuses_are_true(project, city)
+
+
+def test_one_run_shows_all_sequences_that_gained_images_as_failed(project: Project) -> None:
+    ids = project.folder / "ids.txt"
+    city = project.write_city(imgid_file=str(ids))
+    zero, one, two, three = (f"sequence-{number:04}-abcdefgh" for number in range(4))
+
+    def select(*numbers: int) -> None:
+        ids.write_text("\n".join(str(1_000_000 + number) for number in numbers))
+        project.materialize(city, "selected_image_ids")
+
+    ids.write_text("1000000\n1002000\n1003000")
+    project.materialize_metadata(city)
+    project.materialize_images(city)
+    select(3000)
+    assert project.sequences(city) == [three]
+    select(0, 1, 1000, 2000, 3000, 3001)
+    assert statuses(project, city) == {
+        "MATERIALIZED": {two},
+        "FAILED": {zero, three},
+        "MISSING": {one},
+    }
+    runs = project.instance.get_runs(RunsFilter(job_name=LACKING_IMAGES))
+    assert [run.status for run in runs] == [DagsterRunStatus.FAILURE]
 
 
 def test_a_canceled_run_does_not_hide_what_is_missing(project: Project, city: City) -> None:

@@ -18,12 +18,13 @@ from dagster import (
     BackfillPolicy,
     DagsterInstance,
     DagsterRunStatus,
+    Definitions,
     DynamicPartitionsDefinition,
     Failure,
     RunConfig,
     RunsFilter,
     asset,
-    materialize,
+    define_asset_job,
 )
 from dagster._core.events import (
     DagsterEvent,
@@ -48,6 +49,9 @@ UNFINISHED_BACKFILLS = [
     BulkActionStatus.CANCELING,
     BulkActionStatus.FAILING,
 ]
+
+LACKING_IMAGES = "sequences_that_lack_images"
+"""What the runs are called that show sequences as failed."""
 
 
 def sequence_partitions_name(city: City) -> str:
@@ -92,8 +96,11 @@ def update_sequences(
         for sequence in incomplete
         if statuses.get(sequence) == AssetPartitionStatus.MATERIALIZED
     }
-    for adjacent in _adjacent(registered, outdated):
-        _show_as_failed(instance, city, adjacent)
+    # A run fails for a range, so others that lack images may be in it.
+    for adjacent in _adjacent(registered, incomplete):
+        lacking = [sequence for sequence in adjacent if sequence in outdated]
+        if lacking:
+            _show_as_failed(instance, city, lacking[0], lacking[-1])
     if outdated:
         # Dagster remembers a failure that was looked at. One that nobody saw would be forgotten
         # when a later run is canceled, and the sequence would show as materialized again.
@@ -116,21 +123,28 @@ def update_sequences(
 def _register(
     instance: DagsterInstance, city: City, selected: Sequence[str], incomplete: Collection[str]
 ) -> None:
-    name = sequence_partitions_name(city)
-    registered = instance.get_dynamic_partitions(name)
+    name, files = sequence_partitions_name(city), asset_key(city, "image_files")
+    registered = list(instance.get_dynamic_partitions(name))
+    materialized = instance.get_materialized_partitions(files)
+
+    def absent() -> list[str]:
+        """Return what is to be registered: what is complete, what was so, what is new."""
+        return sorted(
+            set(selected).difference(registered),
+            key=lambda sequence: (sequence in incomplete, sequence not in materialized, sequence),
+        )
+
     # Without its key a run dies, so those no longer selected stay until nothing runs.
-    if not _is_materializing(instance, asset_key(city, "image_files")):
+    if not _is_materializing(instance, files):
         staying = set(selected)
+        before, registered = registered, [key for key in registered if key in staying]
         # A run of a backfill covers keys that follow each other. Where incomplete ones are
-        # scattered, a run for each would take longer than to put them next to the new ones.
-        if len(list(_adjacent(registered, incomplete))) > 1:
-            staying.difference_update(incomplete)
-        for sequence in registered:
-            if sequence not in staying:
-                instance.delete_dynamic_partition(name, sequence)
-        registered = [sequence for sequence in registered if sequence in staying]
-    known = set(registered)
-    instance.add_dynamic_partitions(name, [key for key in selected if key not in known])
+        # scattered, a run for each would take longer than to put them together at the end.
+        if len(list(_adjacent([*registered, *absent()], incomplete))) > 1:
+            registered = [key for key in registered if key not in incomplete]
+        for key in set(before).difference(registered):
+            instance.delete_dynamic_partition(name, key)
+    instance.add_dynamic_partitions(name, absent())
 
 
 def _is_materializing(instance: DagsterInstance, key: AssetKey) -> bool:
@@ -147,27 +161,31 @@ def _adjacent(keys: Sequence[str], wanted: Collection[str]) -> Iterator[list[str
             yield list(group)
 
 
-def _show_as_failed(instance: DagsterInstance, city: City, sequences: Sequence[str]) -> None:
+def _show_as_failed(instance: DagsterInstance, city: City, first: str, last: str) -> None:
+    """Let a run of the sequences from `first` to `last` fail with the reason."""
+
     @asset(
         key=asset_key(city, "image_files"),
         partitions_def=sequence_partitions(city),
         backfill_policy=BackfillPolicy.single_run(),
     )
-    def image_files() -> None:
+    def image_files(context: AssetExecutionContext) -> None:
         raise Failure(
-            f"{city.name}: {len(sequences)} sequences lack images that are selected by now. "
+            f"{city.name}: images that are selected by now are not on disk, in sequences "
+            f"{first} to {last} ({len(context.partition_keys)}). "
             "The city's next refresh downloads them, as does running these partitions.",
             allow_retries=False,
         )
 
-    materialize(
-        [image_files],
+    job = define_asset_job(LACKING_IMAGES, selection=[image_files])
+    definitions = Definitions([image_files], jobs=[job])
+    definitions.resolve_job_def(LACKING_IMAGES).execute_in_process(
         instance=instance,
         raise_on_error=False,
         run_config=RunConfig(loggers={"console": {"config": {"log_level": "CRITICAL"}}}),
         tags={
-            "dagster/asset_partition_range_start": sequences[0],
-            "dagster/asset_partition_range_end": sequences[-1],
+            "dagster/asset_partition_range_start": first,
+            "dagster/asset_partition_range_end": last,
             CITY_TAG: city.name,
         },
     )
