@@ -104,7 +104,6 @@ def _once_a_tick_while_incomplete(schedule: str, timezone: str) -> AutomationCon
     return (
         incomplete.with_label("incomplete")
         & selection_is_new.with_label("selection_refreshed_since_tick")
-        # The selection is stored before its sequences are registered.
         & ~AutomationCondition.any_deps_in_progress()
         & ~AutomationCondition.in_progress()
         & ~AutomationCondition.newly_requested().since(tick).with_label("requested_since_tick")

@@ -19,7 +19,7 @@ from dagster import (
 
 from vsvi_assets.assets.sequence_partitions import LACKING_IMAGES, sequence_partitions
 from vsvi_assets.city import City
-from vsvi_assets.inventory import take_inventory
+from vsvi_assets.inventory import Inventory, take_inventory
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
 from vsvi_assets_tests.project import BOX, METADATA_ASSETS, Project, small_world
 
@@ -167,6 +167,26 @@ def test_the_first_tick_leads_to_all_images_and_the_next_to_none(
     assert automation.week() == set()
     assert project.sandbox.stats.images_asked == asked
     assert project.sandbox.stats.requests["tiles"] == tiles + len(city.tile_keys)
+
+
+def test_nothing_is_asked_for_while_sequences_are_being_registered(
+    project: Project, city: City, automation: Automation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def take_inventory_and_evaluate(*arguments: Any) -> Inventory:
+        asked.append(automation.evaluate())
+        return take_inventory(*arguments)
+
+    automation.week()
+    next(city.sequences_folder.glob("*/*.jpg")).unlink()
+    project.materialize(city, "selected_image_ids")
+    assert automation.evaluate() == {}, "not before the next tick"
+    monkeypatch.setattr(
+        "vsvi_assets.assets.selected_image_ids.take_inventory", take_inventory_and_evaluate
+    )
+    assert automation.week()
+    assert asked == [{}]
 
 
 def test_new_images_lead_to_their_sequences_alone(

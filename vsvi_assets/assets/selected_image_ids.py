@@ -29,25 +29,28 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
         metadata={"dagster/column_schema": SELECTED_IMAGES_TABLE},
         io_manager_key="postgis_tables",
     )
-    def selected_image_ids(
-        context: AssetExecutionContext, postgis_tables: PostgisSchema
-    ) -> Iterator[Output[Sequence[NewTable]]]:
+    def selected_image_ids(context: AssetExecutionContext, postgis_tables: PostgisSchema) -> Output:
         selection = select_images(postgis_tables.postgis, city)
         image_ids = pc.unique(selection["image_id"]).sort()
         sequence_ids = pc.unique(selection["sequence_id"]).sort().to_pylist()
-        yield Output(
-            [selected_images_table(selection)],
+
+        def store() -> Iterator[Sequence[NewTable]]:
+            yield [selected_images_table(selection)]
+            # What follows runs once the table is stored: no file and no partition tells of
+            # a selection that the database does not hold. And it runs before the selection
+            # counts as made, upon which a refresh looks for sequences to download.
+            _write_ids(city, image_ids)
+            inventory = take_inventory(city, postgis_tables.postgis)
+            update_sequences(context, city, sequence_ids, incomplete=inventory.missing)
+
+        return Output(
+            store(),
             metadata={
                 "images": len(image_ids),
                 "sequences": len(sequence_ids),
                 **_looks(postgis_tables.postgis, city, selection),
             },
         )
-        # What follows runs once the table is stored: no file and no partition tells of
-        # a selection that the database does not hold.
-        _write_ids(city, image_ids)
-        inventory = take_inventory(city, postgis_tables.postgis)
-        update_sequences(context, city, sequence_ids, incomplete=inventory.missing)
 
     return selected_image_ids
 
