@@ -15,6 +15,7 @@ from dagster import DagsterInstance
 from psycopg2 import sql
 
 from vsvi_assets.local_postgis import LocalPostgis
+from vsvi_assets.mapillary.client import shared_pacers
 from vsvi_assets.sandbox import Sandbox
 from vsvi_assets_tests.project import Project, small_world
 
@@ -30,6 +31,12 @@ def temporary_postgis() -> Iterator[LocalPostgis]:
             postgis.stop()
             # As root, the server's folder lies outside the data folder.
             shutil.rmtree(postgis.folder.resolve(), ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_pace_of_another_test() -> None:
+    """Forget how fast services allowed to be asked: a port may be given out again."""
+    shared_pacers.cache_clear()
 
 
 @pytest.fixture(scope="session")

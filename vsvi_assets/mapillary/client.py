@@ -25,10 +25,12 @@ import pyarrow as pa
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.exceptions import InvalidSchema
+from requests.exceptions import InvalidHeader, InvalidSchema
 
 from vsvi_assets.mapillary.errors import (
+    InvalidImageError,
     MalformedTileError,
+    OversizedImageError,
     RefusedRequestError,
     RefusedTokenError,
     Service,
@@ -39,6 +41,7 @@ from vsvi_assets.mapillary.errors import (
     answer_error,
     cut_short,
 )
+from vsvi_assets.mapillary.jpeg import MAX_BYTES, check_jpeg
 from vsvi_assets.mapillary.pacing import Pacer, TileBudget
 from vsvi_assets.mapillary.tiles import MAX_TILE_BYTES, decode_tile, tile_name
 
@@ -55,6 +58,13 @@ Tiles have a limit a day alone (`TileBudget`), and are asked for no faster than 
 MAX_ANSWER_BYTES = 20_000_000
 MAX_ERROR_BYTES = 65_536
 MAX_ANSWER_SECONDS = 3600
+PATIENCE_SECONDS = 60.0
+SLOWEST_BYTES_PER_SECOND = 100
+"""A body that comes more slowly than this, the first minute aside, is given up."""
+
+CONNECT_SECONDS = 5.0
+"""Within which a server takes a connection; nothing can interrupt that wait."""
+
 MAX_NAME_LENGTH = 200
 MAX_REDIRECTS = 5
 MAX_CONNECTIONS = 256
@@ -125,8 +135,18 @@ class _Adapter(HTTPAdapter):
         return type(pool.__name__, (pool,), {"ConnectionCls": connection_class})
 
 
+@functools.cache
+def shared_pacers(tiles_url: str, graph_url: str) -> dict[Service, Pacer]:
+    """Return the pacers of these services, which all clients of the process share."""
+    return {
+        Service.TILES: Pacer(TILE_REQUESTS_PER_SECOND),
+        Service.GRAPH: Pacer(LINK_REQUESTS_PER_SECOND),
+        Service.IMAGES: Pacer(IMAGE_REQUESTS_PER_SECOND),
+    }
+
+
 class Mapillary:
-    """The client that all threads of a process share.
+    """The client that all threads of a process share; further clients share its pace.
 
     The token goes to the hosts of `tiles_url` and `graph_url` alone, in a header, and appears
     in no URL and no error.
@@ -167,11 +187,7 @@ class Mapillary:
         self._backoff = backoff
         self.tile_budget = tile_budget
         self._timeout = timeout
-        self._pacers = {
-            Service.TILES: Pacer(TILE_REQUESTS_PER_SECOND),
-            Service.GRAPH: Pacer(LINK_REQUESTS_PER_SECOND),
-            Service.IMAGES: Pacer(IMAGE_REQUESTS_PER_SECOND),
-        }
+        self._pacers = shared_pacers(self._tiles_url, self._graph_url)
         self._session = _Session()
         self._session.headers["User-Agent"] = USER_AGENT
         self._adapter = _Adapter(pool_maxsize=MAX_CONNECTIONS)
@@ -276,11 +292,22 @@ class Mapillary:
         Raises
         ------
         MapillaryError
-            As `tile_images` does, and `StaleLinkError`.
+            As `tile_images` does, `StaleLinkError`, and `OversizedImageError`.
         """
 
         def attempt(stop: threading.Event) -> int:
-            return sum(map(len, self.image_chunks(link, stop)))
+            image = bytearray()
+            for chunk in self.image_chunks(link, stop):
+                image += chunk
+                if len(image) > MAX_BYTES:
+                    raise OversizedImageError(f"image {link.id}: more than {MAX_BYTES:,} bytes")
+            try:
+                check_jpeg(bytes(image))
+            except OversizedImageError:
+                raise
+            except InvalidImageError as error:
+                raise TransientError(f"image {link.id}: {error}") from error
+            return len(image)
 
         return self._retrying(attempt, stop)
 
@@ -324,7 +351,12 @@ class Mapillary:
         self._pacers[service].wait_turn(stop)
         with self._response(url, service, asked_for) as response:
             good = response.status_code in (HTTPStatus.OK, HTTPStatus.NO_CONTENT)
-            body = b"" if good else _start_of(response, asked_for, stop)
+            try:
+                body = b"" if good else _start_of(response, asked_for, stop)
+            except TransientError:
+                with suppress(RefusedRequestError):  # which the body might have told otherwise
+                    self._check(service, response, b"", asked_for)
+                raise
             self._check(service, response, body, asked_for)
             self._pacers[service].succeeded()
             yield response
@@ -352,17 +384,17 @@ class Mapillary:
                     headers={"Accept-Encoding": "identity"} if service == Service.IMAGES else None,
                     auth=_Authorization(self._token_for(url, service)),
                     stream=True,
-                    timeout=self._timeout,
+                    timeout=(min(CONNECT_SECONDS, self._timeout), self._timeout),
                 )
                 if not response.is_redirect:
                     return response
                 response.close()
                 url = urljoin(url, response.headers["Location"])
-            except ValueError as error:  # among them requests' own, of URLs
-                raise RefusedRequestError(
-                    f"{asked_for}: {cut_short(url)} is no URL to be followed"
-                ) from error
-            except requests.RequestException as error:
+            except (ValueError, requests.RequestException) as error:
+                if isinstance(error, ValueError) and not isinstance(error, InvalidHeader):
+                    raise RefusedRequestError(  # requests' own errors of URLs are among these
+                        f"{asked_for}: {cut_short(url)} is no URL to be followed"
+                    ) from error
                 raise TransientError(f"{asked_for}: {_reason(error)}") from error
         raise RefusedRequestError(f"{asked_for}: more than {MAX_REDIRECTS} redirects")
 
@@ -375,13 +407,18 @@ class Mapillary:
 
 def _chunks(response: requests.Response, asked_for: str, stop: threading.Event) -> Iterator[bytes]:
     """Read the body as it arrives; one shorter than announced is an error."""
-    last_moment = time.monotonic() + MAX_ANSWER_SECONDS
+    began, received = time.monotonic(), 0
     try:
         while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
             if stop.is_set():
                 raise StoppedError(f"{asked_for}: stopped")
-            if time.monotonic() > last_moment:
-                raise TransientError(f"{asked_for}: no end after {MAX_ANSWER_SECONDS} seconds")
+            received += len(chunk)
+            seconds = time.monotonic() - began
+            due = (seconds - PATIENCE_SECONDS) * SLOWEST_BYTES_PER_SECOND
+            if received < due or seconds > MAX_ANSWER_SECONDS:
+                raise TransientError(
+                    f"{asked_for}: {received:,} bytes after {seconds:.0f} seconds, and no end"
+                )
             yield chunk
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise TransientError(f"{asked_for}: {_reason(error)}") from error
@@ -414,7 +451,14 @@ def _links(body: bytes, field_name: str, asked_for: str) -> dict[int, ImageLink]
             if url := image.get(field_name):
                 link = ImageLink(int(image["id"]), str(url), _username(image))
                 links[link.id] = link
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise TransientError(f"{asked_for}: the answer is no list: {cut_short(body)}") from error
     return links
 

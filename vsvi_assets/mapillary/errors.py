@@ -6,6 +6,7 @@ do not always pair a code with the HTTP status that one would expect.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -114,7 +115,8 @@ def answer_error(
     said = f"{asked_for}: {said}{f': {message}' if message else ''}"
     wait = retry_after(headers)
 
-    if code == TOKEN_REFUSED or (status == HTTPStatus.UNAUTHORIZED and service != Service.IMAGES):
+    # The image server is not given the token, and has no say in it.
+    if service != Service.IMAGES and (code == TOKEN_REFUSED or status == HTTPStatus.UNAUTHORIZED):
         return RefusedTokenError(
             f"Mapillary refuses the token ({said}). Make a client token at "
             "https://www.mapillary.com/dashboard/developers and set it as MAPILLARY_TOKEN or "
@@ -145,7 +147,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return float(min(int(value[:9]), MAX_RETRY_AFTER))
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
@@ -166,12 +168,19 @@ def _graph_error(body: bytes) -> tuple[int | None, int | None, bool, str]:
     except (ValueError, RecursionError):
         return None, None, False, ""
     error = answer.get("error", answer)
-    if not isinstance(error, dict) or not isinstance(error.get("code"), int):
+    code = _number(error.get("code")) if isinstance(error, dict) else None
+    if code is None:
         return None, None, False, ""
     message = error.get("message")
     return (
-        error["code"],
-        error.get("error_subcode"),
+        code,
+        _number(error.get("error_subcode")),
         error.get("is_transient") is True,
         cut_short(message, 200) if isinstance(message, str) else "",
     )
+
+
+def _number(value: object) -> int | None:
+    """Return a whole number, which may be given as text."""
+    text = str(value)
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else None

@@ -5,11 +5,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mercantile
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vsvi_assets.mapillary.client import MAX_ANSWER_BYTES, USER_AGENT, ImageLink, Mapillary
 from vsvi_assets.mapillary.coverage import TilesFailedError, fetch_tiles
@@ -19,8 +21,10 @@ from vsvi_assets.mapillary.errors import (
     RefusedTokenError,
     StaleLinkError,
     StoppedError,
+    ThrottledError,
     TileBudgetError,
     TransientError,
+    UnavailableError,
 )
 from vsvi_assets.mapillary.pacing import TileBudget
 from vsvi_assets.sandbox import TOKEN, Fault, Faults, Sandbox
@@ -251,6 +255,7 @@ def test_links_to_anything_but_a_web_server_are_refused(link: str) -> None:
         b'{"data": [5]}',
         b'{"data": [{"thumb_256_url": "https://example.org"}]}',
         b'{"data": [{"id": "../1", "thumb_256_url": "https://example.org"}]}',
+        b'{"data": [{"id": 1e999, "thumb_256_url": "https://example.org"}]}',
         b"[" * 100_000,
         b"<html>Sorry</html>",
         b"\xff\xfe",
@@ -262,6 +267,88 @@ def test_an_answer_that_is_no_list_of_images_is_asked_for_again(body: bytes) -> 
         with pytest.raises(TransientError, match="after 3 attempts") as error:
             client.image_links([1], "256")
         assert len(str(error.value)) < 400
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+IMAGE = st.fixed_dictionaries({}, optional=dict.fromkeys(["id", "thumb_256_url", "creator"], JSON))
+ERROR = st.dictionaries(
+    st.sampled_from(["code", "error_subcode", "message", "is_transient"]), JSON, min_size=1
+)
+ANSWERS = JSON | st.fixed_dictionaries(
+    {}, optional={"data": JSON | st.lists(JSON | IMAGE), "error": JSON | ERROR}
+)
+
+
+def test_malformed_answers_raise_nothing_else() -> None:
+    body = b""
+    with service(lambda _: (200, {}, body)) as url:
+        client = client_at(url, num_retries=0)
+
+        @given(ANSWERS.map(lambda answer: json.dumps(answer).encode()) | st.binary())
+        @settings(max_examples=100, deadline=None)
+        def ask(answer: bytes) -> None:
+            nonlocal body
+            body = answer
+            with suppress(MapillaryError):
+                assert client.image_links([1], "256").keys() <= {1}
+
+        ask()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Content-Length": "5, 9"}, {"Content-Length": "1000"}, {"Content-Encoding": "gzip"}],
+)
+def test_an_answer_that_contradicts_its_headers_is_asked_for_again(headers: dict[str, str]) -> None:
+    answers: Iterator[Answer] = iter([(200, headers, b"half"), (200, {}, b"")])
+    with service(lambda _: next(answers)) as url:
+        assert len(client_at(url).tile_images(TILE)) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(429, ThrottledError), (404, UnavailableError), (403, StaleLinkError), (400, TransientError)],
+)
+def test_what_a_status_tells_is_told_without_its_body(
+    status: int, expected: type[MapillaryError]
+) -> None:
+    with service(lambda _: (status, {"Content-Length": "1000"}, b'{"error": {')) as url:
+        link = ImageLink(1, f"{url}/image", None)
+        with pytest.raises(MapillaryError) as error:
+            list(client_at(url).image_chunks(link, threading.Event()))
+    assert type(error.value) is expected
+
+
+def test_a_body_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsvi_assets.mapillary.client.PATIENCE_SECONDS", 0.3)
+
+    def trickle(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        request.send_response(200)
+        request.end_headers()
+        with suppress(OSError):
+            for _ in range(100):
+                request.wfile.write(b".")
+                time.sleep(0.05)
+        return 200, {}, b""
+
+    with service(trickle) as url:
+        link = ImageLink(1, f"{url}/image", None)
+        with pytest.raises(TransientError, match="bytes after 0 seconds, and no end"):
+            list(client_at(url).image_chunks(link, threading.Event()))
+
+
+def test_all_clients_of_a_process_slow_down_together() -> None:
+    faults = Faults(tiles={Fault.RATE_LIMITED: 1.0}, most=1, retry_after=1)
+    with Sandbox(world_of(street_images(3)), faults=faults) as sandbox:
+        with pytest.raises(TransientError):
+            client_of(sandbox, num_retries=0).tile_images(TILE)
+        began = time.monotonic()
+        client_of(sandbox).tile_images(TILE)
+        assert time.monotonic() - began > 0.9
 
 
 def test_a_batch_refused_for_another_reason_is_not_asked_for_piece_by_piece() -> None:

@@ -34,8 +34,12 @@ XML = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code></Erro
         (Service.GRAPH, 500, graph(190), RefusedTokenError),
         (Service.GRAPH, 401, graph(190, type="OAuthException"), RefusedTokenError),
         (Service.GRAPH, 400, graph(190, type="OAuthException"), RefusedTokenError),
+        (Service.GRAPH, 400, b'{"error": {"code": "190"}}', RefusedTokenError),
         (Service.TILES, 401, b"", RefusedTokenError),
+        (Service.IMAGES, 401, b"", RefusedRequestError),
+        (Service.IMAGES, 400, graph(190), RefusedRequestError),
         (Service.GRAPH, 400, graph(100, error_subcode=33), UnavailableError),
+        (Service.GRAPH, 400, graph(100, error_subcode="33"), UnavailableError),
         (Service.GRAPH, 404, b"", UnavailableError),
         (Service.IMAGES, 404, b"Not Found", UnavailableError),
         (Service.GRAPH, 400, graph(100), RefusedRequestError),
@@ -83,6 +87,7 @@ def test_retry_after_is_read_in_both_its_forms_and_bounded() -> None:
     assert retry_after({"Retry-After": "9" * 400}) == 600
     assert retry_after({"Retry-After": at(86400)}) == 600
     assert retry_after({"Retry-After": "soon"}) is None
+    assert retry_after({"Retry-After": f"1 Jan 2030 00:00:00 +{'9' * 30}"}) is None
     assert retry_after({}) is None
 
 
