@@ -24,12 +24,21 @@ from vsvi_assets.mapillary.client import (
     ImageSize,
     Mapillary,
 )
-from vsvi_assets.mapillary.errors import UnavailableError
+from vsvi_assets.mapillary.errors import (
+    MapillaryError,
+    OversizedImageError,
+    RefusedRequestError,
+    StaleLinkError,
+    TransientError,
+    UnavailableError,
+)
 from vsvi_assets.mapillary.pacing import TILES_PER_DAY
 from vsvi_assets.postgis import Postgis
 
 SAMPLE_OF_A_KIND = 15
 """Panoramas, and as many flat images, that are fetched for their sizes."""
+
+NOT_TO_BE_HAD = (OversizedImageError, RefusedRequestError, StaleLinkError, TransientError)
 
 RANGE_PERCENTILES = (5, 95)
 RESAMPLINGS = 2000
@@ -44,7 +53,8 @@ class Sample:
     image_size
         As in the city file.
     sizes
-        Bytes by image id; 0 where Mapillary has the image no longer.
+        Bytes by image id; 0 where Mapillary has the image no longer. Images that could not be
+        had are not among them.
     bytes_per_second
         How fast they came; None where none came.
     """
@@ -127,7 +137,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
     Raises
     ------
     MapillaryError
-        When a sampled image cannot be had, for another reason than that it is gone.
+        When no sampled image can be had, for another reason than that it is gone.
     psycopg2.errors.UndefinedTable
         When nothing is selected yet.
     """
@@ -142,7 +152,12 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
     counts = {False: len(missing) - panoramas, True: panoramas}
     estimate, low, high = estimate_bytes(
         {
-            is_pano: (counts[is_pano], [sample.sizes[image_id] for image_id in ids])
+            is_pano: (
+                counts[is_pano],
+                # Of a kind none of which could be had, the other tells most.
+                [sample.sizes[image_id] for image_id in ids if image_id in sample.sizes]
+                or list(sample.sizes.values()),
+            )
             for is_pano, ids in kinds.items()
         }
     )
@@ -285,18 +300,20 @@ def _sample(city: City, client: Mapillary, known: Sample, ids: Sequence[int]) ->
     """Return the sizes of the images, of which those known from before are not fetched again."""
     unknown = [image_id for image_id in ids if image_id not in known.sizes]
     if unknown:
-        fetched = _fetch_sample(client, unknown, city.image_size)
+        fetched, failed = _fetch_sample(client, unknown, city.image_size)
         known = Sample(
             city.image_size,
             {**known.sizes, **fetched.sizes},
             fetched.bytes_per_second or known.bytes_per_second,
         )
+        if known.sizes.keys().isdisjoint(ids):
+            raise failed[0]
         city.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(_sample_path(city)) as file:
             file.write(orjson.dumps(asdict(known), option=orjson.OPT_NON_STR_KEYS))
     return Sample(
         known.image_size,
-        {image_id: known.sizes[image_id] for image_id in ids},
+        {image_id: known.sizes[image_id] for image_id in ids if image_id in known.sizes},
         known.bytes_per_second,
     )
 
@@ -314,21 +331,36 @@ def _read_sample(city: City) -> Sample:
     return Sample(city.image_size)
 
 
-def _fetch_sample(client: Mapillary, ids: Sequence[int], image_size: ImageSize) -> Sample:
-    """Fetch images all at once, as a download does, and throw them away."""
+def _fetch_sample(
+    client: Mapillary, ids: Sequence[int], image_size: ImageSize
+) -> tuple[Sample, list[MapillaryError]]:
+    """Fetch images all at once, as a download does, and throw them away.
+
+    As in a download, one that cannot be had stops no other: the errors come beside the sample.
+    """
+    arrived: list[float] = []
+    failed: list[MapillaryError] = []
     with client.workers(len(ids)) as (pool, stop):
         links = client.image_links(ids, image_size, stop)
 
-        def size(image_id: int) -> int:
+        def size(image_id: int) -> int | None:
+            if image_id not in links:
+                return 0
             try:
-                return client.image_size(links[image_id], stop) if image_id in links else 0
+                bytes_ = client.image_size(links[image_id], stop)
             except UnavailableError:
                 return 0
+            except NOT_TO_BE_HAD as error:
+                failed.append(error)
+                return None
+            arrived.append(time.monotonic())
+            return bytes_
 
         began = time.monotonic()
-        sizes = dict(zip(ids, pool.map(size, ids), strict=True))
-        seconds = time.monotonic() - began
-    return Sample(image_size, sizes, sum(sizes.values()) / seconds or None)
+        found = zip(ids, pool.map(size, ids), strict=True)
+        sizes = {image_id: size for image_id, size in found if size is not None}
+    rate = sum(sizes.values()) / (max(arrived) - began) if arrived else None
+    return Sample(image_size, sizes, rate), failed
 
 
 def _existing(folder: Path) -> Path:

@@ -8,9 +8,11 @@ from dagster import AssetCheckEvaluation, AssetCheckSeverity
 
 from vsvi_assets.city import City
 from vsvi_assets.inventory import take_inventory
+from vsvi_assets.mapillary.errors import TransientError
 from vsvi_assets.mapillary.sidecar import SIDECAR_NAME
 from vsvi_assets.plan import SAMPLE_OF_A_KIND, DownloadPlan, estimate_bytes, make_plan, plan_lines
 from vsvi_assets.resources import MapillaryResource
+from vsvi_assets.sandbox import Fault, Faults
 from vsvi_assets_tests.project import Project
 
 
@@ -88,6 +90,25 @@ def test_images_that_percept_vsvi_filter_downloaded_take_no_more_room(project: P
     assert (plan.images, plan.sampled, plan.on_disk) == (1, 1, plan.selected - 1)
 
 
+def test_images_that_cannot_be_had_stop_no_plan(project: Project) -> None:
+    city = project.write_city(selection="all", num_retries=0)
+    project.materialize_metadata(city)
+    whole = planned(project, city)
+    sampled = list(project.sandbox.stats.images_asked)
+    (city.folder / "image_sizes.json").unlink()
+    kinds = [Fault.EXPIRED, Fault.HTML_PAGE, Fault.TRUNCATED, Fault.RESET, Fault.REDIRECT_TO_FILE]
+    project.sandbox.faults = Faults(by_image=dict(zip(sampled, kinds, strict=False)))
+    plan = planned(project, city)
+    assert plan.sampled == len(sampled) - len(kinds)
+    assert plan.bytes == pytest.approx(whole.bytes, rel=0.05)
+
+    project.sandbox.faults = Faults(images={Fault.UNAVAILABLE: 1.0})
+    assert planned(project, city).bytes == plan.bytes
+    (city.folder / "image_sizes.json").unlink()
+    with pytest.raises(TransientError, match="503"):
+        planned(project, city)
+
+
 def test_a_plan_that_does_not_fit_the_disk_is_a_failed_check(project: Project) -> None:
     city = project.write_city()
     project.materialize_metadata(city)
@@ -96,7 +117,7 @@ def test_a_plan_that_does_not_fit_the_disk_is_a_failed_check(project: Project) -
     assert passed.blocking
 
     free = planned(project, city).free_bytes
-    too_full = project.write_city(required_disk_space=free / 1e9)
+    too_full = project.write_city(required_disk_space=free / 1e9 + 100)
     check = fits_disk(project, too_full)
     assert not check.passed
     assert check.severity == AssetCheckSeverity.ERROR
