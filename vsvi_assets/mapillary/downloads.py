@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -27,6 +27,7 @@ from vsvi_assets.mapillary.errors import (
     OversizedImageError,
     RefusedRequestError,
     StaleLinkError,
+    StoppedError,
     TransientError,
     UnavailableError,
 )
@@ -118,7 +119,8 @@ def download_sequences(
     overwrite
         Fetch everything anew; a file is replaced only by a whole new one.
     settled
-        Called for each image that is fetched, with its bytes, or given up, with 0.
+        Called for each image that the sidecar did not list: with its bytes where it was
+        fetched, with 0 where it was there already or is given up.
 
     Raises
     ------
@@ -238,17 +240,22 @@ class _Downloads:
 
     # Tasks, in threads of the pool
 
-    def _inspect(self, sequence: _Sequence) -> list[int]:
-        """Add what is there to the sequence's result; return the ids of what is not."""
+    def _inspect(self, sequence: _Sequence) -> tuple[list[int], int]:
+        """Add what is there to the sequence's result.
+
+        Returns the ids of what is not there, and how many files the sidecar did not list.
+        """
         sequence.folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned_parts(sequence.folder)
         ids = list(dict.fromkeys(sequence.job.image_ids))
         if self._overwrite:
-            return ids
+            return ids, 0
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(sequence.folder)}
         known = known_images(sequence.folder)
-        missing = []
+        missing, adopted = [], 0
         for image_id in ids:
+            if self._stop.is_set():
+                raise StoppedError(f"sequence {sequence.job.sequence_id}: stopped")
             path = image_path(sequence.folder, image_id)
             size, record = sizes.get(path.name), known.images.get(image_id)
             if size is None and image_id in known.unavailable:
@@ -259,9 +266,10 @@ class _Downloads:
                 sequence.result.images.append(_known_image(record))
             elif image := _image_on_disk(image_id, path):
                 sequence.result.images.append(image)
+                adopted += 1
             else:
                 missing.append(image_id)
-        return missing
+        return missing, adopted
 
     def _fetch(self, image: _Image) -> ImageFile:
         """Fetch an image once to its place."""
@@ -287,9 +295,11 @@ class _Downloads:
 
     # Their results, in the thread that iterates
 
-    def _inspected(self, sequence: _Sequence, future: Future[list[int]]) -> None:
+    def _inspected(self, sequence: _Sequence, future: Future[tuple[list[int], int]]) -> None:
         self._inspecting -= 1
-        missing = future.result()
+        missing, adopted = future.result()
+        for _ in range(adopted):
+            self._settled(0)
         sequence.outstanding = len(missing)
         self._without_link.extend(_Image(image_id, sequence) for image_id in missing)
         self._complete_if_done(sequence)
@@ -305,6 +315,10 @@ class _Downloads:
             image.link = links.get(image.id)
             if image.link:
                 self._with_link.append(image)
+            elif not image.troubles[UnavailableError]:
+                # An answer without it may be a bad moment's; a second one is believed.
+                image.troubles[UnavailableError] += 1
+                self._without_link.append(image)
             else:
                 image.sequence.result.unavailable.append(image.id)
                 self._settle(image)
@@ -352,7 +366,7 @@ class _Downloads:
     def _complete_if_done(self, sequence: _Sequence) -> None:
         if sequence.outstanding:
             return
-        sequence.result.images.sort(key=lambda image: image.id)
+        sequence.result.images = _with_creator(sequence.result.images)
         if any(image.fetched for image in sequence.result.images):
             self._start(self._synced, sequence, self._sync, sequence)
         else:
@@ -361,6 +375,18 @@ class _Downloads:
     def _synced(self, sequence: _Sequence, future: Future[None]) -> None:
         future.result()
         self._complete.append(sequence.result)
+
+
+def _with_creator(images: list[ImageFile]) -> list[ImageFile]:
+    """Return a sequence's images by id, with their creator where one of them tells it.
+
+    A sequence is of one creator (as the layer `sequence` of the tiles has it), whom files that
+    are there already, as those of a run that was killed, do not tell.
+    """
+    creators = {image.creator for image in images if image.creator}
+    creator = creators.pop() if len(creators) == 1 else None
+    named = (image if image.creator else replace(image, creator=creator) for image in images)
+    return sorted(named, key=lambda image: image.id)
 
 
 def _known_image(record: ImageRecord) -> ImageFile:

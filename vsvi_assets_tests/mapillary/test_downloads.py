@@ -1,3 +1,4 @@
+import math
 import random
 import shutil
 import signal
@@ -7,14 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vsvi_assets.files import DiskFullError, DiskGuard
-from vsvi_assets.mapillary.client import CHUNK_BYTES
+from vsvi_assets.mapillary.client import CHUNK_BYTES, IMAGES_PER_REQUEST, ImageLink
 from vsvi_assets.mapillary.downloads import SequenceJob, download_sequences
 from vsvi_assets.mapillary.errors import InvalidSequenceIdError, RefusedTokenError
+from vsvi_assets.mapillary.jpeg import JpegInfo, check_jpeg
 from vsvi_assets.mapillary.sidecar import ImageRecord, Sidecar, write_sidecar
 from vsvi_assets.sandbox import Fault, Faults, Sandbox
 from vsvi_assets_tests.mapillary.parts import (
@@ -74,7 +77,11 @@ def test_all_images_arrive_whole_through_all_faults_at_once(tmp_path: Path) -> N
         if stats.images_asked[image.id] != 1 + len(stats.faults_by_image[image.id])
     ]
     assert asked_more_often_than_faults_explain == []
+    expired = sum(faults.count(Fault.EXPIRED) for faults in stats.faults_by_image.values())
+    batches = math.ceil(len(images) / IMAGES_PER_REQUEST) + stats.faults["graph"].total()
+    assert batches <= stats.requests["graph"] <= batches + expired
     assert stats.token_leaks == 0
+    print(stats.requests, stats.faults, stats.image_bytes)
 
 
 def test_one_request_an_image_and_one_for_fifty_links(tmp_path: Path) -> None:
@@ -138,7 +145,7 @@ def test_an_image_that_cannot_be_had_does_not_stop_the_others(tmp_path: Path) ->
         results = download(client_of(sandbox, num_retries=3), images, tmp_path)
         assert sandbox.stats.images_asked[broken.id] == 4
         assert sandbox.stats.images_asked[vanished.id] == 1
-        assert sandbox.stats.requests["graph"] == 1
+        assert sandbox.stats.requests["graph"] == 2  # once more for the one that was left out
         first, second = results[images[0].sequence_id], results[images[20].sequence_id]
         assert list(first.failed) == [broken.id]
         assert "it ends within its headers" in first.failed[broken.id]
@@ -150,6 +157,36 @@ def test_an_image_that_cannot_be_had_does_not_stop_the_others(tmp_path: Path) ->
         asked = sandbox.stats.images_asked.copy()
         download(client_of(sandbox), images, tmp_path)
         assert (sandbox.stats.images_asked - asked).keys() == {broken.id, vanished.id}
+
+
+def test_an_answer_that_forgets_images_is_no_proof_that_they_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = street_images(60)
+    with Sandbox(world_of(images)) as sandbox:
+        client = client_of(sandbox)
+        image_links = client.image_links
+        answers: list[dict[int, ImageLink]] = [{}]
+        monkeypatch.setattr(
+            client,
+            "image_links",
+            lambda *asked: answers.pop() if answers else image_links(*asked),
+        )
+        results = download(client, images, tmp_path)
+        assert sandbox.stats.requests["graph"] <= 3
+    assert [result.unavailable for result in results.values()] == [[], [], []]
+    assert not_whole(tmp_path, images) == []
+
+
+def test_files_without_a_sidecar_get_the_creator_of_their_sequence(tmp_path: Path) -> None:
+    images = [replace(image, creator_username="walker") for image in street_images(4)]
+    (tmp_path / images[0].sequence_id).mkdir()
+    for image in images[:3]:
+        path_of(tmp_path, image).write_bytes(jpeg(image.id))
+    with Sandbox(world_of(images)) as sandbox:
+        (result,) = download(client_of(sandbox), images, tmp_path).values()
+        assert sandbox.stats.images_asked.keys() == {images[3].id}
+    assert [file.creator for file in result.images] == ["walker"] * 4
 
 
 def test_an_image_of_too_many_pixels_is_refused_at_once(tmp_path: Path) -> None:
@@ -213,6 +250,34 @@ def test_leaving_off_stops_all_threads_even_those_that_wait_for_a_silent_server(
         assert not [thread for thread in threading.enumerate() if "mapillary" in thread.name]
     assert leftovers(tmp_path) == []
     assert not_whole(tmp_path, images[:20]) == []
+
+
+def test_leaving_off_stops_the_reading_of_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = street_images(200, per_sequence=100)
+    (tmp_path / images[100].sequence_id).mkdir()
+    for image in images[100:]:
+        path_of(tmp_path, image).write_bytes(jpeg(image.id))
+    read: list[Path] = []
+
+    def read_slowly(path: Path) -> JpegInfo:
+        read.append(path)
+        time.sleep(0.05)
+        return check_jpeg(path)
+
+    monkeypatch.setattr("vsvi_assets.mapillary.downloads.check_jpeg", read_slowly)
+    with Sandbox(world_of(images)) as sandbox:
+        results = download_sequences(
+            client_of(sandbox),
+            jobs_of(images),
+            tmp_path,
+            size="original",
+            guard=DiskGuard(tmp_path, shutil.disk_usage(tmp_path).total),
+        )
+        with pytest.raises(DiskFullError):
+            list(results)
+    assert len(read) < 90
 
 
 def test_jobs_are_taken_only_as_they_are_needed_even_while_all_images_wait(tmp_path: Path) -> None:
@@ -306,7 +371,6 @@ import sys
 from pathlib import Path
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.client import Mapillary
-from vsvi_assets.mapillary.client import CHUNK_BYTES
 from vsvi_assets.mapillary.downloads import SequenceJob, download_sequences
 
 url, seqdir, token = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
