@@ -29,11 +29,14 @@ from vsvi_assets.mapillary.errors import (
 )
 
 IMAGE_LAYER = "image"
-MAX_TILE_BYTES = 100_000_000
+MAX_TILE_BYTES = 40_000_000
 MAX_IMAGES = 1_000_000
 MAX_PROPERTIES = 100
 MAX_FILE_BYTES = 800_000_000
-"""Limits several times above the densest city's tile: 170,000 images in 10 MB."""
+"""Limits several times above the densest city's tile: 170,000 images in 10 MB.
+
+A tile made to take memory takes 40 times its bytes, so these also bound the memory.
+"""
 
 IMAGE_SCHEMA = pa.schema(
     [
