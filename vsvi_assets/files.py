@@ -15,11 +15,15 @@ PART_SUFFIX = ".part"
 
 
 class DiskFullError(Exception):
-    """The disk has less free room than must stay free."""
+    """The disk has less free room than must stay free.
 
-    def __init__(self, path: Path, free: int, required: int) -> None:
+    `required` is None where a write found no room, whatever was to stay free.
+    """
+
+    def __init__(self, path: Path, free: int, required: int | None = None) -> None:
+        wanted = "more" if required is None else f"{required / 1e9:.3f} GB"
         super().__init__(
-            f"{path}: {free / 1e9:.3f} GB free, {required / 1e9:.3f} GB required. "
+            f"{path}: {free / 1e9:.3f} GB free, {wanted} required. "
             "Make room, or lower required_disk_space in the city file, and run again: "
             "what is on disk is kept."
         )
@@ -48,8 +52,7 @@ def writing_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(folder).free
-        raise DiskFullError(folder, free, free + 1) from error
+        raise DiskFullError(folder, shutil.disk_usage(folder).free) from error
 
 
 @contextmanager
@@ -122,7 +125,8 @@ def update_lines(path: Path, *, added: Iterable[str], removed: Iterable[str]) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        before = path.read_text().split("\n") if path.exists() else []
-        lines = sorted({line for line in before if line} - removed | added)
-        with atomic_write(path) as file:
-            file.writelines(f"{line}\n".encode() for line in lines)
+        before = path.read_text().split() if path.exists() else None
+        lines = sorted({*(before or ())} - removed | added)
+        if lines != before:
+            with atomic_write(path) as file:
+                file.writelines(f"{line}\n".encode() for line in lines)

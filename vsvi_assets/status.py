@@ -7,6 +7,7 @@ from psycopg2 import errors, sql
 
 from vsvi_assets.city import City
 from vsvi_assets.inventory import Inventory, take_inventory
+from vsvi_assets.mapillary.errors import InvalidSidecarError
 from vsvi_assets.mapillary.sidecar import SIDECAR_NAME, differences, strangers
 from vsvi_assets.postgis import Postgis
 
@@ -84,11 +85,13 @@ def verify_lines(city: City) -> list[str]:
     """Read every photograph, compare it with its sidecar, and tell what is wrong, a line each."""
     lines = []
     for folder in sorted(path for path in city.sequences_folder.glob("*") if path.is_dir()):
-        lines += [
-            f"{folder.name}/{image_id}.jpg: {what}"
-            for image_id, what in differences(folder).items()
-        ]
-        lines += [f"{folder.name}/{name}: not in {SIDECAR_NAME}" for name in strangers(folder)]
+        try:
+            wrong, unlisted = differences(folder), strangers(folder)
+        except InvalidSidecarError as error:
+            lines.append(str(error))
+            continue
+        lines += [f"{folder.name}/{image_id}.jpg: {what}" for image_id, what in wrong.items()]
+        lines += [f"{folder.name}/{name}: not in {SIDECAR_NAME}" for name in unlisted]
     return lines
 
 

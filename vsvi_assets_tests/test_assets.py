@@ -309,6 +309,8 @@ def test_images_that_mapillary_has_no_longer_fail_nothing(project: Project, city
     gone = selected_ids(city)[3]
     sequence_id = project.sandbox.world.images[gone].sequence_id
     project.sandbox.faults = Faults(gone_ids=frozenset({gone}))
+    assert city.failed_image_ids_path
+    city.failed_image_ids_path.write_text(f"{gone}\n")  # of a run before it went
 
     result = project.materialize_images(city)
 
@@ -316,6 +318,7 @@ def test_images_that_mapillary_has_no_longer_fail_nothing(project: Project, city
     assert metadata(result, city, "image_files")[sequence_id]["unavailable"] == [gone]
     assert not path_of(project, city, gone).exists()
     assert take_inventory(city, project.postgis).unavailable == [gone]
+    assert city.failed_image_ids_path.read_text() == ""
     asked = project.sandbox.stats.requests.copy()
     project.materialize_images(city)
     assert project.sandbox.stats.requests == asked

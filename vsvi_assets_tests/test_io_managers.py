@@ -20,6 +20,7 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.io_managers.filesystem import (
+    CoverageReportFile,
     PartitionMissingError,
     SequenceFolders,
     StoredPartitions,
@@ -202,6 +203,20 @@ def test_an_output_that_breaks_off_keeps_what_was_stored_and_is_closed(
         manager.handle_output(output("tile_metadata", tiles, ends), unwritable())
     assert closed, held
     assert [path.name for path in city.tiles_folder.iterdir()] == [city.tile_path(ends[0]).name]
+
+
+def test_what_killed_runs_left_half_is_removed(city: City, tiles: PartitionsDefinition) -> None:
+    key = city.tile_keys[0]
+    folders = [city.folder, city.tiles_folder, city.sequences_folder]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".half.0123456789ab.part").touch()
+    CoverageReportFile({city.name: city}).handle_output(output("coverage_report"), "<html>")
+    TileFiles({city.name: city}).handle_output(output("tile_metadata", tiles, (key,)), {key: None})
+    SequenceFolders({city.name: city}).handle_output(
+        output("image_files", SEQUENCES, ("first",)), {"first": None}
+    )
+    assert [path for folder in folders for path in folder.glob(".*.part")] == []
 
 
 def test_a_sidecar_keeps_what_it_knew_of_other_images(city: City) -> None:

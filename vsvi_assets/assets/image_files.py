@@ -136,5 +136,5 @@ def _note_failed_ids(city: City, result: SequenceResult) -> None:
         update_lines(
             city.failed_image_ids_path,
             added=map(str, result.failed),
-            removed=(str(image.id) for image in result.images),
+            removed=map(str, [*(image.id for image in result.images), *result.unavailable]),
         )

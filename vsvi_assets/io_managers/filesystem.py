@@ -12,7 +12,7 @@ import pyarrow as pa
 from dagster import InputContext, IOManager, MetadataValue, OutputContext
 
 from vsvi_assets.city import City
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import atomic_write, remove_abandoned_parts
 from vsvi_assets.inventory import whole_images
 from vsvi_assets.mapillary.sidecar import (
     Sidecar,
@@ -82,12 +82,14 @@ class FilesystemIOManager(IOManager, Generic[Value]):
         if not context.has_asset_partitions:
             path = self.path(city, None)
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned_parts(path.parent)
             self.write(path, obj)  # type: ignore[arg-type]
             context.add_output_metadata({"path": MetadataValue.path(path)})
             return
         wanted = sorted(context.asset_partition_keys)
         folder = self.path(city, wanted[0]).parent
         folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned_parts(folder)
         stored = set()
         with closing(_pairs(obj)) as pairs:
             for key, value in pairs:
