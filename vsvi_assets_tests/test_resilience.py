@@ -27,6 +27,7 @@ from vsvi_assets import tables
 from vsvi_assets.assets.common import MAPILLARY_POOL, asset_key
 from vsvi_assets.city import City
 from vsvi_assets.mapillary.pacing import TILES_PER_DAY
+from vsvi_assets.plan import SAMPLE_OF_A_KIND
 from vsvi_assets.progress import LogProgress
 from vsvi_assets.run_workers import COMMAND_LINE_TAG, end_lost_runs
 from vsvi_assets.runs import CityRuns
@@ -270,9 +271,11 @@ settings = Settings.from_environment()
 [city], _ = load_cities(settings.cities_dir, settings.data_dir)
 postgis = Postgis(settings.postgres_url)
 
-def download():
+def download(what):
     with only_process(city), DagsterInstance.get() as instance:
         runs = CityRuns(defs, city, instance, LogProgress(print))
+        if what == "everything" and not runs.materialize_metadata().success:
+            return False
         pending = runs.pending_sequences(postgis)
         results = runs.materialize_images(pending, sequences_per_run=200)
         return all(result.success for result in results)
@@ -281,11 +284,14 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         os.dup2(2, 1)
-        os._exit(0 if download() else 1)
+        os._exit(0 if download(line.strip()) else 1)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""Runs a download for each line, in a fork of a process that has imported all it takes."""
+"""Downloads "everything" or just "images", as each line says, in a fork of its own.
+
+The forked process has imported all that it takes.
+"""
 
 
 @dataclass
@@ -294,10 +300,10 @@ class Downloads:
 
     process: subprocess.Popen[str]
 
-    def start(self) -> int:
-        """Start one and return its process id."""
+    def start(self, what: str) -> int:
+        """Start one, of "everything" or of "images" alone, and return its process id."""
         assert self.process.stdin
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -344,18 +350,19 @@ def test_thirty_kills_lose_nothing_that_was_whole(postgres_project: Project) -> 
     world = small_world(sequences=20, images_per_sequence=60)
     project.sandbox.world.add_images(world.images.values())
     city = project.write_city(selection="all")
-    materialize_metadata_only(project, city)
-    stats, images = project.sandbox.stats, selected_images(project, city)
-    stats.images_served.clear()
+    stats = project.sandbox.stats
     project.sandbox.latency = 0.2
     kills_amid_images = 0
     with killed_downloads(project) as downloads:
         for kill in range(30):
             served = stats.images_served.total()
-            process_id = downloads.start()
-            # Half of them early, which may be before there is an image, and half amid these.
-            patience = time.monotonic() + (moments.uniform(0, 1) if kill % 2 else 100)
-            enough = served + moments.randint(1, 50)
+            # Some wherever the whole run is by then, and the others amid the images.
+            whole_run = kill < 8 or kill % 4 == 0
+            process_id = downloads.start("everything" if whole_run else "images")
+            patience = time.monotonic() + (moments.uniform(0, 4) if whole_run else 100)
+            if kill == 7:  # the metadata are to be there for the images alone
+                patience += 100
+            enough = served + (2 * SAMPLE_OF_A_KIND if kill < 8 else 0) + moments.randint(1, 50)
             while stats.images_served.total() < enough and time.monotonic() < patience:
                 time.sleep(moments.uniform(0, 0.02))
             os.kill(process_id, signal.SIGKILL)
@@ -363,18 +370,21 @@ def test_thirty_kills_lose_nothing_that_was_whole(postgres_project: Project) -> 
             kills_amid_images += stats.images_served.total() > served
         on_disk = sum(1 for _ in city.sequences_folder.rglob("*.jpg"))
         project.sandbox.latency = 0.0
-        downloads.start()
+        downloads.start("everything")
         assert downloads.ended() == 0
+    images = selected_images(project, city)
     assert 0 < on_disk < len(images)
     assert not_whole(project, city) == []
     assert temporary_files(project) == []
     assert verify_lines(city) == []
-    assert stats.images_served.total() - len(images) <= kills_amid_images * WORKERS
+    sizes = [path_of(city, image).stat().st_size for image in images]
+    explained = (kills_amid_images * WORKERS + 2 * SAMPLE_OF_A_KIND) * max(sizes)
+    assert stats.image_bytes - sum(sizes) <= explained
     assert recorded(project, city) == {*project.sequences(city)}
     assert [run.run_id for run in project.instance.get_runs() if not run.is_finished] == []
     pool = project.instance.event_log_storage.get_concurrency_info(MAPILLARY_POOL)
     assert pool.active_slot_count == pool.pending_step_count == 0
-    print(kills_amid_images, on_disk, len(images), stats.images_served.total())
+    print(kills_amid_images, on_disk, len(images), stats.image_bytes, sum(sizes), explained)
 
 
 def test_runs_that_lost_their_process_are_ended_and_others_are_not(
