@@ -1,5 +1,7 @@
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -101,6 +103,46 @@ def test_no_sidecar_is_empty_and_a_broken_one_an_error(tmp_path: Path) -> None:
         (tmp_path / SIDECAR_NAME).write_text(text)
         with pytest.raises(InvalidSidecarError, match=SIDECAR_NAME):
             read_sidecar(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+def _altered(sidecar: Sidecar, path: list[int], value: object) -> bytes:
+    """Return a written sidecar in which one value, found along `path`, is another."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_sidecar(Path(folder), sidecar)
+        content = json.loads((Path(folder) / SIDECAR_NAME).read_text())
+    inner: Any = content
+    for step in path:
+        if not isinstance(inner, dict | list) or not inner:
+            break
+        keys = [*inner] if isinstance(inner, dict) else range(len(inner))
+        outer, key = inner, keys[step % len(keys)]
+        inner = outer[key]
+    outer[key] = value
+    return json.dumps(content).encode()
+
+
+@given(
+    st.binary()
+    | JSON.map(lambda content: json.dumps(content).encode())
+    | st.builds(_altered, SIDECARS, st.lists(st.integers(0, 20), min_size=1, max_size=5), JSON)
+)
+@settings(max_examples=100, deadline=None)
+def test_malformed_sidecars_raise_nothing_else(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / SIDECAR_NAME).write_bytes(content)
+        try:
+            sidecar = read_sidecar(Path(folder))
+        except InvalidSidecarError:
+            return
+        write_sidecar(Path(folder), sidecar)
+        assert read_sidecar(Path(folder)) == sidecar
 
 
 @given(st.text())
