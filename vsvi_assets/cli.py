@@ -227,17 +227,15 @@ def _materialize(
     overwrite: bool = False,
 ) -> None:
     # Dagster and all cities' definitions take seconds to load, which other commands need not.
-    from dagster import DagsterInstance
-
     from vsvi_assets.definitions import build_defs
-    from vsvi_assets.runs import CityRuns, check_results, fetched
+    from vsvi_assets.runs import CityRuns, check_results, command_line_instance, fetched
 
     city = _city(city_name)
     settings = Settings.from_environment()
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
     with (
         services.only_process(city),
-        DagsterInstance.get() as instance,
+        command_line_instance(os.environ["DAGSTER_HOME"]) as instance,
         progress_on(sys.stderr) as progress,
     ):
         defs = build_defs(settings, {"progress": progress})

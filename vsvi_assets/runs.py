@@ -18,6 +18,8 @@ from dagster import (
 )
 from dagster._core.errors import DagsterAssetCheckFailedError
 from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._core.utils import make_new_run_id
 from dagster._utils.error import SerializableErrorInfo
 
@@ -41,6 +43,20 @@ METADATA_ASSETS = (
     "selected_image_ids",
     "download_plan",
 )
+
+
+def command_line_instance(home: str) -> DagsterInstance:
+    """Return the instance of the folder's dagster.yaml, as a command in a terminal uses it.
+
+    What steps print goes to the terminal alone. Dagster would copy it by processes of its own,
+    which Ctrl-C ends too: with a traceback each.
+    """
+    compute_logs = {
+        "module": NoOpComputeLogManager.__module__,
+        "class": NoOpComputeLogManager.__name__,
+    }
+    reference = InstanceRef.from_dir(home, overrides={"compute_logs": compute_logs})
+    return DagsterInstance.from_ref(reference)
 
 
 class CityRuns:

@@ -47,6 +47,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def vsvi(self, *arguments: str, status: int = 0) -> str:
@@ -169,7 +170,7 @@ def test_an_interrupted_download_ends_at_once_and_goes_on_from_there(
     while len(shell.images("harbour")) < 20:
         time.sleep(0.05)
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     interrupted = time.monotonic()
     printed, _ = process.communicate(timeout=60)
     assert time.monotonic() - interrupted < 15
