@@ -2,6 +2,7 @@ import gzip
 import http.server
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -274,12 +275,20 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
-IMAGE = st.fixed_dictionaries({}, optional=dict.fromkeys(["id", "thumb_256_url", "creator"], JSON))
+IMAGE = st.fixed_dictionaries(
+    {
+        "id": st.sampled_from([1, 1.5, math.inf, math.nan, "1_0", "9" * 5000]) | JSON,
+        "thumb_256_url": st.just("https://example.org") | JSON,
+    },
+    optional={"creator": JSON},
+)
 ERROR = st.dictionaries(
     st.sampled_from(["code", "error_subcode", "message", "is_transient"]), JSON, min_size=1
 )
-ANSWERS = JSON | st.fixed_dictionaries(
-    {}, optional={"data": JSON | st.lists(JSON | IMAGE), "error": JSON | ERROR}
+ANSWERS = (
+    st.fixed_dictionaries({"data": st.lists(IMAGE, min_size=1)})
+    | st.fixed_dictionaries({"error": ERROR})
+    | JSON
 )
 
 
