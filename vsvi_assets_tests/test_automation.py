@@ -280,16 +280,16 @@ def test_one_run_shows_all_sequences_that_gained_images_as_failed(project: Proje
         ids.write_text("\n".join(str(1_000_000 + number) for number in numbers))
         project.materialize(city, "selected_image_ids")
 
-    ids.write_text("1000000\n1002000\n1003000")
+    ids.write_text("1000000\n1001000\n1003000")
     project.materialize_metadata(city)
     project.materialize_images(city)
     select(3000)
     assert project.sequences(city) == [three]
     select(0, 1, 1000, 2000, 3000, 3001)
     assert statuses(project, city) == {
-        "MATERIALIZED": {two},
+        "MATERIALIZED": {one},
         "FAILED": {zero, three},
-        "MISSING": {one},
+        "MISSING": {two},
     }
     runs = project.instance.get_runs(RunsFilter(job_name=LACKING_IMAGES))
     assert [run.status for run in runs] == [DagsterRunStatus.FAILURE]
