@@ -37,6 +37,7 @@ _TOKEN = re.compile(r"MLY\|[^\s'\"]*")
 """What is not to be repeated in logs and in the UI, should somebody put it into a city file."""
 
 CITY_FILE_SUFFIXES = (".json", ".yaml", ".yml")
+REPORT_NAME = "coverage.html"
 RESERVED_NAMES = {"public", "information_schema", "tiger", "topology"}
 
 
@@ -260,7 +261,7 @@ class City(BaseModel):
 
     @property
     def coverage_report_path(self) -> Path:
-        return self.folder / "coverage.html"
+        return self.folder / REPORT_NAME
 
     @property
     def qgis_project_path(self) -> Path:

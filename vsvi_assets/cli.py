@@ -9,14 +9,17 @@ from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
+from dotenv import dotenv_values
 
 from vsvi_assets import services
 from vsvi_assets.city import City, CityFileError, load_cities
 from vsvi_assets.files import atomic_write
 from vsvi_assets.inventory import take_inventory
-from vsvi_assets.local_postgis import LocalPostgis, LocalPostgisError
+from vsvi_assets.local_postgis import LocalPostgis, LocalPostgisError, free_port
+from vsvi_assets.pages import Pages
 from vsvi_assets.plan import make_plan, plan_lines
 from vsvi_assets.progress import progress_on
 from vsvi_assets.qgis import qgis_project
@@ -217,6 +220,18 @@ def sandbox(
         click.echo(f"The sandbox answers at these addresses:\n{text}")
 
     Sandbox(world, port=port).run(ready)
+
+
+@main.command(hidden=True)
+@click.option("--address-file", type=click.Path(path_type=Path), required=True)
+def pages(address_file: Path) -> None:
+    """Serve the coverage reports to this machine; `vsvi up` starts it."""
+    # Links to a report outlive the server, so it comes back to the same port.
+    known = dotenv_values(address_file).get("VSVI_PAGES_URL") if address_file.is_file() else None
+    server = Pages(Settings.from_environment().data_dir, urlsplit(known or "").port or free_port())
+    with atomic_write(address_file) as file:
+        file.write(f"VSVI_PAGES_URL={server.url}\nPID={os.getpid()}\n".encode())
+    server.serve_forever()
 
 
 def _materialize(

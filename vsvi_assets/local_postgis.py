@@ -211,7 +211,7 @@ class LocalPostgis:
             raise LocalPostgisError(
                 f"PostgreSQL's initdb failed in {self.folder}:\n{made.stderr.strip()}"
             )
-        self._write_service(_free_port(), password)
+        self._write_service(free_port(), password)
         unfinished.rename(self._cluster)
         sync_folder(self._cluster.parent)
 
@@ -275,7 +275,7 @@ class LocalPostgis:
         port = int(service["port"])
         for _ in range(START_ATTEMPTS):
             if not _is_free(port):
-                port = _free_port()
+                port = free_port()
                 self._write_service(port, service["password"])
             self._write("server.conf", SETTINGS.format(port=port), mode=0o644)
             if self._pid_file_is_stale():
@@ -513,7 +513,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is likely to be free at the next start too."""
     return next(port for port in random.sample(PORTS, len(PORTS)) if _is_free(port))
 
 

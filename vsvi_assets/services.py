@@ -1,4 +1,5 @@
-"""What runs beside Dagster: the PostGIS cluster and, without a token, the sandbox.
+"""What runs beside Dagster: the PostGIS cluster, the server of the coverage reports and,
+without a token, the sandbox.
 
 Where they are reached is written into a block of `.env`, which Dagster's own commands read,
 so that `dagster dev` finds them once `vsvi up` was run.
@@ -29,7 +30,7 @@ ENV_FILE = Path(".env")
 _BEGIN = "# Written by `vsvi up`; what is set outside of this block wins."
 _END = "# End of what `vsvi up` wrote."
 _BLOCK = re.compile(rf"\n?{re.escape(_BEGIN)}.*?{re.escape(_END)}\n", re.DOTALL)
-_SANDBOX_START_SECONDS = 60
+_START_SECONDS = 60
 
 
 class ServiceError(Exception):
@@ -107,9 +108,12 @@ def up(*, sandbox: bool | None = None) -> Services:
         cluster.start()
         found |= dagster_settings(cluster)
         lines.append(f"PostGIS: {cluster.version()} in {cluster.folder}")
+    if settings.pages_url is None:
+        found |= _Server("pages", settings.data_dir).start()
+        lines.append(f"Reports: {found['VSVI_PAGES_URL']}, with links from the assets' pages")
     for_this_process = dict(found)
     if sandbox or (sandbox is None and _wants_sandbox(settings)):
-        served = _start_sandbox(settings.data_dir)
+        served = _Server("sandbox", settings.data_dir).start()
         for_this_process |= served
         if not sandbox:
             found |= served
@@ -127,7 +131,9 @@ def down() -> list[str]:
     load_environment()
     data_dir = Settings.from_environment().data_dir
     stopped = []
-    if _stop_sandbox(data_dir):
+    if _Server("pages", data_dir).stop():
+        stopped.append("Reports")
+    if _Server("sandbox", data_dir).stop():
         stopped.append("Sandbox")
     cluster = LocalPostgis(data_dir)
     if cluster.is_running():
@@ -175,51 +181,76 @@ def _write_block(settings: Mapping[str, str]) -> None:
         file.write(f"{text}\n{_BEGIN}\n{block}{_END}\n".lstrip("\n").encode())
 
 
-def _sandbox_folder(data_dir: Path) -> Path:
-    return data_dir / "sandbox"
+@dataclass(frozen=True)
+class _Server:
+    """A server of the project's own, which `vsvi` runs in the background.
 
+    Attributes
+    ----------
+    command
+        Of `vsvi`; also names the server's folder, with its log and its address, which it
+        writes as lines of settings, the first of them an URL, once it answers.
+    data_dir
+        Holds the folder.
+    """
 
-def _start_sandbox(data_dir: Path) -> dict[str, str]:
-    """Start the sandbox in the background unless it runs; return where it is reached."""
-    folder = _sandbox_folder(data_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    address = folder / "sandbox.env"
-    with (folder / "start.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _sandbox_answers(address):
-            address.unlink(missing_ok=True)
-            with (folder / "sandbox.log").open("ab") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "vsvi_assets.cli", "sandbox", "--address-file", address],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            deadline = time.monotonic() + _SANDBOX_START_SECONDS
-            while not _sandbox_answers(address):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise ServiceError(f"The sandbox does not start; see {folder}/sandbox.log.")
-                time.sleep(0.1)
-    served = {name: value for name, value in dotenv_values(address).items() if value}
-    del served["PID"]
-    return served
+    command: str
+    data_dir: Path
 
+    @property
+    def _folder(self) -> Path:
+        return self.data_dir / self.command
 
-def _sandbox_answers(address: Path) -> bool:
-    url = dotenv_values(address).get("MAPILLARY_TILES_URL") if address.is_file() else None
-    if not url:
-        return False
-    try:
-        return requests.get(f"{url}/stats", timeout=5).ok
-    except requests.ConnectionError:
-        return False
+    @property
+    def _address(self) -> Path:
+        return self._folder / f"{self.command}.env"
 
+    def start(self) -> dict[str, str]:
+        """Start the server unless it runs; return the settings under which it is reached."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        log_path = self._folder / f"{self.command}.log"
+        with (self._folder / "start.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._runs():
+                command = [sys.executable, "-m", "vsvi_assets.cli", self.command]
+                with log_path.open("ab") as log:
+                    process = subprocess.Popen(
+                        [*command, "--address-file", self._address],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                deadline = time.monotonic() + _START_SECONDS
+                while not self._runs():
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise ServiceError(f"`vsvi {self.command}` does not start; see {log_path}.")
+                    time.sleep(0.1)
+            served = self._served()
+        del served["PID"]
+        return served
 
-def _stop_sandbox(data_dir: Path) -> bool:
-    address = _sandbox_folder(data_dir) / "sandbox.env"
-    running = _sandbox_answers(address)
-    if running:
-        os.kill(int(dotenv_values(address)["PID"] or 0), signal.SIGTERM)
-    address.unlink(missing_ok=True)
-    return running
+    def stop(self) -> bool:
+        """Stop the server; return whether it ran."""
+        if not self._runs():
+            return False
+        os.kill(int(self._served()["PID"]), signal.SIGTERM)
+        while self._runs():
+            time.sleep(0.05)
+        return True
+
+    def _served(self) -> dict[str, str]:
+        served = dotenv_values(self._address) if self._address.is_file() else {}
+        return {name: value for name, value in served.items() if value}
+
+    def _runs(self) -> bool:
+        served = self._served()
+        if not served:
+            return False
+        try:
+            # Another program may have taken the port since, but not the process id too.
+            os.kill(int(served["PID"]), 0)
+            requests.head(next(iter(served.values())), timeout=5)
+        except (ProcessLookupError, PermissionError, requests.ConnectionError):
+            return False
+        return True

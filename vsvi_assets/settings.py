@@ -20,6 +20,7 @@ class Settings:
 
     `sequences_per_run` is how many sequences a run of a backfill takes at most,
     `retry_delay` the seconds after which a step that failed for a service is tried again.
+    `pages_url` is where the coverage reports are served, None where nothing serves them.
     `postgres_url` is None where the project's own PostGIS cluster is to be used. The token
     is no field: it is read when it is needed, so that no repr or log can show it.
     """
@@ -32,6 +33,7 @@ class Settings:
     overpass_url: str
     sequences_per_run: int
     retry_delay: int
+    pages_url: str | None
     postgres_url: str | None = field(repr=False)
 
     @classmethod
@@ -51,6 +53,7 @@ class Settings:
             overpass_url=value("OVERPASS_URL", "https://overpass-api.de/api").rstrip("/"),
             sequences_per_run=_positive_number(environ, "VSVI_SEQUENCES_PER_RUN", 200),
             retry_delay=_positive_number(environ, "VSVI_RETRY_DELAY", 30),
+            pages_url=environ.get("VSVI_PAGES_URL") or None,
             postgres_url=environ.get("VSVI_POSTGRES_URL") or None,
         )
 

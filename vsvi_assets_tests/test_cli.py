@@ -103,9 +103,12 @@ def test_up_starts_what_is_missing_and_down_stops_it(shell: Shell) -> None:
     assert env.stat().st_mode & 0o077 == 0
     assert shell.postgis.is_running()
 
-    assert shell.vsvi("down").split() == ["Stopped:", "Sandbox,", "PostGIS"]
+    assert shell.vsvi("down").split() == ["Stopped:", "Reports,", "Sandbox,", "PostGIS"]
     assert not shell.postgis.is_running()
     assert shell.vsvi("down") == "Nothing runs.\n"
+
+    shell.vsvi("up")
+    assert dotenv_values(env)["VSVI_PAGES_URL"] == settings["VSVI_PAGES_URL"]
 
 
 def test_a_city_from_its_box_to_its_photographs(shell: Shell, sandbox: Sandbox) -> None:

@@ -7,13 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 from typing import Literal
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 from playwright.sync_api import Page, sync_playwright
 
 from vsvi_assets.city import City
 from vsvi_assets.mapillary.sidecar import Sidecar, read_sidecar, write_sidecar
+from vsvi_assets.pages import Pages
 from vsvi_assets.report import CoverageReport, make_report
 from vsvi_assets_tests.project import Project
 
@@ -69,8 +73,10 @@ class Opened:
 
 
 @contextmanager
-def opened(city: City, scheme: Literal["light", "dark"] = "light") -> Iterator[Opened]:
-    """Open a city's report, as a double click does."""
+def opened(
+    city: City, scheme: Literal["light", "dark"] = "light", address: str = ""
+) -> Iterator[Opened]:
+    """Open a city's report, as a double click does where no address is given."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     # Chromium refuses to sandbox its processes for root, as which containers run.
@@ -86,10 +92,11 @@ def opened(city: City, scheme: Literal["light", "dark"] = "light") -> Iterator[O
             "console",
             lambda message: report.errors.append(message.text) if message.type == "error" else None,
         )
-        page.goto(city.coverage_report_path.as_uri())
+        page.goto(address or city.coverage_report_path.as_uri())
         yield report
         browser.close()
-        assert all(url.startswith("file:///") for url in report.requests)
+        origin = "{0.scheme}://{0.netloc}/".format(urlsplit(address or "file://"))
+        assert all(url.startswith(origin) for url in report.requests)
         assert report.errors == []
 
 
@@ -202,6 +209,52 @@ def test_filters_count_what_they_show(project: Project, town: City) -> None:
         page.page.get_by_label("Capture year").check()
         page.click_a_point(next(year for year in years if after[year]))
         assert "flat" in page.page.locator("#point").inner_text()
+
+
+def test_the_link_on_the_assets_page_opens_it_with_its_photographs(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    city = project.write_city(seqdir=str(project.folder / "else where" / "photographs"))
+    project.materialize_metadata(city)
+    project.materialize_images(city)
+    with pages(project) as server:
+        monkeypatch.setenv("VSVI_PAGES_URL", server.url)
+        result = project.materialize(city, "coverage_report")
+        [event] = result.get_asset_materialization_events()
+        link = str(event.materialization.metadata["link"].value)
+        assert link == f"{server.url}{city.coverage_report_path}"
+        with opened(city, address=link) as page:
+            page.click_a_point("photograph on disk")
+            page.page.wait_for_function("document.querySelector('#point img').naturalWidth === 64")
+
+
+def test_nothing_but_reports_and_photographs_is_served(project: Project, town: City) -> None:
+    write_report(project, town)
+    stranger = project.folder / "holiday.jpg"
+    stranger.write_bytes(b"private")
+    photograph = next(town.sequences_folder.glob("*/*.jpg"))
+    with pages(project) as server:
+
+        def status(path: Path | str) -> int:
+            return requests.get(f"{server.url}{path}", timeout=10).status_code
+
+        assert status(town.coverage_report_path) == status(photograph) == 200
+        for path in (stranger, town.street_points_path, town.sequences_folder, town.folder, ""):
+            assert status(path) == 404
+        assert status(f"{town.sequences_folder}/%2e%2e/street_points.geojson") == 404
+
+
+@contextmanager
+def pages(project: Project) -> Iterator[Pages]:
+    """Serve the project's reports."""
+    with Pages(project.settings.data_dir) as server:
+        serving = Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 def test_hostile_names_stay_text(project: Project) -> None:

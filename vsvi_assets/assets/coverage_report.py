@@ -5,6 +5,7 @@ from dagster import AssetsDefinition, MetadataValue, Output, asset
 from vsvi_assets.assets.common import asset_key, identity, upstream
 from vsvi_assets.city import City
 from vsvi_assets.io_managers.postgis import PostgisSchema
+from vsvi_assets.pages import report_link
 from vsvi_assets.report import make_report
 from vsvi_assets.settings import Settings
 
@@ -25,7 +26,7 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
         return Output(
             report.html,
             metadata={
-                "link": MetadataValue.url(city.coverage_report_path.as_uri()),
+                "link": MetadataValue.url(report_link(city, settings.pages_url)),
                 "street points": report.points,
                 "with a photograph": report.on_disk,
                 "gaps": report.gaps,
