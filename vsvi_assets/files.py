@@ -30,6 +30,14 @@ class DiskFullError(Exception):
         self.path, self.free, self.required = path, free, required
 
 
+def gigabytes(bytes_: int) -> str:
+    """Return a number of bytes with its unit, at most GB or TB."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if bytes_ >= limit:
+            return f"{bytes_ / limit:,.1f} {unit}"
+    return f"{bytes_ / 1e3:,.1f} kB"
+
+
 @dataclass(frozen=True)
 class DiskGuard:
     """Keeps `required` bytes free on the disk that holds `folder`."""

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
+
+from vsvi_assets.files import gigabytes
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -72,7 +74,7 @@ class _Count:
     def __str__(self) -> str:
         text = f"{self.done:,} of {self.total:,} {self.unit}"
         if self.bytes:
-            text += f", {self.bytes / 1e6:,.1f} MB"
+            text += f", {gigabytes(self.bytes)}"
         rate = self.done / max(time.monotonic() - self.began, 1e-3)
         if rate:
             text += f", {rate:,.1f} a second"
@@ -138,7 +140,7 @@ class TerminalProgress:
         # One column less than there are: in the last one, terminals begin a new line.
         self._columns = os.get_terminal_size(file.fileno()).columns - 1
         self._expected: dict[str, int] = {}
-        self._bars: dict[str, tqdm] = {}
+        self._bars: dict[str, _Bar] = {}
         self._bytes = 0
 
     def expect(self, asset: str, total: int) -> None:
@@ -150,19 +152,22 @@ class TerminalProgress:
     def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
         bar = self._bar(asset)
         total = self._expected.get(asset, total)
+        # As long as it becomes: the figures are to be whole, and the bar takes what they leave.
+        longest = len(f"{total:,} of {total:,} {unit}, 999.9 MB, 999.99/s, 00:00 left")
         if total and not bar.n:
             bar.bar_format = self._format(
-                "{n:,} of {total:,} " + unit + "{postfix}, {rate_noinv_fmt}, {remaining} left"
+                "{n:,} of {total:,} " + unit + "{postfix}, {rate_noinv_fmt}, {remaining} left",
+                longest,
             )
             bar.reset(total)
 
         def advance(bytes_: int = 0) -> None:
             self._bytes += bytes_
             if self._bytes:
-                bar.set_postfix_str(f"{self._bytes / 1e6:,.1f} MB", refresh=False)
+                bar.set_postfix_str(gigabytes(self._bytes), refresh=False)
             if bar.n + 1 == bar.total:
                 bar.bar_format = self._format(
-                    "{n:,} " + unit + "{postfix}, {rate_noinv_fmt}, {elapsed}"
+                    "{n:,} " + unit + "{postfix}, {rate_noinv_fmt}, {elapsed}", longest
                 )
             bar.update()
 
@@ -182,11 +187,11 @@ class TerminalProgress:
         for bar in self._bars.values():
             bar.close()
 
-    def _bar(self, asset: str) -> tqdm:
+    def _bar(self, asset: str) -> "_Bar":
         if asset not in self._bars:
             self.close()
             self._bytes = 0
-            self._bars[asset] = tqdm(
+            self._bars[asset] = _Bar(
                 desc=f"{asset.rpartition('/')[2]:<18}",
                 total=1,
                 unit="",
@@ -197,6 +202,14 @@ class TerminalProgress:
             )
         return self._bars[asset]
 
-    def _format(self, told: str) -> str:
-        width = min(max(self._columns - 72, 4), 20)
-        return "{desc} {percentage:3.0f}% {bar:" + str(width) + "} " + told
+    def _format(self, told: str, longest: int = 48) -> str:
+        width = min(self._columns - 25 - longest, 20)
+        bar = "{bar:" + str(width) + "} " if width > 0 else ""
+        return "{desc} {percentage:3.0f}% " + bar + told
+
+
+class _Bar(tqdm):
+    @staticmethod
+    def format_meter(*args: Any, **kwargs: Any) -> str:
+        # Rates below ten come with a space in front.
+        return str(tqdm.format_meter(*args, **kwargs)).replace(",  ", ", ")

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO
@@ -16,6 +17,7 @@ from dagster import DagsterEventType
 from vsvi_assets.assets import partitions
 from vsvi_assets.city import City
 from vsvi_assets.definitions import build_defs
+from vsvi_assets.files import gigabytes
 from vsvi_assets.inventory import take_inventory
 from vsvi_assets.progress import LogProgress, Progress, progress_on
 from vsvi_assets.runs import CityRuns, fetched
@@ -23,10 +25,10 @@ from vsvi_assets_tests.project import Project
 
 
 @contextmanager
-def terminal() -> Iterator[tuple[TextIO, list[str]]]:
+def terminal(columns: int = 120) -> Iterator[tuple[TextIO, list[str]]]:
     """Give a terminal to write to, and a list that gets its lines once it is closed."""
     reader, writer = pty.openpty()
-    termios.tcsetwinsize(writer, (24, 120))
+    termios.tcsetwinsize(writer, (24, columns))
     chunks: list[bytes] = []
     lines: list[str] = []
 
@@ -78,8 +80,20 @@ def test_a_terminal_shows_one_bar_an_asset_over_all_runs(project: Project) -> No
     assert all("100%" in line for line in last.values())
     assert "4 tiles" in last["tile_metadata"]
     bytes_ = take_inventory(project.write_city(), project.postgis).bytes
-    assert f"{images} images, {bytes_ / 1e6:.1f} MB" in last["image_files"]
+    assert f"{images} images, {gigabytes(bytes_)}" in last["image_files"]
     assert any(re.search(r"\d+ of \d+ images, .* left", line) for line in screen)
+
+
+def test_figures_are_whole_where_there_is_no_room_for_a_bar() -> None:
+    with terminal(columns=80) as (file, screen), progress_on(file) as progress:
+        progress.started("town/image_files")
+        advance = progress.counting("town/image_files", 29_894, "images", print)
+        for _ in range(200):
+            time.sleep(0.002)
+            advance(750_000)
+    lines = [line.rstrip() for line in screen if " of 29,894 images" in line]
+    assert re.search(r" 200 of 29,894 images, 150.0 MB, \d+\.\d\d/s, [\d:]+ left$", lines[-1])
+    assert all(line.endswith(" left") and len(line) < 80 for line in lines)
 
 
 def test_what_is_no_terminal_gets_plain_lines(project: Project) -> None:
