@@ -98,15 +98,19 @@ def _mapillary(settings: Settings, budget: TileBudget) -> Iterator[Finding]:
     try:
         client.image_links([PROBED_IMAGE], "256")
     except (TokenMissingError, RefusedTokenError) as error:
-        yield Finding(Verdict.BAD, "Mapillary token", str(error))
+        told, _, mend = str(error).partition(". ")
+        yield Finding(Verdict.BAD, "Mapillary token", told, mend)
         return
     except MapillaryError as error:
         # A request that is refused was understood, and so was its token.
-        if not isinstance(error, RefusedRequestError):
+        answers = isinstance(error, RefusedRequestError)
+        if not answers:
             yield _silent("Graph API", str(error), settings.graph_url, "MAPILLARY_GRAPH_URL")
-            return
-    yield Finding(Verdict.GOOD, "Mapillary token", "accepted")
-    yield Finding(Verdict.GOOD, "Graph API", settings.graph_url)
+    else:
+        answers = True
+    if answers:
+        yield Finding(Verdict.GOOD, "Mapillary token", "accepted")
+        yield Finding(Verdict.GOOD, "Graph API", settings.graph_url)
     try:
         client.tile_images(PROBED_TILE)
     except TileBudgetError:
@@ -193,6 +197,7 @@ def _dagster() -> Iterator[Finding]:
         )
         psycopg2.connect(**address, connect_timeout=TIMEOUT_SECONDS).close()
     except psycopg2.Error as error:
+        mend = "start the server of DAGSTER_POSTGRES_URL, or unset it and run `vsvi up`"
         yield Finding(Verdict.BAD, "Dagster's storage", _first_line(error), mend)
         return
     with DagsterInstance.get() as instance:

@@ -77,10 +77,11 @@ def test_city_files(healthy: Project) -> None:
 def test_the_token(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAPILLARY_TOKEN", "MLY|1|not-the-token")
     told = bad(healthy, "Mapillary token")
-    assert "https://www.mapillary.com/dashboard/developers" in told
+    assert "→ Make a client token at https://www.mapillary.com/dashboard/developers" in told
     assert "not-the-token" not in told
     monkeypatch.delenv("MAPILLARY_TOKEN")
     monkeypatch.setenv("MAPILLARY_TOKEN_FILE", "no-such-file.txt")
+    assert "→ Put the client token" in bad(healthy, "Mapillary token")
     assert "no-such-file.txt, or set MAPILLARY_TOKEN" in bad(healthy, "Mapillary token")
 
 
@@ -92,6 +93,7 @@ def test_the_services(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None
     assert found(healthy, "tile server").verdict == Verdict.GOOD
     faults.graph = {Fault.SERVER_ERROR: 1.0}
     assert "Graph API answered 500" in bad(healthy, "Graph API")
+    assert found(healthy, "tile server").verdict == Verdict.GOOD
     monkeypatch.setenv("OVERPASS_URL", "http://127.0.0.1:9/api")
     assert "http://127.0.0.1:9/api does not answer" in bad(healthy, "Overpass")
     assert "→ check the connection, and OVERPASS_URL" in bad(healthy, "Overpass")
@@ -138,6 +140,7 @@ def test_dagsters_storage(
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql+psycopg2://v:secret@127.0.0.1:9/d")
     told = bad(healthy, "Dagster's storage")
     assert "Connection refused" in told
+    assert "→ start the server of DAGSTER_POSTGRES_URL" in told
     assert "secret" not in told
     monkeypatch.delenv("DAGSTER_POSTGRES_URL")
     assert "DAGSTER_POSTGRES_URL not set" in bad(healthy, "Dagster's storage")
