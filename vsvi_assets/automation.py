@@ -3,8 +3,8 @@
 Each city with a `schedule` has one automation condition sensor, named after the city and
 stopped until someone switches it on. It leads through the whole graph:
 
-    tick → street points and all tiles → tables → selection → the sequences that lack images
-    → coverage report
+    tick → street points and all tiles → tables → selection → plan, if it fits on the disk
+    → the sequences that lack images → coverage report
 
 Automation conditions are chosen because they alone launch real backfills: the sequences of a
 refresh become one, which one can watch, cancel and retry in the UI, and which the asset's
@@ -47,7 +47,7 @@ def with_conditions(city: City, assets: Iterable[AssetsDefinition]) -> list[Asse
     if city.schedule is None:
         return list(assets)
     conditions = {
-        asset_key(city, "image_files"): _once_a_tick_while_incomplete(city.schedule, city.timezone),
+        asset_key(city, "image_files"): _once_a_tick_while_incomplete(city, city.schedule),
         asset_key(city, "coverage_report"): _after_all_is_done(),
     }
     refreshed = _once_a_tick(city.schedule, city.timezone)
@@ -90,21 +90,26 @@ def _after_all_is_done() -> AutomationCondition:
     )
 
 
-def _once_a_tick_while_incomplete(schedule: str, timezone: str) -> AutomationCondition:
+def _once_a_tick_while_incomplete(city: City, schedule: str) -> AutomationCondition:
     """Run partitions that are missing or failed, once after the refreshed selection of each tick.
 
     A selection that someone made by hand leads to nothing by itself: that person is about to
-    download what it takes, or has a reason not to.
+    download what it takes, or has a reason not to. Neither does one whose photographs do not
+    fit on the disk by its plan.
     """
-    tick = AutomationCondition.cron_tick_passed(schedule, timezone)
+    tick = AutomationCondition.cron_tick_passed(schedule, city.timezone)
+    selection = AssetSelection.assets(asset_key(city, "selected_image_ids"))
     incomplete = AutomationCondition.missing() | AutomationCondition.execution_failed()
     refreshed = AutomationCondition.any_new_update_has_run_tags(tag_keys={REFRESH_TAG})
     made_by_hand = AutomationCondition.newly_updated() & ~refreshed
-    selection_is_new = AutomationCondition.any_deps_match(refreshed.since(tick | made_by_hand))
+    selection_is_new = AutomationCondition.any_deps_match(
+        refreshed.since(tick | made_by_hand)
+    ).allow(selection)
     return (
         incomplete.with_label("incomplete")
         & selection_is_new.with_label("selection_refreshed_since_tick")
         & ~AutomationCondition.any_deps_in_progress()
+        & AutomationCondition.all_deps_blocking_checks_passed()
         & ~AutomationCondition.in_progress()
         & ~AutomationCondition.newly_requested().since(tick).with_label("requested_since_tick")
     )

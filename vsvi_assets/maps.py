@@ -82,7 +82,7 @@ def tiles_map(images: Mapping[mercantile.Tile, int], box: BoundingBox) -> bytes:
     lon = np.array([mercantile.ul(column, rows[0], zoom).lng for column in columns])
     lat = np.array([mercantile.ul(columns[0], row, zoom).lat for row in rows])
     figure, axes = _map(BoundingBox(west=lon[0], south=lat[-1], east=lon[-1], north=lat[0]))
-    _fill(figure, axes, lon, lat, counts, "images in a tile")
+    _fill(figure, axes, lon, lat, counts, "images in a tile (the bounding box in orange)")
     axes.add_patch(
         Rectangle(
             (box.west, box.south),
@@ -156,8 +156,13 @@ def selection_map(
     return _png(figure)
 
 
-def capture_years_chart(flat: Mapping[int, int], panoramas: Mapping[int, int]) -> bytes:
-    """Draw how many images were taken in each year, flat ones and panoramas, as PNG."""
+def capture_years_chart(
+    flat: Mapping[int, int], panoramas: Mapping[int, int], unknown: int
+) -> bytes:
+    """Draw how many images were taken in each year, flat ones and panoramas, as PNG.
+
+    Those whose time is `unknown` are told beside the axis.
+    """
     years = sorted({*flat, *panoramas})
     figure = _figure(3.2)
     axes = figure.add_subplot()
@@ -170,9 +175,13 @@ def capture_years_chart(flat: Mapping[int, int], panoramas: Mapping[int, int]) -
         color=UNCOVERED,
         label=f"{sum(panoramas.values()):,} panoramas",
     )
-    axes.legend(frameon=False, labelcolor=INK)
+    # Above the bars, which it would cover.
+    axes.legend(
+        frameon=False, labelcolor=INK, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _chart(axes, "year of capture", "images")
+    beside = f" (unknown: {unknown:,})" if unknown else ""
+    _chart(axes, f"year of capture{beside}", "images")
     return _png(figure)
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from psycopg2 import sql
 
 from vsvi_assets.city import City
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import atomic_write, gigabytes
 from vsvi_assets.inventory import take_inventory
 from vsvi_assets.mapillary.client import (
     IMAGES_PER_REQUEST,
@@ -243,26 +243,16 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
     return lines
 
 
-def fit_message(city: City, plan: DownloadPlan) -> str:
-    """Tell whether the photographs fit on the disk, and if not what to do."""
-    needed = f"The photographs need {gigabytes(plan.bytes)}"
+def fit_message(city: City, plan: DownloadPlan, needed: str, fits: bool) -> str:
+    """Tell whether what is needed fits on the disk, and if not what to do."""
     usable = f"the disk of {city.sequences_folder} can take {gigabytes(plan.usable_bytes)}"
-    if plan.surely_fits:
-        return f"{needed}; {usable}."
-    maybe = f", and up to {gigabytes(plan.bytes_high)}" if plan.fits else ""
+    if fits:
+        return f"The photographs need {needed}; {usable}."
     return (
-        f"{needed}{maybe}, but {usable}. Make room, put seqdir on a larger disk, or ask for "
-        "less in the city file: a smaller image_size or box, a larger interval, a lower "
+        f"The photographs need {needed}, but {usable}. Make room, put seqdir on a larger disk, or "
+        "ask for less in the city file: a smaller image_size or box, a larger interval, a lower "
         "required_disk_space."
     )
-
-
-def gigabytes(bytes_: int) -> str:
-    """Return a number of bytes with its unit, at most GB or TB."""
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if bytes_ >= limit:
-            return f"{bytes_ / limit:,.1f} {unit}"
-    return f"{bytes_ / 1e3:,.1f} kB"
 
 
 def _selected_images(city: City, postgis: Postgis) -> pa.Table:

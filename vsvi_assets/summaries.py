@@ -23,6 +23,13 @@ class CaptureYears:
     panoramas: Mapping[int, int]
     unknown: int
 
+    @property
+    def totals(self) -> dict[str, int]:
+        """Numbers of images of both kinds, by year in order, those of unknown time at the end."""
+        years = sorted({*self.flat, *self.panoramas})
+        totals = {str(year): self.flat.get(year, 0) + self.panoramas.get(year, 0) for year in years}
+        return totals | ({"unknown": self.unknown} if self.unknown else {})
+
 
 def image_density(postgis: Postgis, city: City) -> NDArray[np.int64]:
     """Count the images of the table `images` in a grid over the box.

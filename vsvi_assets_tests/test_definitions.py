@@ -33,6 +33,17 @@ def test_each_city_is_a_group_with_keys_under_its_name(project: Project) -> None
         assert {dep.asset_key.path[0] for dep in spec.deps} <= {spec.key.path[0]}
 
 
+def test_every_asset_tells_what_it_is(project: Project) -> None:
+    project.write_city()
+    for spec in build_defs(project.settings).resolve_all_asset_specs():
+        assert "step " in str(spec.description).lower(), spec.key
+        assert spec.owners
+        assert spec.kinds
+        columns = spec.metadata["dagster/column_schema"].columns
+        assert columns
+        assert all(column.description for column in columns)
+
+
 def test_no_definition_carries_a_secret(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.write_city()
     monkeypatch.setenv("MAPILLARY_TOKEN", "MLY|secret")

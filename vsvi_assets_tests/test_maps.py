@@ -111,7 +111,7 @@ def test_a_contact_sheet_shows_each_photograph(tmp_path: Path) -> None:
 
 
 def test_markdown_holds_the_whole_picture() -> None:
-    picture = maps.capture_years_chart({2019: 3}, {2020: 1})
+    picture = maps.capture_years_chart({2019: 3}, {2020: 1}, 7)
     text = maps.markdown_picture(picture, "capture years")
     start = "![capture years](data:image/png;base64,"
     assert text.startswith(start)

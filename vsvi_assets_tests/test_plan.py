@@ -1,10 +1,11 @@
 """What the photographs will take: told before they are downloaded, and true afterwards."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from dagster import AssetCheckEvaluation, AssetCheckSeverity
+from dagster import AssetCheckEvaluation, AssetCheckSeverity, TableMetadataValue
 
 from vsvi_assets.city import City
 from vsvi_assets.inventory import take_inventory
@@ -21,11 +22,10 @@ def planned(project: Project, city: City) -> DownloadPlan:
     return make_plan(city, project.postgis, client)
 
 
-def fits_disk(project: Project, city: City) -> AssetCheckEvaluation:
-    """Materialize the plan and return its check."""
+def checks(project: Project, city: City) -> dict[str, AssetCheckEvaluation]:
+    """Materialize the plan and return its checks by name."""
     result = project.materialize(city, "download_plan", raise_on_error=False)
-    [check] = result.get_asset_check_evaluations()
-    return check
+    return {check.check_name: check for check in result.get_asset_check_evaluations()}
 
 
 def test_a_plan_foretells_the_download(project: Project) -> None:
@@ -112,26 +112,48 @@ def test_images_that_cannot_be_had_stop_no_plan(project: Project) -> None:
 def test_a_plan_that_does_not_fit_the_disk_is_a_failed_check(project: Project) -> None:
     city = project.write_city()
     project.materialize_metadata(city)
-    passed = fits_disk(project, city)
-    assert passed.passed
-    assert passed.blocking
+    found = checks(project, city)
+    assert all(check.passed for check in found.values())
+    assert [name for name, check in found.items() if check.blocking] == ["fits_disk"]
 
-    free = planned(project, city).free_bytes
-    too_full = project.write_city(required_disk_space=free / 1e9 + 100)
-    check = fits_disk(project, too_full)
-    assert not check.passed
-    assert check.severity == AssetCheckSeverity.ERROR
-    assert "Make room" in str(check.description)
+    too_full = project.write_city(required_disk_space=1e9)
+    found = checks(project, too_full)
+    assert not any(check.passed for check in found.values())
+    assert found["fits_disk"].severity == AssetCheckSeverity.ERROR
+    assert "Make room" in str(found["fits_disk"].description)
+
+
+def test_a_plan_that_may_not_fit_the_disk_is_a_warning(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    city = project.write_city()
+    project.materialize_metadata(city)
+    plan = planned(project, city)
+    usable = (plan.bytes + plan.bytes_high) // 2
+    assert plan.bytes < usable < plan.bytes_high
+    monkeypatch.setattr(DownloadPlan, "usable_bytes", usable)
+    found = checks(project, city)
+    assert found["fits_disk"].passed
+    assert not found["surely_fits_disk"].passed
+    assert found["surely_fits_disk"].severity == AssetCheckSeverity.WARN
+    assert "need up to" in str(found["surely_fits_disk"].description)
 
 
 def test_the_asset_tells_the_plan(project: Project) -> None:
-    city = project.write_city()
+    city = project.write_city(selection="all")
+    image = next(iter(project.sandbox.world.images.values()))
+    project.sandbox.world.add_images([replace(image, captured_at=0)])
     project.materialize_metadata(city)
     result = project.materialize(city, "download_plan")
     [event] = result.get_asset_materialization_events()
     metadata = event.materialization.metadata
     assert metadata["images"].value == planned(project, city).images
     assert str(metadata["capture years"].value).startswith("![capture years](data:image/png")
+    by_year = metadata["images by year"]
+    assert isinstance(by_year, TableMetadataValue)
+    counts = {record.data["year"]: record.data["images"] for record in by_year.records}
+    assert "unknown" in counts
+    assert sum(map(int, map(str, counts.values()))) == metadata["images"].value
 
 
 def test_the_range_holds_the_true_value_in_nine_of_ten_cases() -> None:

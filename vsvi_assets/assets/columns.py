@@ -17,12 +17,16 @@ def _column(
 _POINT_ID = _column("id", "bigint", "Told by the position alone: the same at every run.", _KEY)
 _OSMID = _column("osmid", "bigint", "The way of OpenStreetMap.", _REQUIRED)
 _STREET = _column("street", "text", "Name of the street, where it has one.")
+_CAPTURED_AT = _column("captured_at", "bigint", "Milliseconds since 1970 (UTC); 0 where unknown.")
+_COMPASS_ANGLE = _column("compass_angle", "double precision", "Degrees clockwise from north.")
+_IS_PANO = _column("is_pano", "boolean", "Whether it is a panorama.")
+_CREATOR = _column("creator", "text", "Name of who took it, to be attributed.")
 _IMAGE_PROPERTIES = [
     _column("id", "bigint", "Mapillary's id of the image.", _KEY),
     _column("sequence_id", "text", "Mapillary's id of the sequence it belongs to.", _REQUIRED),
-    _column("captured_at", "bigint", "Milliseconds since 1970 (UTC); 0 where unknown."),
-    _column("compass_angle", "double precision", "Degrees clockwise from north."),
-    _column("is_pano", "boolean", "Whether it is a panorama."),
+    _CAPTURED_AT,
+    _COMPASS_ANGLE,
+    _IS_PANO,
     _column("creator_id", "bigint", "Who took it."),
     _column("organization_id", "bigint", "For which organization it was taken."),
 ]
@@ -51,12 +55,22 @@ def images_table(city: City) -> TableSchema:
     return TableSchema([*_IMAGE_PROPERTIES, *_positions(city)])
 
 
+_DISTANCE = _column("distance", "double precision", "Metres between the two.")
+
 SELECTED_IMAGES_TABLE = TableSchema(
     [
         _column("street_point_id", "bigint", "The street point; null where none asked for it."),
         _column("image_id", "bigint", "The image selected for it.", _REQUIRED),
         _column("sequence_id", "text", "The image's sequence.", _REQUIRED),
-        _column("distance", "double precision", "Metres between the two."),
+        _DISTANCE,
+    ]
+)
+
+DOWNLOAD_PLAN = TableSchema(
+    [
+        _column("what", "text", "What the photographs take: room, time, requests.", _KEY),
+        _column("how much", "text", "The estimate.", _REQUIRED),
+        _column("note", "text", "Its range, or what it is to be held against."),
     ]
 )
 
@@ -64,14 +78,28 @@ SIDECAR_FILE = TableSchema(
     [
         _column("id", "bigint", "Mapillary's id of the image, and the name of its file.", _KEY),
         _column("captured_at", "text", "ISO 8601, UTC."),
-        _column("compass_angle", "double precision", "Degrees clockwise from north."),
-        _column("is_pano", "boolean", "Whether it is a panorama."),
-        _column("creator", "text", "Name of who took it, to be attributed."),
+        _COMPASS_ANGLE,
+        _IS_PANO,
+        _CREATOR,
         _column("width", "integer", "Pixels.", _REQUIRED),
         _column("height", "integer", "Pixels.", _REQUIRED),
         _column("bytes", "bigint", "Size of the file.", _REQUIRED),
         _column("sha256", "text", "Of the file, in hexadecimal.", _REQUIRED),
         _column("url", "text", "The image's page at mapillary.com.", _REQUIRED),
         _column("geometry", "geometry(Point, 4326)", "Longitude and latitude."),
+    ]
+)
+
+COVERAGE_REPORT = TableSchema(
+    [
+        _column("geometry", "geometry(Point, 4326)", "The street point.", _REQUIRED),
+        _STREET,
+        _column("state", "text", "On disk, a gap, yet to come, or gone from Mapillary.", _REQUIRED),
+        _column("image_id", "bigint", "The image nearest to it; null for a gap."),
+        _DISTANCE,
+        _CAPTURED_AT,
+        _COMPASS_ANGLE,
+        _IS_PANO,
+        _CREATOR,
     ]
 )

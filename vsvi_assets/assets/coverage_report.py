@@ -2,6 +2,7 @@
 
 from dagster import AssetsDefinition, MetadataValue, Output, asset
 
+from vsvi_assets.assets.columns import COVERAGE_REPORT
 from vsvi_assets.assets.common import asset_key, identity, upstream
 from vsvi_assets.city import City
 from vsvi_assets.io_managers.postgis import PostgisSchema
@@ -16,9 +17,11 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
         ins=upstream(city, "selected_image_ids"),
         deps=[asset_key(city, "image_files")],
         description=(
-            "A map of the street points and their photographs: gaps, capture years, distances, "
-            "panoramas. One HTML file that opens in any browser, beside the photographs."
+            "After step 5. A map of the street points and their photographs: gaps, capture "
+            "years, distances, panoramas. One HTML file that opens in any browser, beside the "
+            "photographs."
         ),
+        metadata={"dagster/column_schema": COVERAGE_REPORT},
         io_manager_key="coverage_report_file",
     )
     def coverage_report(selected_image_ids: PostgisSchema) -> Output[str]:

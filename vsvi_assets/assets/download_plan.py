@@ -14,6 +14,7 @@ from dagster import (
     asset,
 )
 
+from vsvi_assets.assets.columns import DOWNLOAD_PLAN
 from vsvi_assets.assets.common import (
     MAPILLARY_POOL,
     asset_key,
@@ -21,10 +22,11 @@ from vsvi_assets.assets.common import (
     upstream,
 )
 from vsvi_assets.city import City
+from vsvi_assets.files import gigabytes
 from vsvi_assets.io_managers.postgis import PostgisSchema
 from vsvi_assets.mapillary.pacing import TILES_PER_DAY
 from vsvi_assets.maps import capture_years_chart, markdown_picture
-from vsvi_assets.plan import DownloadPlan, fit_message, gigabytes, make_plan
+from vsvi_assets.plan import DownloadPlan, fit_message, make_plan
 from vsvi_assets.resources import MapillaryResource
 from vsvi_assets.settings import Settings
 from vsvi_assets.summaries import selected_capture_years
@@ -35,17 +37,23 @@ def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
         **identity(city, settings, "download_plan", {"mapillary"}),
         ins=upstream(city, "selected_image_ids"),
         description=(
-            "What the selected photographs will take: room on the disk, hours and requests, "
-            "told from a few of them."
+            "Before step 5. What the selected photographs will take: room on the disk, hours and "
+            "requests, told from a few of them."
         ),
         pool=MAPILLARY_POOL,
+        metadata={"dagster/column_schema": DOWNLOAD_PLAN},
         check_specs=[
             AssetCheckSpec(
                 "fits_disk",
                 asset=asset_key(city, "download_plan"),
                 description="The photographs fit on the disk, with what has to stay free.",
                 blocking=True,
-            )
+            ),
+            AssetCheckSpec(
+                "surely_fits_disk",
+                asset=asset_key(city, "download_plan"),
+                description="They do so where they are as large as they may be.",
+            ),
         ],
     )
     def download_plan(
@@ -57,10 +65,16 @@ def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
         plan = make_plan(city, postgis, mapillary.client(city))
         years = selected_capture_years(postgis, city)
         metadata = _metadata(plan)
-        if years.flat or years.panoramas:
-            chart = capture_years_chart(years.flat, years.panoramas)
+        if plan.selected:
+            chart = capture_years_chart(years.flat, years.panoramas, years.unknown)
             metadata["capture years"] = MetadataValue.md(markdown_picture(chart, "capture years"))
-        return MaterializeResult(metadata=metadata, check_results=[_fits_disk(city, plan)])
+            metadata["images by year"] = MetadataValue.table(
+                [
+                    TableRecord({"year": year, "images": images})
+                    for year, images in years.totals.items()
+                ]
+            )
+        return MaterializeResult(metadata=metadata, check_results=_fits_disk(city, plan))
 
     return download_plan
 
@@ -97,7 +111,11 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
     ]
     return {
         "plan": MetadataValue.table(
-            [TableRecord({"what": what, "how much": much, "": note}) for what, much, note in rows]
+            [
+                TableRecord({"what": what, "how much": much, "note": note})
+                for what, much, note in rows
+            ],
+            schema=DOWNLOAD_PLAN,
         ),
         "images": MetadataValue.int(plan.images),
         "panoramas": MetadataValue.int(plan.panoramas),
@@ -106,15 +124,23 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
     }
 
 
-def _fits_disk(city: City, plan: DownloadPlan) -> AssetCheckResult:
-    return AssetCheckResult(
-        check_name="fits_disk",
-        passed=plan.surely_fits,
-        severity=AssetCheckSeverity.WARN if plan.fits else AssetCheckSeverity.ERROR,
-        description=fit_message(city, plan),
-        metadata={
-            "needed (bytes)": plan.bytes,
-            "at most needed (bytes)": plan.bytes_high,
-            "usable (bytes)": plan.usable_bytes,
-        },
-    )
+def _fits_disk(city: City, plan: DownloadPlan) -> list[AssetCheckResult]:
+    return [
+        AssetCheckResult(
+            check_name=name,
+            passed=fits,
+            severity=severity,
+            description=fit_message(city, plan, needed, fits),
+            metadata={"needed (bytes)": bytes_, "usable (bytes)": plan.usable_bytes},
+        )
+        for name, fits, severity, bytes_, needed in (
+            ("fits_disk", plan.fits, AssetCheckSeverity.ERROR, plan.bytes, gigabytes(plan.bytes)),
+            (
+                "surely_fits_disk",
+                plan.surely_fits,
+                AssetCheckSeverity.WARN,
+                plan.bytes_high,
+                f"up to {gigabytes(plan.bytes_high)}",
+            ),
+        )
+    ]

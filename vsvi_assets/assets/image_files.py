@@ -12,7 +12,7 @@ from dagster import (
 )
 
 from vsvi_assets.assets.columns import SIDECAR_FILE
-from vsvi_assets.assets.common import MAPILLARY_POOL, Fetch, identity, upstream
+from vsvi_assets.assets.common import MAPILLARY_POOL, Fetch, asset_key, identity, upstream
 from vsvi_assets.assets.partitions import Partition, hand_over
 from vsvi_assets.assets.sequence_partitions import sequence_partitions
 from vsvi_assets.city import City
@@ -33,11 +33,13 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
         **identity(city, settings, "image_files", {"mapillary", "jpeg"}),
         ins=upstream(city, "selected_image_ids"),
+        # So that what is launched with the plan waits for it, and stops where it does not fit.
+        deps=[asset_key(city, "download_plan")],
         description=(
             "Step 5. The selected photographs, as `<seqdir>/<sequence_id>/<image_id>.jpg`, "
             "with an `images.geojson` beside them that tells what they are."
         ),
-        metadata={"columns of images.geojson": SIDECAR_FILE},
+        metadata={"dagster/column_schema": SIDECAR_FILE},
         partitions_def=sequence_partitions(city),
         backfill_policy=BackfillPolicy.multi_run(settings.sequences_per_run),
         io_manager_key="sequence_folders",

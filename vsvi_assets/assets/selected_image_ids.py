@@ -1,11 +1,20 @@
 """The images to download, and the sequences they belong to."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, Output, asset
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    MetadataValue,
+    Output,
+    TableRecord,
+    asset,
+)
+from numpy.typing import NDArray
 
 from vsvi_assets.assets.columns import SELECTED_IMAGES_TABLE
 from vsvi_assets.assets.common import identity, upstream
@@ -89,9 +98,21 @@ def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, Metad
             ),
         }
         if without < len(points):
+            looks["distances"] = _distances(distance, city.max_distance)
             median = float(np.nanmedian(distance))
             looks["median distance (m)"] = MetadataValue.float(round(median, 1))
     return looks
+
+
+def _distances(distance: NDArray[np.float64], max_distance: float) -> MetadataValue:
+    """Return how many of the distances (metres) lie in each fifth of what is allowed."""
+    counts, edges = np.histogram(distance, bins=5, range=(0, max_distance))
+    return MetadataValue.table(
+        [
+            TableRecord({"metres": f"{low:g} to {high:g}", "street points": int(count)})
+            for count, (low, high) in zip(counts, pairwise(edges), strict=True)
+        ]
+    )
 
 
 def _write_ids(city: City, image_ids: pa.Array) -> None:
