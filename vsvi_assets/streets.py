@@ -1,5 +1,6 @@
 """Street networks from OpenStreetMap, and points at even distances along their streets."""
 
+import gc
 import gzip
 import json
 import re
@@ -173,6 +174,20 @@ def read_network(path: Path, network_type: str) -> nx.MultiDiGraph:
     raise StreetsFileError(f"{path} is not an .osm, .osm.gz or .graphml file.")
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause Python's collector of cycles, which would go over the whole network again and again
+    while geometries are made of it, for a third of the time of `street_points`."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def street_points(
     network: nx.MultiDiGraph, box: Box, srid: int, interval: float
 ) -> gpd.GeoDataFrame:
