@@ -188,6 +188,8 @@ class Mapillary:
         self.tile_budget = tile_budget
         self._timeout = timeout
         self._pacers = shared_pacers(self._tiles_url, self._graph_url)
+        # In one thread: several would be no faster, and keep the memory of a large tile each.
+        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._session = _Session()
         self._session.headers["User-Agent"] = USER_AGENT
         self._adapter = _Adapter(pool_maxsize=MAX_CONNECTIONS)
@@ -233,7 +235,7 @@ class Mapillary:
                 self.tile_budget.spend()
             data = self._body(url, Service.TILES, name, stop, MAX_TILE_BYTES)
             try:
-                return decode_tile(data, tile)
+                return self._decoder.submit(decode_tile, data, tile).result()
             except MalformedTileError as error:
                 raise TransientError(str(error)) from error
 
