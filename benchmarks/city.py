@@ -13,12 +13,12 @@ from benchmarks.streets import INTERVAL
 from benchmarks.surroundings import Home, emptied, home, require, serving, settle
 from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
-from vsvi_assets.io_managers.filesystem import StreetPointsFile
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.tables import images_table, select_images
 from vsvi_assets.mapillary.tiles import read_tile
-from vsvi_assets.postgis import Postgis
+from vsvi_assets.orchestration.io_managers.filesystem import StreetPointsFile
 from vsvi_assets.sandbox import TOKEN, World
 from vsvi_assets.streets import street_points
-from vsvi_assets.tables import images_table, select_images
 
 MAX_DISTANCE = 100.0
 NAME = "metropolis"
@@ -56,8 +56,8 @@ def project_chain(clock: Clock, home: Home, environment: Mapping[str, str]) -> N
     settle({**home.environment, **environment})
     from dagster import DagsterInstance
 
-    from vsvi_assets.assets.common import asset_key
     from vsvi_assets.definitions import build_defs
+    from vsvi_assets.orchestration.common import asset_key
 
     job = build_defs().resolve_implicit_global_asset_job_def()
     with DagsterInstance.get() as instance, clock:

@@ -14,14 +14,14 @@ from benchmarks.measure import Clock, Measured, Work, in_turn, measure
 from benchmarks.surroundings import Home, emptied, requests_made, require, serving
 from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.tables import SELECTION_COLUMNS, selected_images_table
 from vsvi_assets.files import DiskGuard
-from vsvi_assets.inventory import take_inventory
 from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, Mapillary
-from vsvi_assets.mapillary.downloads import SequenceJob, download_sequences
-from vsvi_assets.mapillary.sidecar import ImageRecord, Sidecar, image_path, write_sidecar
-from vsvi_assets.postgis import Postgis
+from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
+from vsvi_assets.photographs.inventory import take_inventory
+from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar, image_path, write_sidecar
 from vsvi_assets.sandbox import TOKEN, StreetImage, World
-from vsvi_assets.tables import SELECTION_COLUMNS, selected_images_table
 
 LATENCY = 0.05
 PHOTOGRAPH_BYTES = 500_000

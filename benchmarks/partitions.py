@@ -13,19 +13,19 @@ from benchmarks.measure import Clock, Measured, Work, in_turn, measure
 from benchmarks.surroundings import Home, emptied, home, serving, settle
 from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
-from vsvi_assets.files import DiskGuard
-from vsvi_assets.inventory import take_inventory
-from vsvi_assets.io_managers.filesystem import SequenceFolders
-from vsvi_assets.mapillary.downloads import SequenceJob, SequenceResult, download_sequences
-from vsvi_assets.mapillary.sidecar import ImageRecord, Sidecar
-from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA
-from vsvi_assets.postgis import Postgis
-from vsvi_assets.tables import (
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.tables import (
     SELECTION_COLUMNS,
     images_table,
     selected_images_of,
     selected_images_table,
 )
+from vsvi_assets.files import DiskGuard
+from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA
+from vsvi_assets.orchestration.io_managers.filesystem import SequenceFolders
+from vsvi_assets.photographs.downloads import SequenceJob, SequenceResult, download_sequences
+from vsvi_assets.photographs.inventory import take_inventory
+from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar
 
 NAME = "hamlet"
 SEQUENCES_PER_RUN = 200
@@ -42,7 +42,7 @@ def register(clock: Clock, place: Home, sequences: int) -> None:
     settle(place.environment)
     from dagster import DagsterInstance
 
-    from vsvi_assets.assets.sequence_partitions import sequence_partitions_name
+    from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
 
     city = _city(place)
     ids = [(job.sequence_id, image_id) for job in _jobs(sequences) for image_id in job.image_ids]
@@ -80,7 +80,7 @@ def through_dagster(clock: Clock, place: Home, environment: Mapping[str, str]) -
 
     from vsvi_assets.definitions import build_defs
     from vsvi_assets.progress import LogProgress
-    from vsvi_assets.runs import CityRuns
+    from vsvi_assets.running.runs import CityRuns
 
     with DagsterInstance.get() as instance:
         runs = CityRuns(build_defs(), city, instance, LogProgress())

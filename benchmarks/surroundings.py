@@ -12,9 +12,9 @@ from typing import Any
 
 import requests
 
-from vsvi_assets.local_postgis import LocalPostgis
+from vsvi_assets.database.server import LocalPostgis
+from vsvi_assets.running.services import dagster_settings
 from vsvi_assets.sandbox import Sandbox, World
-from vsvi_assets.services import dagster_settings
 
 PROJECT = Path(__file__).parent.parent
 _spawning = multiprocessing.get_context("spawn")

@@ -14,18 +14,18 @@ from urllib.parse import urlsplit
 import click
 from dotenv import dotenv_values
 
-from vsvi_assets import services
 from vsvi_assets.city import City, CityFileError, load_cities
+from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_port
 from vsvi_assets.files import atomic_write
-from vsvi_assets.inventory import take_inventory
-from vsvi_assets.local_postgis import LocalPostgis, LocalPostgisError, free_port
-from vsvi_assets.pages import Pages
-from vsvi_assets.plan import make_plan, plan_lines
+from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
+from vsvi_assets.photographs.inventory import take_inventory
 from vsvi_assets.progress import progress_on
-from vsvi_assets.qgis import qgis_project
-from vsvi_assets.resources import MapillaryResource, PostgisResource
+from vsvi_assets.running import services
+from vsvi_assets.running.pages import Pages
 from vsvi_assets.settings import SettingError, Settings
-from vsvi_assets.status import city_status, status_lines, verify_lines
+from vsvi_assets.views.plan import make_plan, plan_lines
+from vsvi_assets.views.qgis import qgis_project
+from vsvi_assets.views.status import city_status, status_lines, verify_lines
 
 if TYPE_CHECKING:
     from dagster import AssetCheckEvaluation, AssetCheckKey
@@ -167,7 +167,7 @@ def qgis(city_name: str) -> None:
 def doctor() -> None:
     """Look at all that a run needs, and tell how to mend what is wrong."""
     # Dagster takes a second to load, which other commands need not.
-    from vsvi_assets.doctor import Verdict, examine
+    from vsvi_assets.running.doctor import Verdict, examine
 
     with suppress(LocalPostgisError):  # it is among the findings
         services.up()
@@ -243,7 +243,7 @@ def _materialize(
 ) -> None:
     # Dagster and all cities' definitions take seconds to load, which other commands need not.
     from vsvi_assets.definitions import build_defs
-    from vsvi_assets.runs import CityRuns, check_results, command_line_instance, fetched
+    from vsvi_assets.running.runs import CityRuns, check_results, command_line_instance, fetched
 
     city = _city(city_name)
     settings = Settings.from_environment()
@@ -293,7 +293,7 @@ def _tell_checks(checks: "Mapping[AssetCheckKey, AssetCheckEvaluation]") -> list
     """Print how many checks passed, and the warnings; return the errors that ended no run."""
     from dagster import AssetCheckSeverity
 
-    from vsvi_assets.runs import check_message
+    from vsvi_assets.running.runs import check_message
 
     wrong = [check for check in checks.values() if not check.passed]
     click.echo(f"  checks         {len(checks) - len(wrong):,} of {len(checks):,} passed")

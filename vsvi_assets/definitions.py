@@ -5,19 +5,19 @@ from collections.abc import Mapping, Sequence
 
 from dagster import AssetKey, AssetSpec, Definitions, in_process_executor
 
-from vsvi_assets.assets import build_city_assets
-from vsvi_assets.automation import build_refresh_sensor, with_conditions
-from vsvi_assets.checks import build_city_checks
 from vsvi_assets.city import BrokenCity, load_cities
-from vsvi_assets.io_managers.filesystem import (
+from vsvi_assets.orchestration.assets import build_city_assets
+from vsvi_assets.orchestration.automation import build_refresh_sensor, with_conditions
+from vsvi_assets.orchestration.checks import build_city_checks
+from vsvi_assets.orchestration.io_managers.filesystem import (
     CoverageReportFile,
     SequenceFolders,
     StreetPointsFile,
     TileFiles,
 )
-from vsvi_assets.io_managers.postgis import PostgisIOManager
+from vsvi_assets.orchestration.io_managers.postgis import PostgisIOManager
+from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.progress import LogProgress
-from vsvi_assets.resources import MapillaryResource, PostgisResource
 from vsvi_assets.settings import Settings
 
 

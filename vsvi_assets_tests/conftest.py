@@ -14,7 +14,7 @@ import pytest
 from dagster import DagsterInstance
 from psycopg2 import sql
 
-from vsvi_assets.local_postgis import LocalPostgis
+from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.mapillary.client import shared_pacers
 from vsvi_assets.sandbox import Sandbox
 from vsvi_assets_tests.project import Project, small_world

@@ -40,7 +40,7 @@ main()
 """
 
 QUICK_DEFINITIONS = """
-from vsvi_assets import automation
+from vsvi_assets.orchestration import automation
 automation.EVALUATION_SECONDS = 2
 from vsvi_assets.definitions import build_defs
 defs = build_defs()

@@ -11,11 +11,11 @@ from pathlib import Path
 from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult, RunConfig
 from PIL import Image
 
-from vsvi_assets.assets.common import Fetch
 from vsvi_assets.city import City, load_city
+from vsvi_assets.database.connection import Postgis
 from vsvi_assets.definitions import build_defs
-from vsvi_assets.postgis import Postgis
-from vsvi_assets.resources import MapillaryResource
+from vsvi_assets.orchestration.common import Fetch
+from vsvi_assets.orchestration.resources import MapillaryResource
 from vsvi_assets.sandbox import Sandbox, StreetImage, World
 from vsvi_assets.settings import Settings
 

@@ -14,13 +14,13 @@ from typing import TextIO
 import pytest
 from dagster import DagsterEventType
 
-from vsvi_assets.assets import partitions
 from vsvi_assets.city import City
 from vsvi_assets.definitions import build_defs
 from vsvi_assets.files import gigabytes
-from vsvi_assets.inventory import take_inventory
+from vsvi_assets.orchestration import partitions
+from vsvi_assets.photographs.inventory import take_inventory
 from vsvi_assets.progress import LogProgress, Progress, progress_on
-from vsvi_assets.runs import CityRuns, fetched
+from vsvi_assets.running.runs import CityRuns, fetched
 from vsvi_assets_tests.project import Project
 
 

@@ -41,9 +41,9 @@ from vsvi_assets.mapillary.errors import (
     answer_error,
     cut_short,
 )
-from vsvi_assets.mapillary.jpeg import MAX_BYTES, check_jpeg
 from vsvi_assets.mapillary.pacing import Pacer, TileBudget
 from vsvi_assets.mapillary.tiles import MAX_TILE_BYTES, decode_tile, tile_name
+from vsvi_assets.photographs.jpeg import MAX_BYTES, check_jpeg
 
 USER_AGENT = f"vsvi-assets/{version('vsvi-assets')} (vsvi_assets, street-view images by city)"
 IMAGES_PER_REQUEST = 50

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.client import Mapillary
-from vsvi_assets.mapillary.downloads import SequenceJob, SequenceResult, download_sequences
+from vsvi_assets.photographs.downloads import SequenceJob, SequenceResult, download_sequences
 from vsvi_assets.sandbox import TOKEN, Sandbox, StreetImage, World
 
 LON, LAT = 4.8952, 52.3702

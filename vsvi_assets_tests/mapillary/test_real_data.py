@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vsvi_assets.mapillary.errors import InvalidImageError
-from vsvi_assets.mapillary.jpeg import check_jpeg
 from vsvi_assets.mapillary.tiles import decode_tile, read_tile, write_tile
+from vsvi_assets.photographs.jpeg import check_jpeg
 
 REAL_DATA = Path(os.environ.get("VSVI_REAL_DATA", "/nowhere"))
 TILE = mercantile.Tile(8574, 5735, 14)

@@ -1,0 +1,26 @@
+"""A city's assets, one module each, in the order in which they follow from each other."""
+
+from dagster import AssetsDefinition
+
+from vsvi_assets.city import City
+from vsvi_assets.orchestration.assets.coverage_report import build_coverage_report
+from vsvi_assets.orchestration.assets.download_plan import build_download_plan
+from vsvi_assets.orchestration.assets.image_files import build_image_files
+from vsvi_assets.orchestration.assets.postgis_tables import build_postgis_tables
+from vsvi_assets.orchestration.assets.selected_image_ids import build_selected_image_ids
+from vsvi_assets.orchestration.assets.street_points import build_street_points
+from vsvi_assets.orchestration.assets.tile_metadata import build_tile_metadata
+from vsvi_assets.settings import Settings
+
+
+def build_city_assets(city: City, settings: Settings) -> list[AssetsDefinition]:
+    """Build the assets of a city, under the key prefix of its name."""
+    return [
+        build_street_points(city, settings),
+        build_tile_metadata(city, settings),
+        build_postgis_tables(city, settings),
+        build_selected_image_ids(city, settings),
+        build_download_plan(city, settings),
+        build_image_files(city, settings),
+        build_coverage_report(city, settings),
+    ]

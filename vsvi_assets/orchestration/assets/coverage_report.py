@@ -1,0 +1,42 @@
+"""Where the city has photographs and where none, as a page to look at."""
+
+from dagster import AssetsDefinition, MetadataValue, Output, asset
+
+from vsvi_assets.city import City
+from vsvi_assets.orchestration.columns import COVERAGE_REPORT
+from vsvi_assets.orchestration.common import asset_key, identity, upstream
+from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
+from vsvi_assets.running.pages import report_link
+from vsvi_assets.settings import Settings
+from vsvi_assets.views.report import make_report
+
+
+def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
+    @asset(
+        **identity(city, settings, "coverage_report", {"html"}),
+        ins=upstream(city, "selected_image_ids"),
+        deps=[asset_key(city, "image_files")],
+        description=(
+            "After step 5. A map of the street points and their photographs: gaps, capture "
+            "years, distances, panoramas. One HTML file that opens in any browser, beside the "
+            "photographs."
+        ),
+        metadata={"dagster/column_schema": COVERAGE_REPORT},
+        io_manager_key="coverage_report_file",
+    )
+    def coverage_report(selected_image_ids: PostgisSchema) -> Output[str]:
+        report = make_report(city, selected_image_ids.postgis)
+        return Output(
+            report.html,
+            metadata={
+                "link": MetadataValue.url(report_link(city, settings.pages_url)),
+                "street points": report.points,
+                "with a photograph": report.on_disk,
+                "gaps": report.gaps,
+                "not downloaded yet": report.missing,
+                "no longer at Mapillary": report.unavailable,
+                "photographs": report.images,
+            },
+        )
+
+    return coverage_report

@@ -1,0 +1,39 @@
+"""Street points and image metadata as tables in PostGIS."""
+
+from collections.abc import Mapping
+
+import geopandas as gpd
+import pyarrow as pa
+from dagster import AssetsDefinition, asset
+
+from vsvi_assets.city import City
+from vsvi_assets.database.connection import NewTable
+from vsvi_assets.database.tables import images_table, street_points_table
+from vsvi_assets.orchestration import columns
+from vsvi_assets.orchestration.common import identity, upstream
+from vsvi_assets.settings import Settings
+
+
+def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
+    @asset(
+        **identity(city, settings, "postgis_tables", {"postgres"}),
+        ins=upstream(city, "street_points", "tile_metadata"),
+        description=(
+            f"Step 3. The tables street_points and images in the schema {city.name}, each with "
+            f"`geometry` (EPSG:4326) and `geo` (EPSG:{city.projected_srid}, metres)."
+        ),
+        metadata={
+            "dagster/column_schema": columns.images_table(city),
+            "columns of street_points": columns.street_points_table(city),
+        },
+        io_manager_key="postgis_tables",
+    )
+    def postgis_tables(
+        street_points: gpd.GeoDataFrame, tile_metadata: Mapping[str, pa.Table]
+    ) -> list[NewTable]:
+        return [
+            street_points_table(street_points, city),
+            images_table(tile_metadata.values(), city),
+        ]
+
+    return postgis_tables

@@ -1,0 +1,121 @@
+"""The images to download, and the sequences they belong to."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    MetadataValue,
+    Output,
+    TableRecord,
+    asset,
+)
+from numpy.typing import NDArray
+
+from vsvi_assets.city import City
+from vsvi_assets.database.connection import NewTable, Postgis
+from vsvi_assets.database.summaries import image_density, street_point_positions
+from vsvi_assets.database.tables import select_images, selected_images_table
+from vsvi_assets.files import atomic_write
+from vsvi_assets.orchestration.columns import SELECTED_IMAGES_TABLE
+from vsvi_assets.orchestration.common import identity, upstream
+from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
+from vsvi_assets.orchestration.sequence_partitions import update_sequences
+from vsvi_assets.photographs.inventory import take_inventory
+from vsvi_assets.settings import Settings
+from vsvi_assets.views.pictures import density_map, markdown_picture, selection_map
+
+
+def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition:
+    @asset(
+        **identity(city, settings, "selected_image_ids", {"postgres"}),
+        ins=upstream(city, "postgis_tables"),
+        description=f"Step 4. {_description(city)}",
+        metadata={"dagster/column_schema": SELECTED_IMAGES_TABLE},
+        io_manager_key="postgis_tables",
+    )
+    def selected_image_ids(context: AssetExecutionContext, postgis_tables: PostgisSchema) -> Output:
+        selection = select_images(postgis_tables.postgis, city)
+        image_ids = pc.unique(selection["image_id"]).sort()
+        sequence_ids = pc.unique(selection["sequence_id"]).sort().to_pylist()
+
+        def store() -> Iterator[Sequence[NewTable]]:
+            yield [selected_images_table(selection)]
+            # What follows runs once the table is stored: no file and no partition tells of
+            # a selection that the database does not hold. And it runs before the selection
+            # counts as made, upon which a refresh looks for sequences to download.
+            _write_ids(city, image_ids)
+            inventory = take_inventory(city, postgis_tables.postgis)
+            update_sequences(context, city, sequence_ids, incomplete=inventory.missing)
+
+        return Output(
+            store(),
+            metadata={
+                "images": len(image_ids),
+                "sequences": len(sequence_ids),
+                **_looks(postgis_tables.postgis, city, selection),
+            },
+        )
+
+    return selected_image_ids
+
+
+def _description(city: City) -> str:
+    if city.imgid_file:
+        return f"The images listed in {city.imgid_file}."
+    if city.selection == "all":
+        return "Every image in the bounding box."
+    return f"For each street point the nearest image within {city.max_distance:g} m."
+
+
+def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, MetadataValue]:
+    """Return pictures of the selection and of the images that it is made from."""
+    density = density_map(image_density(postgis, city), city.bounding_box)
+    looks: dict[str, MetadataValue] = {
+        "density": MetadataValue.md(markdown_picture(density, "images of the box"))
+    }
+    if city.selection == "nearest" and not city.imgid_file:
+        points = street_point_positions(postgis, city)
+        row = pc.index_in(points["id"], selection["street_point_id"])
+        distance = selection["distance"].take(row).to_numpy()
+        without = int(np.isnan(distance).sum())
+        selected = selection_map(
+            points["lon"].to_numpy(),
+            points["lat"].to_numpy(),
+            distance,
+            city.bounding_box,
+            city.max_distance,
+        )
+        looks |= {
+            "map": MetadataValue.md(markdown_picture(selected, "street points and their images")),
+            "street points without an image": MetadataValue.int(without),
+            "share of street points without an image": MetadataValue.float(
+                round(without / max(len(points), 1), 4)
+            ),
+        }
+        if without < len(points):
+            looks["distances"] = _distances(distance, city.max_distance)
+            median = float(np.nanmedian(distance))
+            looks["median distance (m)"] = MetadataValue.float(round(median, 1))
+    return looks
+
+
+def _distances(distance: NDArray[np.float64], max_distance: float) -> MetadataValue:
+    """Return how many of the distances (metres) lie in each fifth of what is allowed."""
+    counts, edges = np.histogram(distance, bins=5, range=(0, max_distance))
+    return MetadataValue.table(
+        [
+            TableRecord({"metres": f"{low:g} to {high:g}", "street points": int(count)})
+            for count, (low, high) in zip(counts, pairwise(edges), strict=True)
+        ]
+    )
+
+
+def _write_ids(city: City, image_ids: pa.Array) -> None:
+    city.folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(city.selected_image_ids_path) as file:
+        file.writelines(b"%d\n" % image_id for image_id in image_ids.to_pylist())

@@ -1,0 +1,97 @@
+"""The metadata of all Mapillary images, tile by tile."""
+
+from collections.abc import Generator
+from datetime import UTC, datetime
+
+import pyarrow as pa
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    BackfillPolicy,
+    Output,
+    ResourceParam,
+    StaticPartitionsDefinition,
+    asset,
+)
+
+from vsvi_assets.city import City, parse_tile_key, tile_key
+from vsvi_assets.mapillary.coverage import fetch_tiles
+from vsvi_assets.mapillary.errors import InvalidTileError, TileBudgetError
+from vsvi_assets.mapillary.tiles import read_tile
+from vsvi_assets.orchestration.columns import TILE_FILE
+from vsvi_assets.orchestration.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, identity
+from vsvi_assets.orchestration.partitions import Partition, hand_over
+from vsvi_assets.orchestration.resources import MapillaryResource
+from vsvi_assets.progress import Progress
+from vsvi_assets.settings import Settings
+
+
+def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
+    @asset(
+        **identity(city, settings, "tile_metadata", {"mapillary", "geojson"}),
+        description=(
+            "Step 2. The metadata of every Mapillary image in the z14 tiles that meet the "
+            "box, one GeoJSON file a tile."
+        ),
+        metadata={"dagster/column_schema": TILE_FILE},
+        partitions_def=StaticPartitionsDefinition(city.tile_keys),
+        backfill_policy=BackfillPolicy.single_run(),
+        io_manager_key="tile_files",
+        pool=MAPILLARY_POOL,
+    )
+    def tile_metadata(
+        context: AssetExecutionContext,
+        config: Fetch,
+        mapillary: MapillaryResource,
+        progress: ResourceParam[Progress],
+    ) -> Output:
+        def partitions() -> Generator[Partition[pa.Table], None, None]:
+            outdated_before = _outdated_before(context, city)
+            absent = []
+            for key in context.partition_keys:
+                path = city.tile_path(key)
+                if config.overwrite or not path.exists() or path.stat().st_mtime < outdated_before:
+                    absent.append(key)
+                else:
+                    try:
+                        images = read_tile(path)
+                    except InvalidTileError as error:
+                        context.log.warning(f"Fetched anew: {error}")
+                        absent.append(key)
+                        continue
+                    yield Partition(key, None, {"images": len(images), "fetched": False})
+            context.log.info(f"{len(absent)} of {len(context.partition_keys)} tiles to fetch")
+            advance = progress.counting(
+                context.asset_key.to_user_string(), len(absent), "tiles", context.log.info
+            )
+            allowed = mapillary.tile_budget().left()
+            context.log.info(f"{allowed} tile requests are left of today's (UTC)")
+            excess = len(absent) - allowed
+            if excess > 0:
+                context.log.warning(
+                    f"{context.asset_key.to_user_string()}: {len(absent)} tiles to fetch, of "
+                    f"which Mapillary allows {allowed} today (UTC)"
+                )
+            tiles = map(parse_tile_key, absent[:allowed])
+            for tile, images in fetch_tiles(mapillary.client(city), tiles):
+                advance()
+                yield Partition(tile_key(tile), images, {"images": len(images), "fetched": True})
+            if excess > 0:
+                raise TileBudgetError(
+                    f"{excess} tiles are yet to be fetched, and Mapillary allows no more today. "
+                    "Run again after midnight UTC: tiles on disk are kept."
+                )
+
+        return Output(hand_over(context, partitions()))
+
+    return tile_metadata
+
+
+def _outdated_before(context: AssetExecutionContext, city: City) -> float:
+    """Return from when, in seconds since 1970, a tile on disk serves this run.
+
+    A refresh takes no tile that is older than its tick. One that it fetched itself it keeps,
+    however often it is retried.
+    """
+    tick = city.latest_tick(datetime.now(UTC)) if REFRESH_TAG in context.run.tags else None
+    return tick.timestamp() if tick else 0.0

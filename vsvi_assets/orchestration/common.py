@@ -1,0 +1,58 @@
+"""What the assets of a city have in common."""
+
+import warnings
+from typing import Any
+
+from dagster import Any as DagsterAny
+from dagster import AssetIn, AssetKey, BetaWarning, Config
+from pydantic import Field
+
+from vsvi_assets.city import City
+from vsvi_assets.orchestration.retries import ServiceRetryPolicy
+from vsvi_assets.settings import Settings
+
+# Backfill policies are as good as settled, and users can do nothing about the warning.
+warnings.filterwarnings("ignore", category=BetaWarning, message=".*backfill_policy.*")
+
+MAPILLARY_POOL = "mapillary"
+"""The pool that bounds how many runs ask Mapillary at a time."""
+
+OWNERS = "team:vsvi"
+
+CITY_TAG = "vsvi/city"
+"""The run tag by which dagster.yaml bounds the runs of each city."""
+
+REFRESH_TAG = "vsvi/refresh"
+"""The run tag of a scheduled refresh: tiles older than the tick are fetched anew."""
+
+
+class Fetch(Config):
+    """How to treat what is on disk already."""
+
+    overwrite: bool = Field(
+        default=False,
+        description="Fetch anew what is on disk; a file is replaced only by a whole new one.",
+    )
+
+
+def asset_key(city: City, name: str) -> AssetKey:
+    """Return the key of one of the city's assets."""
+    return AssetKey([city.name, name])
+
+
+def identity(city: City, settings: Settings, name: str, kinds: set[str]) -> dict[str, Any]:
+    """Return what each asset of a city has: key, group, owners, kinds, tags, retry policy."""
+    return {
+        "key": asset_key(city, name),
+        "group_name": city.group,
+        "owners": [OWNERS],
+        "kinds": kinds,
+        "tags": {CITY_TAG: city.name},
+        "retry_policy": ServiceRetryPolicy.of(settings),
+    }
+
+
+def upstream(city: City, *names: str) -> dict[str, AssetIn]:
+    """Return the inputs that come from other assets of the same city."""
+    # Without a type of its own Dagster would take the annotation `Mapping` to mean `dict`.
+    return {name: AssetIn(asset_key(city, name), dagster_type=DagsterAny) for name in names}

@@ -1,0 +1,203 @@
+"""What a city keeps on disk: its points, its tiles, its photographs, one path a partition."""
+
+import io
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import geopandas as gpd
+import pyarrow as pa
+from dagster import InputContext, IOManager, MetadataValue, OutputContext
+
+from vsvi_assets.city import City
+from vsvi_assets.files import atomic_write, remove_abandoned_parts
+from vsvi_assets.mapillary.tiles import read_tile, write_tile
+from vsvi_assets.photographs.inventory import whole_images
+from vsvi_assets.photographs.sidecar import (
+    Sidecar,
+    known_images,
+    read_sidecar,
+    sequence_folder,
+    write_sidecar,
+)
+from vsvi_assets.streets import COORDINATE_DECIMALS
+
+Value = TypeVar("Value")
+
+
+class PartitionMissingError(FileNotFoundError):
+    """A partition that is asked for is not on disk."""
+
+
+class StoredPartitions(Mapping[str, Value]):
+    """Partitions on disk, by key, each read when it is asked for and not kept in memory."""
+
+    def __init__(self, paths: Mapping[str, Path], read: Callable[[Path], Value]) -> None:
+        self.paths = paths
+        self._read = read
+
+    def __getitem__(self, key: str) -> Value:
+        return self._read(self.paths[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class FilesystemIOManager(IOManager, Generic[Value]):
+    """Keeps one kind of asset under the paths that the city file gives.
+
+    A partitioned asset hands over pairs of partition key and value, for as many partitions
+    as its run covers; each is stored as it comes. None for a value says that the partition
+    is on disk already and stands as it is. When the run breaks off, those stored until then
+    are recorded as materialized, so that a retry has only the rest to do.
+
+    Parameters
+    ----------
+    cities
+        The cities by name, which is the first part of their assets' keys.
+    """
+
+    def __init__(self, cities: Mapping[str, City]) -> None:
+        self._cities = cities
+
+    @abstractmethod
+    def path(self, city: City, partition: str | None) -> Path:
+        """Where the asset, or its partition, is kept."""
+
+    @abstractmethod
+    def write(self, path: Path, value: Value) -> None:
+        """Store a value, whole or not at all."""
+
+    @abstractmethod
+    def read(self, path: Path) -> Value:
+        """Read what `write` stored."""
+
+    def handle_output(self, context: OutputContext, obj: object) -> None:
+        city = self._city(context.asset_key.path)
+        if not context.has_asset_partitions:
+            path = self.path(city, None)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned_parts(path.parent)
+            self.write(path, obj)  # type: ignore[arg-type]
+            context.add_output_metadata({"path": MetadataValue.path(path)})
+            return
+        wanted = sorted(context.asset_partition_keys)
+        folder = self.path(city, wanted[0]).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned_parts(folder)
+        stored = set()
+        with closing(_pairs(obj)) as pairs:
+            for key, value in pairs:
+                if value is not None:
+                    self.write(self.path(city, key), value)
+                stored.add(key)
+        missing = [key for key in wanted if key not in stored]
+        if missing:
+            raise PartitionMissingError(
+                f"{context.asset_key.to_user_string()}: {len(missing)} of {len(wanted)} "
+                f"partitions did not come, the first {missing[0]}"
+            )
+        context.add_output_metadata({"folder": MetadataValue.path(folder)})
+
+    def load_input(self, context: InputContext) -> Value | StoredPartitions[Value]:
+        city = self._city(context.asset_key.path)
+        name = context.asset_key.to_user_string()
+        keys = sorted(context.asset_partition_keys) if context.has_asset_partitions else [None]
+        paths = {key: self.path(city, key) for key in keys}
+        missing = [str(key or path) for key, path in paths.items() if not path.exists()]
+        if missing:
+            raise PartitionMissingError(
+                f"{name}: {len(missing)} of {len(paths)} are not on disk, the first "
+                f"{missing[0]}; materialize {name} first"
+            )
+        if not context.has_asset_partitions:
+            return self.read(paths[None])
+        return StoredPartitions(paths, self.read)  # type: ignore[arg-type]
+
+    def _city(self, asset_path: Sequence[str]) -> City:
+        return self._cities[asset_path[0]]
+
+
+class StreetPointsFile(FilesystemIOManager[gpd.GeoDataFrame]):
+    """Keeps street points as one GeoJSON file a city (EPSG:4326)."""
+
+    def path(self, city: City, partition: str | None) -> Path:
+        return city.street_points_path
+
+    def write(self, path: Path, value: gpd.GeoDataFrame) -> None:
+        with atomic_write(path) as file:
+            # GDAL writes to memory: pyogrio takes no open file.
+            text = io.BytesIO()
+            value.to_file(
+                text,
+                driver="GeoJSON",
+                layer="street_points",
+                COORDINATE_PRECISION=COORDINATE_DECIMALS,
+            )
+            file.write(text.getbuffer())
+
+    def read(self, path: Path) -> gpd.GeoDataFrame:
+        return gpd.read_file(path)
+
+
+class TileFiles(FilesystemIOManager[pa.Table]):
+    """Keeps the images of each tile as GeoJSON, in percept-vsvi-filter's tile cache."""
+
+    def path(self, city: City, partition: str | None) -> Path:
+        return city.tile_path(str(partition))
+
+    def write(self, path: Path, value: pa.Table) -> None:
+        write_tile(value, path)
+
+    def read(self, path: Path) -> pa.Table:
+        return read_tile(path)
+
+
+class SequenceFolders(FilesystemIOManager[Sidecar]):
+    """Keeps, beside the photographs of each sequence, the sidecar that tells what they are.
+
+    What a sidecar already tells of other images in the folder is kept.
+    """
+
+    def path(self, city: City, partition: str | None) -> Path:
+        return sequence_folder(city.sequences_folder, str(partition))
+
+    def write(self, path: Path, value: Sidecar) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        before = known_images(path)
+        after = before.updated(value)
+        after.images |= {
+            image_id: record
+            for image_id, record in whole_images(path, before).items()
+            if image_id in value.failed  # at replacing it: the old file is still there
+        }
+        if after != before:
+            write_sidecar(path, after)
+
+    def read(self, path: Path) -> Sidecar:
+        return read_sidecar(path)
+
+
+class CoverageReportFile(FilesystemIOManager[str]):
+    """Keeps a city's coverage report as one HTML file."""
+
+    def path(self, city: City, partition: str | None) -> Path:
+        return city.coverage_report_path
+
+    def write(self, path: Path, value: str) -> None:
+        with atomic_write(path) as file:
+            file.write(value.encode())
+
+    def read(self, path: Path) -> str:
+        return path.read_text(encoding="utf-8")
+
+
+def _pairs(value: object) -> Generator[tuple[str, Any], None, None]:
+    """Iterate over partition keys and values, of a mapping or of pairs as they come."""
+    pairs: Any = value.items() if isinstance(value, Mapping) else value
+    yield from pairs

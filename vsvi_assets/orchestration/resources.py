@@ -1,0 +1,64 @@
+"""Mapillary, PostGIS and the settings, as Dagster resources.
+
+None of them carries a secret in its configuration, which the UI shows: token and database
+address are read from the environment when they are needed.
+"""
+
+from pathlib import Path
+
+from dagster import ConfigurableResource
+
+from vsvi_assets.city import City
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.server import LocalPostgis
+from vsvi_assets.mapillary.client import Mapillary
+from vsvi_assets.mapillary.pacing import TileBudget
+from vsvi_assets.settings import Settings
+
+
+class MapillaryResource(ConfigurableResource):
+    """Mapillary's tile, graph and image servers."""
+
+    tiles_url: str
+    graph_url: str
+    data_dir: str
+    backoff: float = 1.0
+    """Seconds, to the base of which the pauses between attempts grow."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "MapillaryResource":
+        """Return the resource for the services that the settings name."""
+        return cls(
+            tiles_url=settings.tiles_url,
+            graph_url=settings.graph_url,
+            data_dir=str(settings.data_dir),
+        )
+
+    def client(self, city: City) -> Mapillary:
+        """Return a client that tries as often as the city file says."""
+        return Mapillary(
+            Settings.from_environment().token,
+            tiles_url=self.tiles_url,
+            graph_url=self.graph_url,
+            num_retries=city.num_retries,
+            backoff=self.backoff,
+            tile_budget=self.tile_budget(),
+        )
+
+    def tile_budget(self) -> TileBudget:
+        """Return the count of the tile requests of the day."""
+        return TileBudget(Path(self.data_dir, "tile_budget.json"))
+
+
+class PostgisResource(ConfigurableResource):
+    """The database of VSVI_POSTGRES_URL, or where that is not set the project's own cluster."""
+
+    data_dir: str
+
+    def database(self) -> Postgis:
+        url = Settings.from_environment().postgres_url
+        if url is None:
+            cluster = LocalPostgis(Path(self.data_dir))
+            cluster.start()
+            url = cluster.vsvi_url
+        return Postgis(url)

@@ -1,0 +1,191 @@
+"""A city's sequences as partitions: those that are selected, each with a status that is true.
+
+A sequence is to show as materialized if and only if every image selected for it is on disk,
+or known to be unavailable. The runs of `image_files` keep to that by themselves; a new
+selection, or a file deleted by hand, changes it without a run. Dagster's Postgres storage
+cannot wipe single partitions, and a partition that is deleted and added again brings its old
+status back. So what was materialized and is no longer complete is shown as failed, by a run
+that fails with the reason; what became complete is recorded as materialized.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain, groupby
+
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetMaterialization,
+    BackfillPolicy,
+    DagsterInstance,
+    DagsterRunStatus,
+    Definitions,
+    DynamicPartitionsDefinition,
+    Failure,
+    RunConfig,
+    RunsFilter,
+    asset,
+    define_asset_job,
+)
+from dagster._core.events import (
+    DagsterEvent,
+    DagsterEventBatchMetadata,
+    generate_event_batch_id,
+)
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from vsvi_assets.city import City
+from vsvi_assets.orchestration.common import CITY_TAG, asset_key
+
+UNFINISHED_RUNS = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+UNFINISHED_BACKFILLS = [
+    BulkActionStatus.REQUESTED,
+    BulkActionStatus.CANCELING,
+    BulkActionStatus.FAILING,
+]
+
+LACKING_IMAGES = "sequences_that_lack_images"
+"""What the runs are called that show sequences as failed."""
+
+
+def sequence_partitions_name(city: City) -> str:
+    """Return the name of the city's dynamic partitions, one a sequence with a selected image."""
+    return f"{city.name}_sequences"
+
+
+def sequence_partitions(city: City) -> DynamicPartitionsDefinition:
+    """Return the partitions of the city's `image_files`."""
+    return DynamicPartitionsDefinition(name=sequence_partitions_name(city))
+
+
+def update_sequences(
+    context: AssetExecutionContext,
+    city: City,
+    selected: Sequence[str],
+    incomplete: Collection[str],
+) -> None:
+    """Make the city's partitions, and their statuses, those of a new selection.
+
+    Parameters
+    ----------
+    context
+        Of the run in which the selection was made.
+    selected
+        All sequences of which an image is selected.
+    incomplete
+        Those of them that lack images on disk.
+    """
+    instance = context.instance
+    _register(instance, city, selected, incomplete)
+    registered = instance.get_dynamic_partitions(sequence_partitions_name(city))
+    files = asset_key(city, "image_files")
+
+    def look() -> Mapping[str, AssetPartitionStatus | None]:
+        partitions = sequence_partitions(city)
+        return instance.get_status_by_partition(files, registered, partitions) or {}
+
+    statuses = look()
+    outdated = {
+        sequence
+        for sequence in incomplete
+        if statuses.get(sequence) == AssetPartitionStatus.MATERIALIZED
+    }
+    # A run fails for a range, so others that lack images may be in it.
+    for adjacent in _adjacent(registered, incomplete):
+        lacking = [sequence for sequence in adjacent if sequence in outdated]
+        if lacking:
+            _show_as_failed(instance, city, lacking[0], lacking[-1])
+    if outdated:
+        # Dagster remembers a failure that was looked at. One that nobody saw would be forgotten
+        # when a later run is canceled, and the sequence would show as materialized again.
+        look()
+    completed = [
+        AssetMaterialization(files, partition=sequence)
+        for sequence in set(selected).difference(incomplete)
+        if statuses.get(sequence) in (None, AssetPartitionStatus.FAILED)
+    ]
+    # Stored together: one by one, those of a large folder that is adopted would take minutes.
+    batch = generate_event_batch_id()
+    for materialization in completed:
+        DagsterEvent.asset_materialization(
+            context.get_step_execution_context(),
+            materialization,
+            DagsterEventBatchMetadata(batch, is_end=materialization is completed[-1]),
+        )
+
+
+def _register(
+    instance: DagsterInstance, city: City, selected: Sequence[str], incomplete: Collection[str]
+) -> None:
+    name, files = sequence_partitions_name(city), asset_key(city, "image_files")
+    registered = list(instance.get_dynamic_partitions(name))
+    materialized = instance.get_materialized_partitions(files)
+
+    def absent() -> list[str]:
+        """Return what is to be registered: what is complete, what was so, what is new."""
+        return sorted(
+            set(selected).difference(registered),
+            key=lambda sequence: (sequence in incomplete, sequence not in materialized, sequence),
+        )
+
+    # Without its key a run dies, so those no longer selected stay until nothing runs.
+    if not _is_materializing(instance, files):
+        staying = set(selected)
+        before, registered = registered, [key for key in registered if key in staying]
+        # A run of a backfill covers keys that follow each other. Where incomplete ones are
+        # scattered, a run for each would take longer than to put them together at the end.
+        if len(list(_adjacent([*registered, *absent()], incomplete))) > 1:
+            registered = [key for key in registered if key not in incomplete]
+        for key in set(before).difference(registered):
+            instance.delete_dynamic_partition(name, key)
+    instance.add_dynamic_partitions(name, absent())
+
+
+def _is_materializing(instance: DagsterInstance, key: AssetKey) -> bool:
+    runs = instance.get_runs(RunsFilter(statuses=UNFINISHED_RUNS))
+    backfills = instance.get_backfills(BulkActionsFilter(statuses=UNFINISHED_BACKFILLS))
+    in_runs = (run.asset_selection or () for run in runs)
+    in_backfills = (backfill.asset_selection or () for backfill in backfills)
+    return any(key in keys for keys in chain(in_runs, in_backfills))
+
+
+def _adjacent(keys: Sequence[str], wanted: Collection[str]) -> Iterator[list[str]]:
+    for is_wanted, group in groupby(keys, key=wanted.__contains__):
+        if is_wanted:
+            yield list(group)
+
+
+def _show_as_failed(instance: DagsterInstance, city: City, first: str, last: str) -> None:
+    """Let a run of the sequences from `first` to `last` fail with the reason."""
+
+    @asset(
+        key=asset_key(city, "image_files"),
+        partitions_def=sequence_partitions(city),
+        backfill_policy=BackfillPolicy.single_run(),
+    )
+    def image_files(context: AssetExecutionContext) -> None:
+        raise Failure(
+            f"{city.name}: images that are selected by now are not on disk, in sequences "
+            f"{first} to {last} ({len(context.partition_keys)}). "
+            "The city's next refresh downloads them, as does running these partitions.",
+            allow_retries=False,
+        )
+
+    job = define_asset_job(LACKING_IMAGES, selection=[image_files])
+    definitions = Definitions([image_files], jobs=[job])
+    definitions.resolve_job_def(LACKING_IMAGES).execute_in_process(
+        instance=instance,
+        raise_on_error=False,
+        run_config=RunConfig(loggers={"console": {"config": {"log_level": "CRITICAL"}}}),
+        tags={
+            "dagster/asset_partition_range_start": first,
+            "dagster/asset_partition_range_end": last,
+            CITY_TAG: city.name,
+        },
+    )

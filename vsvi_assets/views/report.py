@@ -1,0 +1,230 @@
+"""The coverage report: one HTML file that shows where a city has photographs, and where none."""
+
+import base64
+import html
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from psycopg2 import sql
+
+from vsvi_assets.city import City
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.photographs.inventory import whole_images
+from vsvi_assets.photographs.sidecar import read_sidecar, sequence_folder
+
+ON_DISK, GAP, MISSING, UNAVAILABLE = range(4)
+"""What a street point has: a photograph, none near it, one yet to come, one that is gone."""
+
+NO_IMAGE = -1
+UNKNOWN_TIME = 0
+
+_POINT_COLUMNS = {
+    "lon": pa.float64(),
+    "lat": pa.float64(),
+    "street": pa.string(),
+    "image_id": pa.int64(),
+    "distance": pa.float64(),
+    "sequence_id": pa.string(),
+    "captured_at": pa.int64(),
+    "compass_angle": pa.float64(),
+    "is_pano": pa.bool_(),
+    "image_lon": pa.float64(),
+    "image_lat": pa.float64(),
+}
+
+
+@dataclass(frozen=True)
+class CoverageReport:
+    """A report and what it says in numbers.
+
+    Attributes
+    ----------
+    html
+        The page, which loads nothing but the photographs, by paths relative to the city's
+        folder.
+    points
+        Number of street points.
+    on_disk, gaps, missing, unavailable
+        How many of them have a photograph on disk; none within `max_distance`; one that is
+        yet to be downloaded; one that Mapillary has no longer.
+    images
+        Number of photographs that the points share.
+    """
+
+    html: str
+    points: int
+    on_disk: int
+    gaps: int
+    missing: int
+    unavailable: int
+    images: int
+
+
+def make_report(city: City, postgis: Postgis) -> CoverageReport:
+    """Report on a city's tables and on what is on disk of its selection.
+
+    Each street point is shown with the nearest selected image within `max_distance`.
+    """
+    points = postgis.read(_points_query(city), _POINT_COLUMNS, {"max_distance": city.max_distance})
+    image_ids = pc.unique(points["image_id"].combine_chunks().drop_null()).sort()
+    image_of_point = _positions(points["image_id"].combine_chunks(), image_ids)
+    images = points.take(pc.index_in(image_ids, points["image_id"].combine_chunks()))
+    states, creators = _what_became_of(city, images)
+    point_states = np.append(states, np.uint8(GAP))[image_of_point]
+    counts = np.bincount(point_states, minlength=4).tolist()
+    return CoverageReport(
+        html=_page(city, points, image_of_point, point_states, images, creators),
+        points=len(points),
+        on_disk=counts[ON_DISK],
+        gaps=counts[GAP],
+        missing=counts[MISSING],
+        unavailable=counts[UNAVAILABLE],
+        images=len(images),
+    )
+
+
+def _points_query(city: City) -> sql.Composable:
+    """Select each street point with the nearest selected image, in `_POINT_COLUMNS`."""
+    schema = sql.Identifier(city.name)
+    if city.selection == "nearest" and city.imgid_file is None:
+        selected = sql.SQL(
+            """
+            SELECT image_id, sequence_id, distance FROM {schema}.selected_images
+            WHERE street_point_id = point.id
+            """
+        )
+    else:
+        selected = sql.SQL(
+            """
+            SELECT id AS image_id, sequence_id, near.geo <-> point.geo AS distance
+            FROM {schema}.images AS near
+            WHERE ST_DWithin(near.geo, point.geo, %(max_distance)s)
+                AND id IN (SELECT image_id FROM {schema}.selected_images)
+            ORDER BY near.geo <-> point.geo, id
+            LIMIT 1
+            """
+        )
+    return sql.SQL(
+        """
+        SELECT ST_X(point.geometry), ST_Y(point.geometry), point.street, selected.image_id,
+            selected.distance, selected.sequence_id, image.captured_at, image.compass_angle,
+            image.is_pano, ST_X(image.geometry), ST_Y(image.geometry)
+        FROM {schema}.street_points AS point
+        LEFT JOIN LATERAL ({selected}) AS selected ON true
+        LEFT JOIN {schema}.images AS image ON image.id = selected.image_id
+        ORDER BY point.id
+        """
+    ).format(schema=schema, selected=selected.format(schema=schema))
+
+
+def _positions(values: pa.Array, of: pa.Array) -> NDArray[np.int32]:
+    """Return where in `of` each value stands, -1 for null."""
+    return pc.fill_null(pc.index_in(values, of), NO_IMAGE).to_numpy().astype(np.int32)
+
+
+def _what_became_of(city: City, images: pa.Table) -> tuple[NDArray[np.uint8], list[str | None]]:
+    """Return the state of each image, and who took those on disk."""
+    states = np.full(len(images), MISSING, np.uint8)
+    creators: list[str | None] = [None] * len(images)
+    by_sequence: dict[str, list[int]] = {}
+    for position, sequence_id in enumerate(images["sequence_id"].to_pylist()):
+        by_sequence.setdefault(sequence_id, []).append(position)
+    ids = images["image_id"].to_pylist()
+    for sequence_id, positions in by_sequence.items():
+        folder = sequence_folder(city.sequences_folder, sequence_id)
+        sidecar = read_sidecar(folder)
+        whole = whole_images(folder, sidecar)
+        for position in positions:
+            if record := whole.get(ids[position]):
+                states[position] = ON_DISK
+                creators[position] = record.creator
+            elif ids[position] in sidecar.unavailable:
+                states[position] = UNAVAILABLE
+    return states, creators
+
+
+def _page(
+    city: City,
+    points: pa.Table,
+    image_of_point: NDArray[np.int32],
+    point_states: NDArray[np.uint8],
+    images: pa.Table,
+    creators: list[str | None],
+) -> str:
+    streets = points["street"].dictionary_encode().combine_chunks()
+    sequences = images["sequence_id"].dictionary_encode().combine_chunks()
+    names = pa.array(creators, pa.string()).dictionary_encode()
+    folder = os.path.relpath(city.sequences_folder, city.folder)
+    data = {
+        "city": city.name,
+        "made": datetime.now(UTC).isoformat(timespec="minutes"),
+        "maxDistance": city.max_distance,
+        "sequencesFolder": quote(folder),
+        "streets": streets.dictionary.to_pylist(),
+        "sequences": sequences.dictionary.to_pylist(),
+        "creators": names.dictionary.to_pylist(),
+        "points": _packed(
+            lon=_float64(points["lon"]),
+            lat=_float64(points["lat"]),
+            street=_indices(streets),
+            image=image_of_point,
+            state=point_states,
+            distance=_float64(points["distance"]).astype(np.float32),
+        ),
+        "images": _packed(
+            id=images["image_id"].to_numpy().astype(np.int64),
+            lon=_float64(images["image_lon"]),
+            lat=_float64(images["image_lat"]),
+            sequence=_indices(sequences),
+            creator=_indices(names),
+            capturedAt=pc.fill_null(images["captured_at"], UNKNOWN_TIME)
+            .to_numpy()
+            .astype(np.float64),
+            compassAngle=_float64(images["compass_angle"]).astype(np.float32),
+            isPano=pc.fill_null(images["is_pano"], False).to_numpy().astype(np.uint8),
+        ),
+    }
+    # No "<" is left that could end the script element, whatever people call themselves.
+    text = orjson.dumps(data).decode().replace("<", "\\u003c")
+    page = files("vsvi_assets.views").joinpath("report.html").read_text(encoding="utf-8")
+    return page.replace("{{city}}", html.escape(city.name)).replace("{{data}}", text)
+
+
+def _float64(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Return numbers, NaN for null."""
+    return pc.fill_null(column, float("nan")).to_numpy().astype(np.float64)
+
+
+def _indices(encoded: pa.DictionaryArray) -> NDArray[np.int32]:
+    """Return where in the dictionary each value stands, -1 for null."""
+    return pc.fill_null(encoded.indices, NO_IMAGE).to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def _packed(**columns: NDArray[Any]) -> Mapping[str, Mapping[str, str]]:
+    """Return columns as JavaScript's typed arrays hold them, in base64."""
+    types = {
+        "float64": "Float64Array",
+        "float32": "Float32Array",
+        "int64": "BigInt64Array",
+        "int32": "Int32Array",
+        "uint8": "Uint8Array",
+    }
+    return {
+        name: {
+            "type": types[values.dtype.name],
+            "base64": base64.b64encode(
+                values.astype(values.dtype.newbyteorder("<")).tobytes()
+            ).decode(),
+        }
+        for name, values in columns.items()
+    }

@@ -1,0 +1,477 @@
+"""A city's tables, in a real PostGIS: what is in them, how they are swapped, what is selected."""
+
+import json
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import psycopg2
+import psycopg2.errors
+import pyarrow as pa
+import pytest
+from psycopg2 import sql
+
+from vsvi_assets.city import City, CityFileError
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.tables import (
+    images_table,
+    select_images,
+    selected_images_of,
+    selected_images_table,
+    street_points_table,
+)
+from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA
+from vsvi_assets_tests.project import BOX
+
+WEST, SOUTH, EAST, NORTH = BOX.values()
+
+
+@pytest.fixture
+def database(postgis_url: str) -> Postgis:
+    return Postgis(postgis_url)
+
+
+@pytest.fixture
+def make_city(tmp_path: Path) -> Callable[..., City]:
+    def make(name: str = "town", **keys: object) -> City:
+        content = {"bounding_box": BOX, "srid": 28992, **keys}
+        return City.parse(content, name=name, data_dir=tmp_path)
+
+    return make
+
+
+def ask(database: Postgis, query: str, table: str = "images") -> list[tuple]:
+    """Return a query's rows; `{table}` in it is the table, `{name}` its name as text."""
+    names = {"table": sql.Identifier("town", table), "name": sql.Literal(table)}
+    with database.transaction() as cursor:
+        cursor.execute(sql.SQL(query).format(**names))
+        return cursor.fetchall()
+
+
+def image(id: int, lon: float = 5.209, lat: float = 52.525, **properties: object) -> dict:
+    return {"id": id, "lon": lon, "lat": lat, "sequence_id": "sequence"} | properties
+
+
+def tile(*images: Mapping[str, object]) -> pa.Table:
+    return pa.Table.from_pylist(list(images), IMAGE_SCHEMA)
+
+
+def points(
+    lons: Sequence[float] | np.ndarray, lats: Sequence[float] | np.ndarray, street: str = "A"
+) -> gpd.GeoDataFrame:
+    count = len(lons)
+    return gpd.GeoDataFrame(
+        {"id": np.arange(count), "osmid": np.arange(count) + 10, "street": [street] * count},
+        geometry=gpd.points_from_xy(lons, lats),
+        crs=4326,
+    )
+
+
+def load(
+    database: Postgis,
+    city: City,
+    tiles: Iterable[pa.Table] = (),
+    lons: Sequence[float] | np.ndarray = (),
+    lats: Sequence[float] | np.ndarray = (),
+) -> dict[str, int]:
+    tables = [street_points_table(points(lons, lats), city), images_table(tiles, city)]
+    return database.replace_tables(city.name, tables)
+
+
+def scattered(count: int, seed: int = 0) -> pa.Table:
+    """Return images scattered over the box."""
+    numbers = np.random.default_rng(seed)
+    return tile(
+        *(
+            image(id, lon, lat, sequence_id=f"sequence{id % 7}")
+            for id, lon, lat in zip(
+                range(1, count + 1),
+                numbers.uniform(WEST, EAST, count),
+                numbers.uniform(SOUTH, NORTH, count),
+                strict=True,
+            )
+        )
+    )
+
+
+def test_both_tables_hold_both_geometries_indexed_and_in_spatial_order(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    counts = load(
+        database, make_city(), [scattered(2000)], [5.205, 5.213, 5.206], [52.523, 52.527, 52.523]
+    )
+    assert counts == {"street_points": 3, "images": 2000}
+    for table in counts:
+        assert ask(
+            database,
+            """SELECT DISTINCT ST_SRID(geometry), ST_SRID(geo), GeometryType(geometry),
+                GeometryType(geo), ST_Distance(ST_Transform(geometry, 28992), geo) < 1e-6
+                FROM {table}""",
+            table,
+        ) == [(4326, 28992, "POINT", "POINT", True)]
+        columns = ask(
+            database,
+            """SELECT f_geometry_column, srid, type FROM geometry_columns
+                WHERE f_table_schema = 'town' AND f_table_name = {name} ORDER BY 1""",
+            table,
+        )
+        assert columns == [("geo", 28992, "POINT"), ("geometry", 4326, "POINT")]
+        indexes = ask(database, "SELECT indexdef FROM pg_indexes WHERE tablename = {name}", table)
+        definitions = " ".join(definition for (definition,) in indexes)
+        assert "USING gist (geometry)" in definitions
+        assert "USING gist (geo)" in definitions
+        assert "USING btree (id)" in definitions
+        [(analysed,)] = ask(
+            database, "SELECT count(*) FROM pg_stats WHERE tablename = {name}", table
+        )
+        assert analysed
+
+    # On the disk as along a space-filling curve: neighbours in the file are neighbours.
+    stored = ask(
+        database,
+        """SELECT avg(step), avg(random_step) FROM (
+            SELECT geo <-> lag(geo) OVER (ORDER BY ctid) AS step,
+                geo <-> lag(geo) OVER (ORDER BY id) AS random_step FROM town.images
+        ) AS steps""",
+    )
+    [(step, random_step)] = stored
+    assert step < random_step / 5
+    [(name,)] = ask(database, "SELECT DISTINCT street FROM town.street_points")
+    assert name == "A"
+
+
+def test_values_come_out_of_the_table_as_they_went_in(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    odd = image(
+        2**62,
+        5.2045678901234567,
+        52.5234567890123456,
+        sequence_id="-_NULL",
+        captured_at=0,
+        compass_angle=361.39,
+        is_pano=True,
+        creator_id=2**40,
+        organization_id=None,
+    )
+    load(database, make_city(), [tile(odd, image(2, sequence_id="NA"))])
+    rows = ask(
+        database,
+        """SELECT id, sequence_id, captured_at, compass_angle, is_pano, creator_id,
+            organization_id, ST_X(geometry), ST_Y(geometry) FROM town.images ORDER BY id DESC""",
+    )
+    assert rows[0] == (
+        *(2**62, "-_NULL", 0, 361.39, True, 2**40, None),
+        *(5.2045678901234567, 52.5234567890123456),
+    )
+    assert rows[1][:7] == (2, "NA", None, None, None, None, None)
+
+
+def test_images_outside_the_box_are_cut_and_those_of_several_tiles_kept_once(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    inside = [image(1, WEST, SOUTH), image(2, EAST, NORTH), image(3)]
+    outside = [
+        image(4, WEST - 1e-9),
+        image(5, EAST + 1e-9),
+        image(6, lat=SOUTH - 1e-9),
+        image(7, lat=NORTH + 1e-9),
+    ]
+    counts = load(
+        database, make_city(), [tile(*inside, *outside), tile(*outside, image(3)), tile(image(3))]
+    )
+    assert counts["images"] == 3
+    assert ask(database, "SELECT id FROM town.images ORDER BY id") == [(1,), (2,), (3,)]
+
+
+NEW_YEAR_2020 = 1_577_836_800_000
+
+
+@pytest.mark.parametrize(
+    ("keys", "ids"),
+    [
+        ({}, {1, 2, 3, 4, 5}),
+        ({"panorama": "only"}, {1, 2}),
+        ({"panorama": "exclude"}, {3, 4}),
+        ({"captured_after": "2020-01-01"}, {2, 3}),
+        ({"captured_before": "2020-01-01"}, {1}),
+        ({"captured_after": "2020-01-01T00:00:00.001Z"}, {3}),
+        ({"captured_after": "2020-01-01T01:00+01:00"}, {2, 3}),
+        ({"creator_ids": [10, 11]}, {1, 2, 3}),
+        ({"creator_ids": [10], "panorama": "only", "captured_before": "2020-01-01"}, {1}),
+    ],
+)
+def test_filters_leave_what_was_asked_for(
+    database: Postgis, make_city: Callable[..., City], keys: dict, ids: set[int]
+) -> None:
+    images = tile(
+        image(1, is_pano=True, captured_at=NEW_YEAR_2020 - 1, creator_id=10),
+        image(2, is_pano=True, captured_at=NEW_YEAR_2020, creator_id=10),
+        image(3, is_pano=False, captured_at=NEW_YEAR_2020 + 1, creator_id=11),
+        image(4, is_pano=False, captured_at=0, creator_id=12),
+        image(5),
+    )
+    load(database, make_city(**keys), [images])
+    assert {id for (id,) in ask(database, "SELECT id FROM town.images")} == ids
+
+
+def test_readers_see_the_old_tables_or_the_new_and_never_half(
+    database: Postgis, postgis_url: str, make_city: Callable[..., City]
+) -> None:
+    city = make_city()
+
+    def generation(number: int) -> None:
+        count = 100 + number
+        tables = [
+            street_points_table(points([5.209] * count, [52.525] * count), city),
+            images_table([scattered(count)], city),
+        ]
+        database.replace_tables("town", tables)
+
+    generation(0)
+    seen: set[tuple[int, int]] = set()
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def read() -> None:
+        connection = psycopg2.connect(postgis_url.replace("+psycopg2", ""))
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            while not done.is_set():
+                cursor.execute(
+                    """SELECT (SELECT count(*) FROM town.street_points),
+                        (SELECT count(*) FROM town.images)"""
+                )
+                seen.update(cursor.fetchall())
+        connection.close()
+
+    def reading() -> None:
+        try:
+            read()
+        except psycopg2.Error as error:
+            wrong.append(error)
+
+    readers = [threading.Thread(target=reading) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for number in range(1, 16):
+        generation(number)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+    assert len(seen) > 5
+    assert all(in_points == in_images for in_points, in_images in seen)
+
+
+def test_a_replacement_that_fails_leaves_the_old_tables(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    city = make_city()
+    load(database, city, [scattered(50)], [5.209], [52.525])
+
+    def breaking() -> Iterator[pa.Table]:
+        yield scattered(10)
+        raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        load(database, city, breaking(), [5.209] * 7, [52.525] * 7)
+    assert ask(database, "SELECT count(*) FROM town.images") == [(50,)]
+    assert ask(database, "SELECT count(*) FROM town.street_points") == [(1,)]
+
+    ask(database, "CREATE VIEW mine AS SELECT * FROM town.images; SELECT 1")
+    with pytest.raises(psycopg2.errors.DependentObjectsStillExist):
+        load(database, city, [scattered(10)])
+    assert ask(database, "SELECT count(*) FROM mine") == [(50,)]
+    schemas = ask(database, "SELECT nspname FROM pg_namespace WHERE nspname LIKE '%town%'")
+    assert schemas == [("town",)]
+
+
+def test_two_replacements_of_one_city_wait_for_each_other(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    city = make_city()
+    with ThreadPoolExecutor(3) as pool:
+        loads = [pool.submit(load, database, city, [scattered(n)]) for n in (300, 400, 500)]
+    assert [done.result()["images"] for done in loads] == [300, 400, 500]
+    [(count,)] = ask(database, "SELECT count(*) FROM town.images")
+    assert count in (300, 400, 500)
+
+
+HOSTILE = """a"b'; DROP SCHEMA public CASCADE; -- {x} \\ é"""
+
+
+def test_names_and_values_are_never_taken_for_sql(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    street = 'Rue de l\'"Été"; DROP TABLE town.images; --\n%s\\N,{}'
+    table = street_points_table(points([5.209], [52.525], street), make_city())
+    rows = tile(image(1, sequence_id=HOSTILE), image(2, sequence_id="%s'); DELETE FROM images --"))
+    database.replace_tables(HOSTILE, [table, images_table([rows], make_city(HOSTILE))])
+    selection = select_images(database, make_city(HOSTILE, selection="all"))
+    database.replace_tables(HOSTILE, [selected_images_table(selection)])
+
+    schema = sql.Identifier(HOSTILE)
+    read = database.read(
+        sql.SQL("SELECT street FROM {}.street_points").format(schema), {"street": pa.string()}
+    )
+    assert read["street"].to_pylist() == [street]
+    assert selection["sequence_id"].to_pylist() == rows["sequence_id"].to_pylist()
+    [(sequence_id, [found])] = selected_images_of(database, HOSTILE, [HOSTILE, "' OR true --"])
+    assert (sequence_id, found.id) == (HOSTILE, 1)
+    assert ask(database, "SELECT count(*) FROM pg_namespace WHERE nspname = 'public'") == [(1,)]
+
+
+def test_no_more_than_one_tile_is_in_memory(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    held: list[int] = []
+
+    def tiles() -> Iterator[pa.Table]:
+        for number in range(20):
+            held.append(pool.bytes_allocated() - before)
+            yield scattered(5000, seed=number)
+
+    load(database, make_city(), tiles())
+    one_tile = scattered(5000).nbytes
+    assert held[0] < one_tile
+    assert max(held) < 3 * one_tile
+
+
+def exhaustive(
+    images: pa.Table, lons: np.ndarray, lats: np.ndarray, max_distance: float
+) -> dict[int, tuple[int, float]]:
+    """Return, for each point, the nearest image and its distance, by comparing all of them."""
+    ids = images["id"].to_numpy()
+    order = np.argsort(ids)
+    here = gpd.GeoSeries.from_xy(lons, lats, crs=4326).to_crs(28992)
+    there = gpd.GeoSeries.from_xy(
+        images["lon"].to_numpy()[order], images["lat"].to_numpy()[order], crs=4326
+    ).to_crs(28992)
+    nearest = {}
+    for point, position in enumerate(here):
+        distances = there.distance(position).to_numpy()
+        best = int(np.argmin(np.round(distances, 6)))
+        if distances[best] <= max_distance:
+            nearest[point] = (int(ids[order][best]), float(distances[best]))
+    return nearest
+
+
+def selected(selection: pa.Table) -> dict[int, tuple[int, object]]:
+    return {
+        row["street_point_id"]: (row["image_id"], pytest.approx(row["distance"], abs=1e-3))
+        for row in selection.to_pylist()
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("max_distance", [5, 40, 10_000])
+def test_the_selection_is_that_of_an_exhaustive_search(
+    database: Postgis, make_city: Callable[..., City], seed: int, max_distance: float
+) -> None:
+    numbers = np.random.default_rng(seed)
+    lons, lats = numbers.uniform(WEST, EAST, 300), numbers.uniform(SOUTH, NORTH, 300)
+    images = scattered(800, seed + 10)
+    city = make_city(max_distance=max_distance)
+    load(database, city, [images], lons, lats)
+
+    found = selected(select_images(database, city))
+
+    assert found == exhaustive(images, lons, lats, max_distance)
+    assert found
+    assert len(found) < 300 or max_distance > 5
+
+
+def test_of_equally_near_images_the_lowest_id_is_selected(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    places = random.Random(1)
+    cells = [
+        (5.205 + 0.001 * column, 52.523 + 0.001 * row) for column in range(5) for row in range(4)
+    ]
+    images = [image(id, *places.choice(cells)) for id in places.sample(range(1, 10**6), 200)]
+    city = make_city(max_distance=100)
+    load(database, city, [tile(*images)], *zip(*cells, strict=True))
+
+    found = select_images(database, city)
+
+    lowest = {cell: min(i["id"] for i in images if (i["lon"], i["lat"]) == cell) for cell in cells}
+    assert found["image_id"].to_pylist() == [lowest[cell] for cell in cells]
+    assert set(found["distance"].to_pylist()) == {0.0}
+
+
+def test_all_selects_every_image_and_no_point(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    city = make_city(selection="all")
+    load(database, city, [scattered(30)], [5.209], [52.525])
+    found = select_images(database, city)
+    assert found["image_id"].to_pylist() == list(range(1, 31))
+    assert found["street_point_id"].null_count == found["distance"].null_count == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ids"),
+    [
+        ("ids.txt", "3\n29\n3\n31\n", [3, 29]),
+        ("ids.json", json.dumps([{"mapillary_img_id": "30"}, {"mapillary_img_id": 2}]), [2, 30]),
+        ("ids.txt", "", []),
+        ("ids.json", "[]", []),
+    ],
+)
+def test_a_list_of_ids_selects_these_alone(
+    database: Postgis,
+    make_city: Callable[..., City],
+    tmp_path: Path,
+    name: str,
+    content: str,
+    ids: list[int],
+) -> None:
+    (tmp_path / name).write_text(content)
+    city = make_city(imgid_file=name)
+    load(database, city, [scattered(30)], [5.209], [52.525])
+    found = select_images(database, city)
+    assert found["image_id"].to_pylist() == ids
+    assert database.replace_tables("town", [selected_images_table(found)]) == {
+        "selected_images": len(ids)
+    }
+
+
+def test_a_missing_list_of_ids_is_an_error(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    city = make_city(imgid_file="absent.txt")
+    load(database, city, [scattered(3)])
+    with pytest.raises(CityFileError, match=r"imgid_file = .*absent\.txt: cannot be read"):
+        select_images(database, city)
+
+
+def test_selected_images_come_by_sequence_each_once(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    city = make_city(max_distance=500)
+    names = ["b", "-a", "NA", "_"]
+    images = [
+        image(id, 5.205 + id * 1e-5, sequence_id=names[id % 4], captured_at=id, is_pano=id % 2 == 0)
+        for id in range(1, 41)
+    ]
+    load(database, city, [tile(*images)], [5.205 + i * 1e-6 for i in range(400)], [52.525] * 400)
+    selection = select_images(database, city)
+    database.replace_tables("town", [selected_images_table(selection)])
+
+    found = dict(selected_images_of(database, "town", [*names, "absent"]))
+
+    assert list(found) == sorted(names)
+    assert [i.id for s in found.values() for i in s] == [
+        i for name in sorted(names) for i in range(1, 41) if names[i % 4] == name
+    ]
+    one = found["NA"][0]
+    assert (one.id, one.captured_at, one.is_pano, one.creator_id) == (2, 2, True, None)
+    assert (one.lon, one.lat) == (images[1]["lon"], images[1]["lat"])
+    assert list(selected_images_of(database, "town", [])) == []

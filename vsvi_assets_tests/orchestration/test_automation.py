@@ -1,0 +1,357 @@
+"""What runs by itself: which partitions a tick asks for, and that their statuses are true."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from dagster import (
+    AssetKey,
+    AssetSelection,
+    DagsterRun,
+    DagsterRunStatus,
+    DefaultSensorStatus,
+    RunsFilter,
+    evaluate_automation_conditions,
+)
+
+from vsvi_assets.city import City
+from vsvi_assets.orchestration.sequence_partitions import LACKING_IMAGES, sequence_partitions
+from vsvi_assets.photographs.inventory import Inventory, take_inventory
+from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
+from vsvi_assets_tests.project import BOX, METADATA_ASSETS, Project, small_world
+
+WEEKLY = "0 3 * * 1"
+SUNDAY = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+class Automation:
+    """A city's conditions on a clock of the test's own; what they ask for is carried out."""
+
+    def __init__(self, project: Project, city: City) -> None:
+        self.project = project
+        self.city = city
+        self._now = SUNDAY
+        self._cursor: Any = None
+        assert self.evaluate() == {}, "nothing is asked for before the first tick"
+
+    def evaluate(self, after: timedelta = timedelta(seconds=30)) -> dict[str, set[str | None]]:
+        """Evaluate the conditions once; return the partitions they ask for, by asset."""
+        self._now += after
+        result = evaluate_automation_conditions(
+            defs=self.project.defs(),
+            instance=self.project.instance,
+            asset_selection=AssetSelection.key_prefixes(self.city.name),
+            evaluation_time=self._now,
+            cursor=self._cursor,
+        )
+        self._cursor = result.cursor
+        requested = {
+            name: set(result.get_requested_partitions(AssetKey([self.city.name, name])))
+            for name in (*METADATA_ASSETS, "download_plan", "image_files")
+        }
+        return {name: partitions for name, partitions in requested.items() if partitions}
+
+    def week(self) -> set[str | None]:
+        """Let a week pass; return the sequences of which photographs were asked for."""
+        for path in self.city.tiles_folder.glob("*"):
+            week_old = path.stat().st_mtime - timedelta(days=7).total_seconds()
+            os.utime(path, (week_old, week_old))
+        asked = self.evaluate(after=timedelta(days=7))
+        assert asked.keys() == {"street_points", "tile_metadata"}
+        assert asked["tile_metadata"] == set(self.city.tile_keys)
+        refresh = {"vsvi/refresh": WEEKLY}
+        self.project.materialize(self.city, *asked, partitions=self.city.tile_keys, tags=refresh)
+        asked = self.evaluate()
+        assert asked.keys() == {"postgis_tables", "selected_image_ids", "download_plan"}
+        self.project.materialize(self.city, *asked, tags=refresh, raise_on_error=False)
+        asked = self.evaluate()
+        assert asked.keys() <= {"image_files"}
+        sequences = asked.get("image_files", set())
+        keys = [key for key in self.project.sequences(self.city) if key in sequences]
+        if keys:
+            self.project.materialize(
+                self.city, "image_files", partitions=keys, raise_on_error=False
+            )
+        assert self.evaluate() == {}, "what ran is not asked for again before the next tick"
+        return sequences
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """A sandbox whose four sequences were driven along the southern four of eight streets."""
+    with Sandbox(small_world(sequences=4, images_per_sequence=6)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def city(project: Project) -> City:
+    return project.write_city(schedule=WEEKLY, timezone="Europe/Amsterdam")
+
+
+@pytest.fixture
+def automation(project: Project, city: City) -> Automation:
+    return Automation(project, city)
+
+
+def statuses(project: Project, city: City) -> dict[str, set[str]]:
+    """Return the sequences by their status, as the UI shows it."""
+    keys = project.sequences(city)
+    by_status = defaultdict(set)
+    found = project.instance.get_status_by_partition(
+        AssetKey([city.name, "image_files"]), keys, sequence_partitions(city)
+    )
+    assert found is not None
+    for key in keys:
+        status = found[key]
+        by_status[status.value if status else "MISSING"].add(key)
+    return by_status
+
+
+def assert_statuses_are_true(project: Project, city: City) -> None:
+    lacking = take_inventory(city, project.postgis).missing.keys()
+    assert statuses(project, city)["MATERIALIZED"] == set(project.sequences(city)) - lacking
+
+
+def stored_images(city: City) -> dict[str, bytes]:
+    paths = city.sequences_folder.glob("*/*.jpg")
+    return {str(path.relative_to(city.sequences_folder)): path.read_bytes() for path in paths}
+
+
+def image_run(project: Project, city: City, first: str, last: str) -> DagsterRun:
+    """Record that a run of a range of sequences has begun."""
+    return project.instance.create_run_for_job(
+        project.defs().resolve_implicit_global_asset_job_def(),
+        asset_selection=frozenset([AssetKey([city.name, "image_files"])]),
+        tags={
+            "dagster/asset_partition_range_start": first,
+            "dagster/asset_partition_range_end": last,
+        },
+        status=DagsterRunStatus.STARTED,
+    )
+
+
+def test_each_city_with_a_schedule_has_one_switch_which_is_off(project: Project) -> None:
+    project.write_city("old-town", schedule=WEEKLY, timezone="Europe/Amsterdam")
+    project.write_city("port", schedule="*/30 * * * *", seqdir="elsewhere")
+    project.write_city("village")
+    defs = project.defs()
+    sensors = {sensor.name: sensor for sensor in defs.sensors or ()}
+    assert sensors.keys() == {"old_town", "port"}
+    assert {sensor.default_status for sensor in sensors.values()} == {DefaultSensorStatus.STOPPED}
+    conditions = {
+        spec.key.to_user_string(): spec.automation_condition
+        for spec in defs.resolve_all_asset_specs()
+    }
+    assert conditions["village/tile_metadata"] is None
+    assert "Europe/Amsterdam" in str(conditions["old-town/tile_metadata"])
+
+
+def test_a_city_ticks_by_its_own_timezone(city: City) -> None:
+    # The night before, the clocks went from two to three in Amsterdam.
+    now = datetime(2026, 3, 30, 1, 30, tzinfo=UTC)
+    assert city.latest_tick(now) == datetime(2026, 3, 30, 1, tzinfo=UTC)
+
+
+def test_the_first_tick_leads_to_all_images_and_the_next_to_none(
+    project: Project, city: City, automation: Automation
+) -> None:
+    assert automation.week() == set(project.sequences(city))
+    assert_statuses_are_true(project, city)
+    assert len(stored_images(city)) == len(city.selected_image_ids_path.read_text().split())
+
+    asked = dict(project.sandbox.stats.images_asked)
+    tiles = project.sandbox.stats.requests["tiles"]
+    assert automation.week() == set()
+    assert project.sandbox.stats.images_asked == asked
+    assert project.sandbox.stats.requests["tiles"] == tiles + len(city.tile_keys)
+
+
+def test_nothing_is_asked_for_while_sequences_are_being_registered(
+    project: Project, city: City, automation: Automation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def take_inventory_and_evaluate(*arguments: Any) -> Inventory:
+        asked.append(automation.evaluate())
+        return take_inventory(*arguments)
+
+    automation.week()
+    next(city.sequences_folder.glob("*/*.jpg")).unlink()
+    project.materialize(city, "selected_image_ids")
+    assert automation.evaluate() == {}, "not before the next tick"
+    monkeypatch.setattr(
+        "vsvi_assets.orchestration.assets.selected_image_ids.take_inventory",
+        take_inventory_and_evaluate,
+    )
+    assert automation.week()
+    assert asked == [{}]
+
+
+def test_photographs_that_do_not_fit_the_disk_are_not_asked_for(
+    project: Project, automation: Automation
+) -> None:
+    automation.city = project.write_city(schedule=WEEKLY, required_disk_space=1e9)
+    assert automation.week() == set()
+    automation.city = project.write_city(schedule=WEEKLY)
+    assert automation.week() == set(project.sequences(automation.city))
+
+
+def test_new_images_lead_to_their_sequences_alone(
+    project: Project, city: City, automation: Automation
+) -> None:
+    automation.week()
+    extended, *_ = project.sequences(city)
+    lon, north = (BOX["west"] + BOX["east"]) / 2, BOX["north"]
+    project.sandbox.world.add_images(
+        [
+            StreetImage(9_000_000, lon, north - 0.0004, extended),
+            StreetImage(9_000_001, lon, north - 0.0012, "sequence-new-abcdefgh"),
+        ]
+    )
+
+    project.materialize(city, *METADATA_ASSETS, partitions=city.tile_keys, overwrite=True)
+    assert_statuses_are_true(project, city)
+    assert automation.evaluate() == {}, "what is selected by hand is downloaded by hand"
+    assert automation.week() == {extended, "sequence-new-abcdefgh"}
+    assert_statuses_are_true(project, city)
+    assert statuses(project, city).keys() == {"MATERIALIZED"}
+
+
+def test_a_failed_sequence_is_tried_again_at_the_next_tick(
+    project: Project, city: City, automation: Automation
+) -> None:
+    failing = 1_000_005
+    project.sandbox.faults = Faults(by_image={failing: Fault.TRUNCATED})
+    automation.week()
+    sequence = project.sandbox.world.images[failing].sequence_id
+    assert statuses(project, city)["FAILED"] == {sequence}
+    assert_statuses_are_true(project, city)
+
+    project.sandbox.faults = Faults()
+    assert automation.week() == {sequence}
+    assert statuses(project, city).keys() == {"MATERIALIZED"}
+
+
+def test_sequences_no_longer_selected_lose_their_partition_and_not_their_files(
+    project: Project, city: City, automation: Automation
+) -> None:
+    automation.week()
+    before, files = set(project.sequences(city)), stored_images(city)
+    automation.city = city = project.write_city(
+        schedule=WEEKLY, timezone="Europe/Amsterdam", captured_after="2018-01-01"
+    )
+    automation.week()
+    lost = before - set(project.sequences(city))
+    assert lost
+    assert set(take_inventory(city, project.postgis).orphaned) == lost
+    assert stored_images(city).items() >= files.items()
+    assert_statuses_are_true(project, city)
+
+
+def test_a_changed_interval_downloads_only_what_is_newly_selected(
+    project: Project, city: City, automation: Automation
+) -> None:
+    automation.city = city = project.write_city(schedule=WEEKLY, interval=200)
+    automation.week()
+    assert_statuses_are_true(project, city)
+    served = dict(project.sandbox.stats.images_served)
+    automation.city = city = project.write_city(schedule=WEEKLY, interval=20)
+    sequences = automation.week()
+    assert sequences
+    assert_statuses_are_true(project, city)
+    assert statuses(project, city).keys() == {"MATERIALIZED"}
+    # Of those that the plan looked at, one more time each is for their sizes.
+    sampled = json.loads((city.folder / "image_sizes.json").read_text())["sizes"]
+    times = {
+        number - (str(image_id) in sampled)
+        for image_id, number in project.sandbox.stats.images_served.items()
+    }
+    assert times == {1}
+    assert len(project.sandbox.stats.images_served) > len(served)
+
+
+def test_a_deleted_photograph_shows_and_is_fetched_again(
+    project: Project, city: City, automation: Automation
+) -> None:
+    automation.week()
+    path = next(city.sequences_folder.glob("*/*.jpg"))
+    path.unlink()
+    project.materialize(city, "selected_image_ids")
+    assert statuses(project, city)["FAILED"] == {path.parent.name}
+    assert automation.evaluate() == {}, "not before the next tick"
+    assert automation.week() == {path.parent.name}
+    assert path.exists()
+    assert_statuses_are_true(project, city)
+
+
+def test_one_run_shows_all_sequences_that_gained_images_as_failed(project: Project) -> None:
+    ids = project.folder / "ids.txt"
+    city = project.write_city(imgid_file=str(ids))
+    zero, one, two, three = (f"sequence-{number:04}-abcdefgh" for number in range(4))
+
+    def select(*numbers: int) -> None:
+        ids.write_text("\n".join(str(1_000_000 + number) for number in numbers))
+        project.materialize(city, "selected_image_ids")
+
+    ids.write_text("1000000\n1001000\n1003000")
+    project.materialize_metadata(city)
+    project.materialize_images(city)
+    select(3000)
+    assert project.sequences(city) == [three]
+    select(0, 1, 1000, 2000, 3000, 3001)
+    assert statuses(project, city) == {
+        "MATERIALIZED": {one},
+        "FAILED": {zero, three},
+        "MISSING": {two},
+    }
+    runs = project.instance.get_runs(RunsFilter(job_name=LACKING_IMAGES))
+    assert [run.status for run in runs] == [DagsterRunStatus.FAILURE]
+
+
+def test_a_canceled_run_does_not_hide_what_is_missing(project: Project, city: City) -> None:
+    project.materialize_metadata(city)
+    project.materialize_images(city)
+    path = next(city.sequences_folder.glob("*/*.jpg"))
+    path.unlink()
+    project.materialize(city, "selected_image_ids")
+    run = image_run(project, city, path.parent.name, path.parent.name)
+    project.instance.report_run_canceled(run)
+    assert statuses(project, city)["FAILED"] == {path.parent.name}
+
+
+def test_photographs_that_are_there_show_without_a_run(project: Project, city: City) -> None:
+    project.materialize_metadata(city)
+    project.materialize_images(city)
+    project.instance.wipe_assets([AssetKey([city.name, "image_files"])])
+    project.materialize(city, "selected_image_ids")
+    assert statuses(project, city).keys() == {"MATERIALIZED"}
+
+
+def test_incomplete_sequences_follow_each_other_so_that_few_runs_hold_them(
+    project: Project, city: City
+) -> None:
+    project.materialize_metadata(city)
+    project.materialize_images(city)
+    sequences = project.sequences(city)
+    for sequence in sequences[::2]:
+        next(city.sequences_folder.glob(f"{sequence}/*.jpg")).unlink()
+    project.materialize(city, "selected_image_ids")
+    assert project.sequences(city) == [*sequences[1::2], *sequences[::2]]
+    assert statuses(project, city)["FAILED"] == set(sequences[::2])
+
+
+def test_no_sequence_is_taken_from_under_a_run(project: Project, city: City) -> None:
+    project.materialize_metadata(city)
+    before = project.sequences(city)
+    run = image_run(project, city, before[0], before[-1])
+    city = project.write_city(schedule=WEEKLY, captured_after="2018-01-01")
+    project.materialize(city, "postgis_tables", "selected_image_ids")
+    assert project.sequences(city) == before
+
+    project.instance.report_run_canceled(run)
+    project.materialize(city, "selected_image_ids")
+    assert set(project.sequences(city)) < set(before)

@@ -1,0 +1,177 @@
+"""Cities that keep themselves up to date, by Dagster's real daemon and webserver."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vsvi_assets.city import City
+from vsvi_assets.photographs.inventory import take_inventory
+from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
+from vsvi_assets_tests.dagster_services import Bounds, DagsterServices, Run, wait_until
+from vsvi_assets_tests.project import BOX, Project, small_world
+
+WEEKLY = "0 3 * * 1"
+NEW_SEQUENCES = {f"sequence-new{number}-abcdefgh" for number in range(3)}
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(small_world(sequences=6)) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def services(project: Project, tmp_path: Path, postgis_url: str) -> Iterator[DagsterServices]:
+    services = DagsterServices(
+        tmp_path / "dagster",
+        {"DAGSTER_POSTGRES_URL": postgis_url, "VSVI_SEQUENCES_PER_RUN": "3"},
+    )
+    yield services
+    services.stop()
+
+
+def image_runs(runs: list[Run]) -> list[Run]:
+    return [run for run in runs if "image_files" in run.assets]
+
+
+def is_complete(services: DagsterServices, city: City) -> bool:
+    sequences = services.partitions(city.name, "image_files")
+    return bool(sequences["all"]) and sequences["all"] == sequences["materialized"]
+
+
+def assert_status_is_the_disk(services: DagsterServices, project: Project, city: City) -> None:
+    sequences = services.partitions(city.name, "image_files")
+    lacking = take_inventory(city, project.postgis).missing.keys()
+    assert sequences["materialized"] == sequences["all"] - lacking
+    ids = {int(line) for line in city.selected_image_ids_path.read_text().split()}
+    images = project.sandbox.world.images
+    for image_id in ids:
+        path = city.sequences_folder / images[image_id].sequence_id / f"{image_id}.jpg"
+        assert path.read_bytes() == project.sandbox.world.picture(images[image_id], "original")
+
+
+def add_three_sequences(project: Project) -> None:
+    """Add sequences to the middle of three lanes, where all other images are farther away."""
+    west, south, east, north = BOX.values()
+    project.sandbox.world.add_images(
+        StreetImage(
+            id=9_000_000 + 100 * lane + crossing,
+            lon=west + (east - west) * (lane + 1.5) / 8,
+            lat=south + (north - south) * (crossing + 1) / 8,
+            sequence_id=sequence_id,
+            captured_at=1_750_000_000_000,
+        )
+        for lane, sequence_id in enumerate(sorted(NEW_SEQUENCES))
+        for crossing in range(2)
+    )
+
+
+def files(city: City) -> dict[Path, tuple[int, int]]:
+    paths = city.sequences_folder.glob("*/*.jpg")
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.mark.timeout(900)
+def test_cities_keep_themselves_up_to_date(project: Project, services: DagsterServices) -> None:
+    town = project.write_city("town", schedule=WEEKLY, timezone="Europe/Amsterdam")
+    village = project.write_city("village", schedule=WEEKLY)
+    stats = project.sandbox.stats
+    bounds = Bounds()
+    # Runs of images last for some seconds, with half of the images on disk.
+    project.sandbox.faults = Faults(images={Fault.SLOW: 0.5}, slow=8)
+    services.start()
+    assert services.runs() == []
+    for city in (town, village):
+        services.switch_on(city.name)
+    wait_for_evaluations(services, town, village)
+    assert services.runs() == []
+
+    let_a_week_pass(services, town, village)
+    # The first tick. A worker is killed in the middle of its backfill, and the daemon too.
+    wait_until(lambda: files(town), 300, "the first images are on disk")
+    [killed] = [
+        run for run in image_runs(services.runs()) if run.status == "STARTED" and run.city == "town"
+    ]
+    pid = services.worker_pid(killed.id)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    whole = files(town)
+    services.kill_daemon()
+    services.start_daemon()
+
+    def both_are_complete() -> bool:
+        bounds.watch(services.runs())
+        return all(is_complete(services, city) for city in (town, village))
+
+    wait_until(both_are_complete, 300, "all images of both cities are on disk")
+    for city in (town, village):
+        assert_status_is_the_disk(services, project, city)
+    runs = image_runs(services.runs())
+    assert {run.id: run.status for run in runs}[killed.id] == "FAILURE"
+    assert killed.id in {run.tags.get("dagster/parent_run_id") for run in runs}
+    assert files(town).items() >= whole.items()
+    backfills = [b for b in services.backfills() if b["assetSelection"] == image_files_of(town)]
+    assert {run.tags["dagster/backfill"] for run in runs if run.city == "town"} == {
+        backfill["id"] for backfill in backfills
+    }
+
+    assert dict(bounds.of_city) == {"town": 1, "village": 1}, "one run a city"
+    assert bounds.in_all == 2, "the cities did not wait for each other"
+
+    # A tick with nothing new.
+    services.switch_off("village")
+    project.sandbox.faults = Faults()
+    asked, tiles = dict(stats.images_asked), stats.requests["tiles"]
+    refresh(services, town)
+    known = {run.id for run in runs}
+    assert {run.id for run in image_runs(services.runs())} == known
+    assert stats.images_asked == asked
+    assert stats.requests["tiles"] == tiles + len(town.tile_keys)
+
+    # A tick with three new sequences.
+    add_three_sequences(project)
+    refresh(services, town)
+    wait_until(lambda: is_complete(services, town), 300, "the new sequences are on disk")
+    new = [run for run in image_runs(services.runs()) if run.id not in known]
+    assert [run.materialized for run in new] == [NEW_SEQUENCES]
+    assert "dagster/backfill" in new[0].tags
+    assert_status_is_the_disk(services, project, town)
+
+
+def image_files_of(city: City) -> list[dict[str, list[str]]]:
+    return [{"path": [city.name, "image_files"]}]
+
+
+def let_a_week_pass(services: DagsterServices, *cities: City) -> None:
+    for city in cities:
+        for path in city.tiles_folder.glob("*"):
+            week_old = path.stat().st_mtime - 7 * 86400
+            os.utime(path, (week_old, week_old))
+    services.let_days_pass(7)
+
+
+def wait_for_evaluations(services: DagsterServices, *cities: City) -> None:
+    """Wait until the cities' conditions have been evaluated, from now on, twice."""
+    for city in cities:
+        before = services.evaluations(city.name)
+
+        def came(name: str = city.name, before: set[str] = before) -> bool:
+            return len(services.evaluations(name) - before) >= 2
+
+        wait_until(came, 300, f"the conditions of {city.name} are evaluated")
+
+
+def refresh(services: DagsterServices, city: City) -> None:
+    """Let a week pass, and wait until the new selection is there and was looked at."""
+    before = {run.id for run in services.runs()}
+    let_a_week_pass(services, city)
+
+    def is_selected() -> bool:
+        new = [run for run in services.runs() if run.id not in before]
+        return any("selected_image_ids" in run.assets and run.status == "SUCCESS" for run in new)
+
+    wait_until(is_selected, 300, "the selection is refreshed")
+    wait_for_evaluations(services, city)

@@ -1,0 +1,228 @@
+"""The `vsvi` command as people type it: processes of its own, in a project's folder."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg2
+import pytest
+from dotenv import dotenv_values
+from psycopg2 import sql
+
+from vsvi_assets.database.server import LocalPostgis
+from vsvi_assets.sandbox import Sandbox
+from vsvi_assets_tests.conftest import temporary_postgis
+from vsvi_assets_tests.project import BOX, small_world
+
+VSVI = Path(sys.executable).with_name("vsvi")
+TOKEN = "MLY|sandbox|5ec4e7-0f-this-test"
+
+
+@dataclass
+class Shell:
+    """A terminal in a project's folder."""
+
+    postgis: LocalPostgis
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.postgis.data_dir.parent
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        inherited = {
+            name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ
+        }
+        return subprocess.Popen(
+            [VSVI, *arguments],
+            cwd=self.folder,
+            env=inherited | self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def vsvi(self, *arguments: str, status: int = 0) -> str:
+        """Run a command to its end and return all that it printed."""
+        process = self.start(*arguments)
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode == status, printed
+        assert "Traceback" not in printed
+        return printed
+
+    def write_city(self, name: str, **keys: object) -> None:
+        content = {"bounding_box": BOX, "srid": 28992, "max_distance": 60, "required_disk_space": 0}
+        (self.folder / "cities" / f"{name}.json").write_text(json.dumps(content | keys))
+
+    def images(self, city: str) -> list[Path]:
+        return sorted((self.postgis.data_dir / city / "sequences").rglob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[Shell]:
+    """A project without a token, in a folder and with a PostGIS server of its own."""
+    with temporary_postgis() as postgis:
+        shell = Shell(postgis)
+        for name in ("dagster.yaml", "workspace.yaml"):
+            shutil.copy(name, shell.folder)
+        (shell.folder / "cities").mkdir()
+        yield shell
+        shell.vsvi("down")
+
+
+@pytest.fixture
+def sandbox(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """Services that are no sandbox as far as the project knows, and a token for them."""
+    with Sandbox(small_world(), tokens={TOKEN}) as sandbox:
+        monkeypatch.setattr(shell, "environment", sandbox.environment())
+        yield sandbox
+
+
+def test_up_starts_what_is_missing_and_down_stops_it(shell: Shell) -> None:
+    env = shell.folder / ".env"
+    env.write_text("VSVI_SEQUENCES_PER_RUN=5\n")
+
+    for _ in range(2):
+        printed = shell.vsvi("up")
+        assert "PostGIS: PostgreSQL" in printed
+        assert "in place of Mapillary and OSM" in printed
+
+    settings = dotenv_values(env)
+    assert settings["VSVI_SEQUENCES_PER_RUN"] == "5"
+    assert str(settings["DAGSTER_POSTGRES_URL"]).startswith("postgresql+psycopg2://")
+    assert str(settings["MAPILLARY_TILES_URL"]).startswith("http://127.0.0.1:")
+    assert env.read_text().count("DAGSTER_POSTGRES_URL") == 1
+    assert env.stat().st_mode & 0o077 == 0
+    assert shell.postgis.is_running()
+
+    assert shell.vsvi("down").split() == ["Stopped:", "Reports,", "Sandbox,", "PostGIS"]
+    assert not shell.postgis.is_running()
+    assert shell.vsvi("down") == "Nothing runs.\n"
+
+    shell.vsvi("up")
+    assert dotenv_values(env)["VSVI_PAGES_URL"] == settings["VSVI_PAGES_URL"]
+
+
+def test_a_city_from_its_box_to_its_photographs(shell: Shell, sandbox: Sandbox) -> None:
+    shell.write_city("town")
+
+    shell.vsvi("materialize", "town", "--tiles-only")
+    assert sandbox.stats.requests.keys() == {"tiles"}
+    assert shell.images("town") == []
+
+    printed = shell.vsvi("materialize", "town", "--overwrite")
+    ids = (shell.postgis.data_dir / "town/selected_image_ids.txt").read_text().split()
+    images = shell.images("town")
+    assert sorted(path.stem for path in images) == sorted(ids)
+    total = sum(path.stat().st_size for path in images)
+    assert f"downloaded     {len(ids)} images, {total:,} bytes, just now" in printed
+    assert set(sandbox.stats.tiles_asked.values()) == {2}
+
+    asked = dict(sandbox.stats.requests)
+    printed = shell.vsvi("materialize", "town")
+    assert "downloaded     none: every selected image was there already" in printed
+    assert dict(sandbox.stats.requests) == asked
+    printed = shell.vsvi("status", "town", "--verify")
+    assert f"on disk        {len(ids)} images, {total:,} bytes" in printed
+    assert "every photograph is as it was downloaded" in printed
+    assert sandbox.stats.token_leaks == 0
+    assert_nowhere(TOKEN, shell)
+
+
+def assert_nowhere(secret: str, shell: Shell) -> None:
+    """Look for a secret in all that the project wrote: files, events, runs, tables."""
+    cluster = shell.postgis.folder.resolve()
+    files = [path for path in shell.folder.rglob("*") if path.is_file()]
+    assert any("town" in path.parts for path in files)
+    for path in files:
+        if cluster not in path.resolve().parents:
+            assert secret.encode() not in path.read_bytes(), path
+    rows = 0
+    for url in (shell.postgis.dagster_url, shell.postgis.vsvi_url):
+        connection = psycopg2.connect(url.replace("+psycopg2", ""))
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                """SELECT table_schema, table_name FROM information_schema.tables
+                WHERE table_schema NOT IN ('pg_catalog', 'information_schema')"""
+            )
+            for table in cursor.fetchall():
+                cursor.execute(
+                    sql.SQL("SELECT row::text FROM {} AS row").format(sql.Identifier(*table))
+                )
+                for (row,) in cursor:
+                    rows += 1
+                    assert secret not in row, table
+        connection.close()
+    assert rows > 200
+
+
+def test_an_interrupted_download_ends_at_once_and_goes_on_from_there(
+    shell: Shell, sandbox: Sandbox
+) -> None:
+    shell.write_city("harbour", selection="all")
+    sandbox.latency = 0.3
+    process = shell.start("materialize", "harbour")
+    while len(shell.images("harbour")) < 20:
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    interrupted = time.monotonic()
+    printed, _ = process.communicate(timeout=60)
+    assert time.monotonic() - interrupted < 15
+    assert process.returncode
+    assert "interrupted" in printed.lower()
+    assert "Traceback" not in printed
+    there = {path.stem for path in shell.images("harbour")}
+    assert 20 <= len(there) < 120
+    assert not list((shell.postgis.data_dir / "harbour").rglob("*.part"))
+
+    sandbox.latency = 0.0
+    before = sandbox.stats.images_served.copy()
+    shell.vsvi("materialize", "harbour")
+
+    assert len(shell.images("harbour")) == 120
+    fetched = {str(image_id) for image_id in sandbox.stats.images_served - before}
+    assert fetched.isdisjoint(there)
+
+
+def test_what_people_get_wrong_is_told_without_a_traceback(
+    shell: Shell, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    shell.write_city("village", interval=0)
+    (shell.folder / "cities/hamlet.yaml").write_text("bounding_box: [1")
+    try:
+        printed = shell.vsvi("materialize", "atlantis", status=1)
+        assert "There is no city 'atlantis'" in printed
+        printed = shell.vsvi("status", "village", status=1)
+        assert "village.json: interval = 0: Input should be greater" in printed
+        printed = shell.vsvi("materialize", "hamlet", status=1)
+        assert "hamlet.yaml: cannot be read as YAML" in printed
+    finally:
+        for name in ("village.json", "hamlet.yaml"):
+            (shell.folder / "cities" / name).unlink()
+
+    (shell.folder / "dagster.yaml").rename(tmp_path / "dagster.yaml")
+    try:
+        assert "There is no dagster.yaml here" in shell.vsvi("up", status=1)
+    finally:
+        (tmp_path / "dagster.yaml").rename(shell.folder / "dagster.yaml")
+
+
+def test_the_sandbox_serves_until_it_is_stopped(shell: Shell) -> None:
+    process = shell.start("sandbox")
+    assert process.stdout
+    assert process.stdout.readline() == "The sandbox answers at these addresses:\n"
+    name, url = process.stdout.readline().strip().split("=")
+    assert name == "MAPILLARY_TILES_URL"
+    assert url.startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 0

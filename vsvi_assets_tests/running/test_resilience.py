@@ -1,0 +1,652 @@
+"""What goes wrong on the way to a city's photographs, and what is left of it after the next run."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, serialize_value
+from dagster._core.events import EngineEventData
+from dagster._core.launcher import WorkerStatus
+from psycopg2 import sql
+
+from vsvi_assets.city import City
+from vsvi_assets.database import tables
+from vsvi_assets.mapillary.pacing import TILES_PER_DAY
+from vsvi_assets.orchestration.common import MAPILLARY_POOL, asset_key
+from vsvi_assets.orchestration.launcher import COMMAND_LINE_TAG, end_lost_runs
+from vsvi_assets.progress import LogProgress
+from vsvi_assets.running.runs import CityRuns
+from vsvi_assets.running.services import lock_path, only_process
+from vsvi_assets.sandbox import TOKEN, Fault, Faults, StreetImage
+from vsvi_assets.views.plan import SAMPLE_OF_A_KIND
+from vsvi_assets.views.status import verify_lines
+from vsvi_assets_tests.conftest import temporary_postgis
+from vsvi_assets_tests.project import Project, small_world
+
+WORKERS = 64
+"""How many images are fetched at a time."""
+
+EVERYTHING_AT_ONCE = Faults(
+    seed=3,
+    overpass={Fault.GATEWAY_TIMEOUT: 0.5, Fault.RATE_LIMITED_BARE: 0.5},
+    tiles={Fault.UNAVAILABLE: 0.4, Fault.HTML_PAGE: 0.3, Fault.CUT_OFF: 0.3},
+    graph={
+        Fault.APPLICATION_LIMIT: 0.1,
+        Fault.TIMEOUT: 0.1,
+        Fault.UNKNOWN_ERROR: 0.1,
+        Fault.RESET: 0.1,
+    },
+    images={
+        Fault.RATE_LIMITED_XML: 0.1,
+        Fault.SERVER_ERROR: 0.1,
+        Fault.TRUNCATED: 0.05,
+        Fault.HTML_PAGE: 0.05,
+        Fault.EXPIRED: 0.05,
+        Fault.RESET: 0.05,
+    },
+    most=2,
+)
+
+
+class Outcome:
+    """What a command would tell of its runs, and what it told on the way."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.failures: list[str] = []
+        self.image_runs = 0
+
+
+def materialize(
+    project: Project,
+    city: City,
+    *,
+    overwrite: bool = False,
+    sequences_per_run: int = 200,
+    outcome: Outcome | None = None,
+) -> Outcome:
+    """Run a city's assets as `vsvi materialize` does, in this process."""
+    outcome = outcome or Outcome()
+    progress = LogProgress(outcome.told.append)
+    with only_process(city):
+        runs = CityRuns(project.defs(), city, project.instance, progress)
+        result = runs.materialize_metadata(overwrite=overwrite)
+        outcome.failures = runs.failure_messages(result)
+        if outcome.failures:
+            return outcome
+        sequences = runs.all_sequences() if overwrite else runs.pending_sequences(project.postgis)
+        for result in runs.materialize_images(
+            sequences, sequences_per_run=sequences_per_run, overwrite=overwrite
+        ):
+            outcome.failures += runs.failure_messages(result)
+            outcome.image_runs += 1
+    return outcome
+
+
+def selected_images(project: Project, city: City) -> list[StreetImage]:
+    ids = city.selected_image_ids_path.read_text().split()
+    return [project.sandbox.world.images[int(image_id)] for image_id in ids]
+
+
+def path_of(city: City, image: StreetImage) -> Path:
+    return city.sequences_folder / image.sequence_id / f"{image.id}.jpg"
+
+
+def not_whole(project: Project, city: City) -> list[int]:
+    """Return the selected images that are not on disk, byte by byte as they are served."""
+    return [
+        image.id
+        for image in selected_images(project, city)
+        if not (path := path_of(city, image)).exists()
+        or path.read_bytes() != project.sandbox.world.picture(image, "original")
+    ]
+
+
+def attempts(project: Project) -> list[str]:
+    """Return the step of each attempt of the last run that failed and was repeated."""
+    [run] = project.instance.get_runs(limit=1)
+    return [
+        entry.step_key or ""
+        for entry in project.instance.all_logs(run.run_id)
+        if entry.dagster_event and entry.dagster_event.event_type_value == "STEP_UP_FOR_RETRY"
+    ]
+
+
+# What passes
+
+
+def test_faults_of_all_services_at_once_cost_a_city_nothing(project: Project) -> None:
+    city = project.write_city(num_retries=8)
+    project.sandbox.faults = EVERYTHING_AT_ONCE
+    outcome = materialize(project, city)
+    assert outcome.failures == []
+    assert not_whole(project, city) == []
+    stats = project.sandbox.stats
+    assert stats.faults.keys() == {"overpass", "tiles", "graph", "images"}
+    assert any("HTTP 504" in line and "Tried again in" in line for line in outcome.told)
+
+
+# What no time mends
+
+
+def test_a_refused_token_ends_everything_at_once_with_one_sentence(project: Project) -> None:
+    city = project.write_city()
+    materialize(project, city)
+    project.sandbox.tokens = {"MLY|another"}
+    for image in selected_images(project, city):
+        path_of(city, image).unlink()
+    outcome = materialize(project, city, sequences_per_run=2)
+    assert outcome.image_runs == 1
+    [message] = outcome.failures
+    assert message.startswith("town/image_files: Mapillary refuses the token")
+    assert "\n" not in message
+    assert attempts(project) == []
+
+
+def test_a_fault_of_the_program_is_told_at_once_with_its_class(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    city = project.write_city()
+    monkeypatch.setattr(project.sandbox.world, "picture", None)
+    monkeypatch.setattr("vsvi_assets.mapillary.client.decode_tile", {}.__getitem__)
+    outcome = materialize(project, city)
+    assert any(m.startswith("town/tile_metadata: TypeError: ") for m in outcome.failures)
+    assert attempts(project) == []
+
+
+# Interruptions
+
+
+@contextmanager
+def interrupted_when(it_is_time: Callable[[], bool]) -> Iterator[list[float]]:
+    """Press Ctrl-C once it is time; gives a list of when that was."""
+    moments: list[float] = []
+
+    def press() -> None:
+        while not it_is_time():
+            time.sleep(0.02)
+        moments.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        yield moments
+    finally:
+        thread.join()
+
+
+def temporary_files(project: Project) -> list[Path]:
+    return list(project.settings.data_dir.rglob("*.part"))
+
+
+def test_ctrl_c_ends_a_download_within_seconds_and_the_next_run_goes_on(project: Project) -> None:
+    city = project.write_city()
+    materialize_metadata_only(project, city)
+    silent = stalled(project, city)
+    project.sandbox.faults = Faults(by_image=silent, stall=60)
+
+    def others_are_complete() -> bool:
+        complete = len([*city.sequences_folder.glob("*/images.geojson")])
+        return complete == len(project.sequences(city)) - len(silent)
+
+    with pytest.raises(KeyboardInterrupt), interrupted_when(others_are_complete) as moments:
+        materialize(project, city)
+    assert time.monotonic() - moments[0] < 5
+    [run] = project.instance.get_runs(limit=1)
+    assert run.status == DagsterRunStatus.CANCELED
+    assert temporary_files(project) == []
+    complete = {folder.parent.name for folder in city.sequences_folder.glob("*/images.geojson")}
+    assert complete
+    assert recorded(project, city) == complete
+
+    project.sandbox.faults = Faults()
+    before = project.sandbox.stats.images_asked.copy()
+    whole = {image.id for image in selected_images(project, city)} - {*not_whole(project, city)}
+    assert materialize(project, city).failures == []
+    assert not whole & (project.sandbox.stats.images_asked - before).keys()
+    assert not_whole(project, city) == []
+    assert recorded(project, city) == {*project.sequences(city)}
+
+
+def test_ctrl_c_ends_the_wait_for_another_try_too(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSVI_RETRY_DELAY", "60")
+    project.sandbox.faults = Faults(overpass={Fault.GATEWAY_TIMEOUT: 1.0})
+    stats, outcome = project.sandbox.stats, Outcome()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        interrupted_when(lambda: any("Tried again" in line for line in outcome.told)) as moments,
+    ):
+        materialize(project, project.write_city(), outcome=outcome)
+    assert time.monotonic() - moments[0] < 5
+    assert stats.requests["tiles"] == 0
+
+
+def materialize_metadata_only(project: Project, city: City) -> None:
+    with only_process(city):
+        runs = CityRuns(project.defs(), city, project.instance, LogProgress(print))
+        assert runs.materialize_metadata().success
+
+
+def stalled(project: Project, city: City) -> dict[int, Fault]:
+    """Let the server fall silent amid the last image of every other sequence."""
+    last = {image.sequence_id: image.id for image in selected_images(project, city)}
+    return dict.fromkeys(list(last.values())[::2], Fault.STALL)
+
+
+def recorded(project: Project, city: City) -> set[str]:
+    return set(project.instance.get_materialized_partitions(asset_key(city, "image_files")))
+
+
+# Kills
+
+DOWNLOADS = """
+import os, sys
+from dagster import DagsterInstance
+from vsvi_assets.city import load_cities
+from vsvi_assets.definitions import defs
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.progress import LogProgress
+from vsvi_assets.running.runs import CityRuns
+from vsvi_assets.running.services import only_process
+from vsvi_assets.settings import Settings
+
+settings = Settings.from_environment()
+[city], _ = load_cities(settings.cities_dir, settings.data_dir)
+postgis = Postgis(settings.postgres_url)
+
+def download(what):
+    with only_process(city), DagsterInstance.get() as instance:
+        runs = CityRuns(defs, city, instance, LogProgress(print))
+        if what == "everything" and not runs.materialize_metadata().success:
+            return False
+        pending = runs.pending_sequences(postgis)
+        results = runs.materialize_images(pending, sequences_per_run=200)
+        return all(result.success for result in results)
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)
+        os._exit(0 if download(line.strip()) else 1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Downloads "everything" or just "images", as each line says, in a fork of its own.
+
+The forked process has imported all that it takes.
+"""
+
+
+@dataclass
+class Downloads:
+    """Downloads in processes of their own, one after the other."""
+
+    process: subprocess.Popen[str]
+
+    def start(self, what: str) -> int:
+        """Start one, of "everything" or of "images" alone, and return its process id."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def ended(self) -> int:
+        """Wait for its end and return its exit code, of a signal the negative number."""
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self.process.stdout
+        return int(self.process.stdout.readline())
+
+
+@contextmanager
+def killed_downloads(project: Project) -> Iterator[Downloads]:
+    with (
+        (project.folder / "told").open("w") as told,
+        subprocess.Popen(
+            [sys.executable, "-c", DOWNLOADS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=told,
+            text=True,
+        ) as process,
+    ):
+        yield Downloads(process)
+        assert process.stdin
+        process.stdin.close()
+
+
+@pytest.fixture
+def postgres_project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """The project, with its Dagster instance in PostgreSQL, for several processes."""
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", os.environ["VSVI_POSTGRES_URL"])
+    monkeypatch.setenv("DAGSTER_HOME", str(project.folder))
+    monkeypatch.chdir(project.folder)
+    shutil.copy(Path(__file__).parents[1] / "dagster.yaml", project.folder)
+    with DagsterInstance.get() as instance:
+        yield Project(project.folder, project.sandbox, instance)
+
+
+@pytest.mark.timeout(900)
+def test_thirty_kills_lose_nothing_that_was_whole(postgres_project: Project) -> None:
+    project, moments = postgres_project, random.Random(5)
+    world = small_world(sequences=20, images_per_sequence=60)
+    project.sandbox.world.add_images(world.images.values())
+    city = project.write_city(selection="all")
+    stats = project.sandbox.stats
+    project.sandbox.latency = 0.2
+    kills_amid_images = 0
+    with killed_downloads(project) as downloads:
+        for kill in range(30):
+            served = stats.images_served.total()
+            # Some wherever the whole run is by then, and the others amid the images.
+            whole_run = kill < 8 or kill % 4 == 0
+            process_id = downloads.start("everything" if whole_run else "images")
+            patience = time.monotonic() + (moments.uniform(0, 4) if whole_run else 100)
+            if kill == 7:  # the metadata are to be there for the images alone
+                patience += 100
+            enough = served + (2 * SAMPLE_OF_A_KIND if kill < 8 else 0) + moments.randint(1, 50)
+            while stats.images_served.total() < enough and time.monotonic() < patience:
+                time.sleep(moments.uniform(0, 0.02))
+            os.kill(process_id, signal.SIGKILL)
+            assert downloads.ended() == -signal.SIGKILL
+            kills_amid_images += stats.images_served.total() > served
+        on_disk = sum(1 for _ in city.sequences_folder.rglob("*.jpg"))
+        project.sandbox.latency = 0.0
+        downloads.start("everything")
+        assert downloads.ended() == 0
+    images = selected_images(project, city)
+    assert 0 < on_disk < len(images)
+    assert not_whole(project, city) == []
+    assert temporary_files(project) == []
+    assert verify_lines(city) == []
+    sizes = [path_of(city, image).stat().st_size for image in images]
+    explained = (kills_amid_images * WORKERS + 2 * SAMPLE_OF_A_KIND) * max(sizes)
+    assert stats.image_bytes - sum(sizes) <= explained
+    assert recorded(project, city) == {*project.sequences(city)}
+    assert [run.run_id for run in project.instance.get_runs() if not run.is_finished] == []
+    pool = project.instance.event_log_storage.get_concurrency_info(MAPILLARY_POOL)
+    assert pool.active_slot_count == pool.pending_step_count == 0
+    print(kills_amid_images, on_disk, len(images), stats.image_bytes, sum(sizes), explained)
+
+
+def test_runs_that_lost_their_process_are_ended_and_others_are_not(
+    postgres_project: Project,
+) -> None:
+    project = postgres_project
+    idle, busy = project.write_city("idle"), project.write_city("busy")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "dagster"])
+    tags: dict[str, dict[str, str]] = {
+        "killed command": {COMMAND_LINE_TAG: str(lock_path(idle))},
+        "killed worker": {},
+        "running command": {COMMAND_LINE_TAG: str(lock_path(busy))},
+        "running worker": {},
+        "unknown": {},
+    }
+    runs = {
+        name: project.instance.add_run(
+            DagsterRun("job", status=DagsterRunStatus.STARTED, tags=run_tags)
+        )
+        for name, run_tags in tags.items()
+    }
+    for name, process in {"killed worker": ended, "running worker": worker}.items():
+        data = EngineEventData.in_process(process.pid)
+        project.instance.report_engine_event("Started process for run", runs[name], data)
+    with only_process(busy):
+        launcher = project.instance.run_launcher
+        healths = {name: launcher.check_run_worker_health(run).status for name, run in runs.items()}
+        end_lost_runs(project.instance, locked_here=project.folder / "lock")
+    unfinished = {run.run_id for run in project.instance.get_runs() if not run.is_finished}
+    worker.kill()
+    worker.wait()
+    left = {name for name, run in runs.items() if run.run_id in unfinished}
+    assert left == {"running command", "running worker", "unknown"}
+    assert {name for name, health in healths.items() if health == WorkerStatus.RUNNING} == left
+
+
+# The database
+
+
+def test_a_database_killed_amid_a_load_keeps_the_old_tables_and_gets_the_new_ones(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with temporary_postgis() as server:
+        server.start()
+        monkeypatch.setenv("VSVI_POSTGRES_URL", server.vsvi_url)
+        city = project.write_city()
+        materialize_metadata_only(project, city)
+        before = rows_of_tables(project, city)
+        newcomer = StreetImage(id=42, lon=5.209, lat=52.525, sequence_id="newcomer")
+        project.sandbox.world.add_images([newcomer])
+        wanted_images = tables.wanted_images
+        seen: list[object] = []
+
+        def killing(tile: pa.Table, city: City) -> pa.Table:
+            if not seen:
+                seen.append("killed")
+                pid = (server.folder / "cluster" / "postmaster.pid").read_text().split()[0]
+                os.kill(int(pid), signal.SIGKILL)
+            elif len(seen) == 1:
+                seen.append(rows_of_tables(project, city))
+            return wanted_images(tile, city)
+
+        def start_again(message: str) -> None:
+            if "Tried again" in message:
+                server.start()
+
+        monkeypatch.setattr(tables, "wanted_images", killing)
+        with only_process(city):
+            progress = LogProgress(start_again)
+            runs = CityRuns(project.defs(), city, project.instance, progress)
+            result = runs.materialize_metadata(overwrite=True)
+        assert result.success
+        assert attempts(project) == ["town__postgis_tables"]
+        assert seen == ["killed", before]
+        after = rows_of_tables(project, city)
+        assert after == before | {"town.images": before["town.images"] + 1}
+
+
+def rows_of_tables(project: Project, city: City) -> dict[str, int]:
+    """Count the rows of all tables in the city's schemas, a schema that is being built included."""
+    with project.postgis.transaction() as cursor:
+        cursor.execute(
+            "SELECT format('%%I.%%I', schemaname, tablename) FROM pg_tables"
+            " WHERE schemaname LIKE %s",
+            [f"{city.name}%"],
+        )
+        names = [name for (name,) in cursor.fetchall()]
+        counts = {}
+        for name in names:
+            cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.SQL(name)))
+            [(counts[name],)] = cursor.fetchall()
+    return counts
+
+
+# The disk
+
+
+def test_a_full_disk_stops_a_city_at_any_step_and_room_completes_it(
+    project: Project, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSVI_DATA_DIR", str(small_disk))
+    world, picture = project.sandbox.world, project.sandbox.world.picture
+    world.picture = lambda image, size: picture(image, size) + bytes(125_000)
+    city = project.write_city(selection="all")
+    ballast = small_disk / "ballast"
+
+    def leave_free(room: int) -> None:
+        ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
+
+    leave_free(40_000)  # less than the tiles take
+    [message] = materialize(project, city).failures
+    assert re.search(rf"{small_disk}\S*: 0.000 GB free, more required", message)
+    assert temporary_files(project) == []
+    ballast.unlink()
+    materialize_metadata_only(project, city)
+    leave_free(5_000_000)  # less than the images take
+    with only_process(city):
+        runs = CityRuns(project.defs(), city, project.instance, LogProgress(print))
+        sequences = runs.pending_sequences(project.postgis)
+        [result] = runs.materialize_images(sequences, sequences_per_run=200)
+        [message] = runs.failure_messages(result)
+    assert re.search(rf"{small_disk}\S*: 0.000 GB free, more required", message)
+    assert attempts(project) == []
+    assert temporary_files(project) == []
+    on_disk = {path.stem for path in city.sequences_folder.rglob("*.jpg")}
+    assert on_disk.isdisjoint(set(map(str, not_whole(project, city))))
+    ballast.unlink()
+    assert materialize(project, city).failures == []
+    assert not_whole(project, city) == []
+    assert verify_lines(city) == []
+
+
+# Mapillary's day
+
+
+def test_tiles_beyond_those_of_the_day_are_left_for_another(project: Project) -> None:
+    city = project.write_city()
+    budget = project.settings.data_dir / "tile_budget.json"
+    budget.parent.mkdir(exist_ok=True)
+    today = datetime.now(UTC).date().isoformat()
+    budget.write_text(json.dumps({"date": today, "tile_requests": TILES_PER_DAY - 1}))
+    outcome = materialize(project, city)
+    assert any("of which Mapillary allows 1 today" in line for line in outcome.told)
+    [message] = [failure for failure in outcome.failures if "tile_metadata" in failure]
+    assert "Run again after midnight UTC" in message
+    assert project.sandbox.stats.requests["tiles"] == 1
+    assert len(project.instance.get_materialized_partitions(asset_key(city, "tile_metadata"))) == 1
+    assert attempts(project) == []
+    budget.write_text(json.dumps({"date": "2020-01-01", "tile_requests": TILES_PER_DAY}))
+    assert materialize(project, city).failures == []
+    assert project.sandbox.stats.requests["tiles"] == len(city.tile_keys)
+
+
+# Hostile input
+
+
+def test_hostile_input_leaves_no_trace_outside_the_data_folder(project: Project) -> None:
+    city = project.write_city()
+    sparse, garbage, *_ = (city.tile_path(key) for key in city.tile_keys)
+    sparse.parent.mkdir(parents=True)
+    with sparse.open("wb") as file:
+        file.truncate(1_000_000_000)
+    garbage.write_bytes(b"<html>Sorry</html>")
+    before = files_outside(project)
+    project.sandbox.faults = Faults(tiles={Fault.HOSTILE_IDS: 1.0})
+    outcome = materialize(project, city)
+    [message] = [failure for failure in outcome.failures if "tile_metadata" in failure]
+    assert f"{len(city.tile_keys)} tiles could not be had" in message
+    assert "'../../escaped'" in message
+    assert max(map(len, message.splitlines())) < 300
+    assert attempts(project) == []
+    assert sum("Fetched anew" in line for line in outcome.told) == 2
+
+    redirects = {Fault.REDIRECT_TO_HOST: 0.5, Fault.REDIRECT_TO_FILE: 0.5}
+    project.sandbox.faults = Faults(tiles=redirects, graph=redirects, images=redirects, most=1)
+    materialize(project, city)
+    project.sandbox.faults = Faults()
+    assert materialize(project, city).failures == []
+    assert not_whole(project, city) == []
+    assert files_outside(project) == before
+    assert project.sandbox.stats.token_leaks == 0
+
+
+def files_outside(project: Project) -> dict[Path, int]:
+    """Return the files around the data folder, and where the sandbox's hostile ids lead."""
+    data_dir = project.settings.data_dir
+    paths = [path for path in project.folder.rglob("*") if not path.is_relative_to(data_dir)]
+    paths += [*Path("/tmp").glob("escaped*"), *project.folder.parent.glob("escaped*")]
+    return {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
+
+
+def test_the_token_is_written_nowhere(
+    project: Project, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    city = project.write_city(num_retries=1)
+    project.sandbox.faults = EVERYTHING_AT_ONCE
+    materialize(project, city)
+    project.sandbox.tokens = {"MLY|another"}
+    outcome = materialize(project, city, overwrite=True)
+    assert any("refuses the token" in failure for failure in outcome.failures)
+    secret = TOKEN.rpartition("|")[2]
+    events = [
+        serialize_value(entry)
+        for run in project.instance.get_runs()
+        for entry in project.instance.all_logs(run.run_id)
+    ]
+    assert len(events) > 50
+    written = [*events, *outcome.told, *outcome.failures, *capfd.readouterr(), caplog.text]
+    assert not [text for text in written if secret in text]
+    files = [path for path in project.folder.rglob("*") if path.is_file()]
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+# Files that changed
+
+
+def test_what_verification_finds_is_mended_by_deleting_it_and_running_again(
+    project: Project,
+) -> None:
+    city = project.write_city()
+    materialize(project, city)
+    flipped, missing, *_ = images = selected_images(project, city)
+    data = bytearray(path_of(city, flipped).read_bytes())
+    data[len(data) // 2] ^= 1
+    path_of(city, flipped).write_bytes(data)
+    path_of(city, missing).unlink()
+    stranger = path_of(city, flipped).with_name("notes.txt")
+    stranger.write_text("mine")
+    assert set(verify_lines(city)) == {
+        f"{flipped.sequence_id}/{flipped.id}.jpg: other bytes than were downloaded",
+        f"{missing.sequence_id}/{missing.id}.jpg: missing",
+        f"{flipped.sequence_id}/notes.txt: not in images.geojson",
+    }
+    path_of(city, flipped).unlink()
+    before = project.sandbox.stats.images_served.copy()
+    assert materialize(project, city).failures == []
+    fetched = project.sandbox.stats.images_served - before
+    assert {flipped.id, missing.id} <= fetched.keys()
+    assert fetched.total() < len(images)
+    assert stranger.read_text() == "mine"
+    assert verify_lines(city) == [f"{flipped.sequence_id}/notes.txt: not in images.geojson"]
+    sidecar = stranger.with_name("images.geojson")
+    sidecar.write_text("{")
+    assert [line for line in verify_lines(city) if f"{sidecar}: not a list of images" in line]
+
+
+# Overwriting
+
+
+def test_overwriting_replaces_files_only_by_whole_new_ones(project: Project) -> None:
+    city = project.write_city()
+    materialize(project, city)
+    images = selected_images(project, city)
+    kept = images[7]
+    world, old = project.sandbox.world, project.sandbox.world.picture
+    world.picture = lambda image, size: old(image, "new")
+    project.sandbox._pictures.clear()
+    project.sandbox.faults = Faults(by_image={kept.id: Fault.TRUNCATED})
+    [message] = materialize(project, city, overwrite=True).failures
+    assert f"image {kept.id}" in message
+    assert not_whole(project, city) == [kept.id]
+    assert path_of(city, kept).read_bytes() == old(kept, "original")
+    assert verify_lines(city) == []

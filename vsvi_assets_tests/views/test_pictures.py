@@ -1,0 +1,142 @@
+"""The pictures: whole, small, quickly drawn, on a background of their own, and true."""
+
+import base64
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mercantile
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+
+from vsvi_assets.city import BoundingBox
+from vsvi_assets.database.summaries import image_density, selected_capture_years
+from vsvi_assets.views import pictures as maps
+from vsvi_assets_tests.project import Project
+
+BOX = BoundingBox(west=5.0, south=52.45, east=5.16, north=52.53)
+POINTS = 79_000
+SECONDS = 10
+"""Far more than a picture takes, and far less than it would with a path for each point."""
+
+
+def opened(picture: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(picture))
+    image.load()
+    return image
+
+
+def count_pixels(picture: bytes, colour: str) -> int:
+    """Count the pixels of about a colour, given as #rrggbb."""
+    pixels = np.asarray(opened(picture).convert("RGB")).astype(int)
+    return int((abs(pixels - list(bytes.fromhex(colour[1:]))).max(axis=2) < 16).sum())
+
+
+def positions(count: int) -> tuple[np.ndarray, np.ndarray]:
+    numbers = np.random.default_rng(0)
+    return (
+        numbers.uniform(BOX.west, BOX.east, count),
+        numbers.uniform(BOX.south, BOX.north, count),
+    )
+
+
+def streets(count: int) -> np.ndarray:
+    begin = np.column_stack(positions(count))
+    return shapely.linestrings(np.stack([begin, begin + 0.001], axis=1))
+
+
+def draw_points() -> bytes:
+    return maps.street_points_map(streets(POINTS), *positions(POINTS), BOX)
+
+
+def draw_selection() -> bytes:
+    distance = np.random.default_rng(0).uniform(0, 120, POINTS)
+    distance[distance > 100] = np.nan
+    return maps.selection_map(*positions(POINTS), distance, BOX, 100)
+
+
+def draw_density() -> bytes:
+    return maps.density_map(np.random.default_rng(0).poisson(40, (140, 160)), BOX)
+
+
+def draw_tiles() -> bytes:
+    tiles = mercantile.tiles(4, 51, 7, 52.5, 14)
+    return maps.tiles_map({tile: tile.x % 7 * tile.y % 1000 for tile in tiles}, BOX)
+
+
+@pytest.mark.parametrize("draw", [draw_points, draw_selection, draw_density, draw_tiles])
+def test_pictures_of_large_cities_are_small_and_opaque(draw: Callable[[], bytes]) -> None:
+    began = time.monotonic()
+    picture = draw()
+    assert time.monotonic() - began < SECONDS
+    assert len(picture) < 400_000
+    pixels = np.asarray(opened(picture).convert("RGBA"))
+    assert (pixels[..., 3] == 255).all()
+    assert pixels[2, 2].tolist() == [255, 255, 255, 255]
+
+
+def test_points_without_an_image_have_a_colour_of_their_own() -> None:
+    lon, lat = positions(20)
+    distance = np.full(20, 12.0)
+    covered = maps.selection_map(lon, lat, distance, BOX, 100)
+    distance[3] = np.nan
+    partly = maps.selection_map(lon, lat, distance, BOX, 100)
+    assert count_pixels(partly, maps.UNCOVERED) > count_pixels(covered, maps.UNCOVERED)
+    assert count_pixels(partly, maps.COVERED) > 10 * count_pixels(partly, maps.UNCOVERED) > 0
+
+
+def test_a_city_without_anything_can_be_drawn() -> None:
+    nothing = np.empty(0)
+    opened(maps.selection_map(nothing, nothing, nothing, BOX, 100))
+    opened(maps.density_map(np.zeros((3, 3), int), BOX))
+    opened(maps.tiles_map({mercantile.Tile(8428, 5372, 14): 0}, BOX))
+    opened(maps.contact_sheet([]))
+
+
+def test_a_contact_sheet_shows_each_photograph(tmp_path: Path) -> None:
+    paths = []
+    for number, colour in enumerate(("red", "lime", "blue", "red", "red", "red", "red")):
+        paths.append(tmp_path / f"{number}.jpg")
+        Image.new("RGB", (4000, 2000), colour).save(paths[-1])
+    paths[1].write_bytes(b"no photograph")
+    sheet = opened(maps.contact_sheet(paths))
+    assert sheet.format == "JPEG"
+    width, height = maps.THUMBNAIL
+    assert sheet.getpixel((width // 2, height // 2))[0] > 200  # type: ignore[index]
+    assert sheet.getpixel((3 * width // 2, height // 2)) == (255, 255, 255)
+    assert sheet.getpixel((5 * width // 2, height // 2))[2] > 200  # type: ignore[index]
+
+
+def test_markdown_holds_the_whole_picture() -> None:
+    picture = maps.capture_years_chart({2019: 3}, {2020: 1}, 7)
+    text = maps.markdown_picture(picture, "capture years")
+    start = "![capture years](data:image/png;base64,"
+    assert text.startswith(start)
+    assert base64.b64decode(text.removeprefix(start).removesuffix(")")) == picture
+
+
+def test_counts_of_the_tables_are_those_of_the_world(project: Project) -> None:
+    city = project.write_city(selection="all")
+    project.materialize_metadata(city)
+    images = project.sandbox.world.images.values()
+    density = image_density(project.postgis, city)
+    assert density.sum() == len(images)
+    northern = sum(image.lat > 52.525 for image in images)
+    assert density[density.shape[0] // 2 :].sum() == pytest.approx(northern, abs=2)
+    years = selected_capture_years(project.postgis, city)
+    assert sum(years.flat.values()) == sum(not image.is_pano for image in images)
+    assert sum(years.panoramas.values()) == sum(image.is_pano for image in images)
+    assert min(years.flat) == 2017
+    assert years.unknown == 0
+
+
+@pytest.mark.parametrize("asset", ["street_points", "selected_image_ids"])
+def test_asset_pages_show_a_map(project: Project, asset: str) -> None:
+    city = project.write_city()
+    result = project.materialize_metadata(city)
+    [event] = result.asset_materializations_for_node(f"town__{asset}")
+    picture = str(event.metadata["map"].value)
+    assert picture.count("data:image/png") == 1
