@@ -126,7 +126,7 @@ class City(BaseModel):
 
     Distances are in metres, the box in degrees. Relative paths lie under the data folder.
     `captured_after` is inclusive, `captured_before` exclusive, both UTC where the file names
-    no timezone.
+    no timezone. `services` says which servers the city uses: the real ones or the sandbox.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -152,6 +152,7 @@ class City(BaseModel):
     )
     required_disk_space: float = Field(100, ge=0)
     num_retries: int = Field(8, ge=0, le=100)
+    services: Literal["mapillary", "sandbox"] = "mapillary"
     schedule: Annotated[str, AfterValidator(_cron)] | None = None
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
 

@@ -128,6 +128,7 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
             ["bounding_box covers", "at most 20,000", "several cities"],
         ),
         ({"network_type": "rail"}, ["network_type = 'rail'", "'walk'"]),
+        ({"services": "google"}, ["services = 'google'", "'mapillary' or 'sandbox'"]),
         ({"selection": "best"}, ["selection = 'best'", "'nearest'"]),
         ({"panorama": True}, ["panorama = True", "'only'"]),
         ({"image_size": 512}, ["image_size = '512'", "'1024'"]),
@@ -199,6 +200,14 @@ def test_all_that_is_wrong_in_a_file_is_told_at_once(tmp_path: Path) -> None:
     reason = refusal(tmp_path, {"bounding_box": BOX, "interval": 0, "panorama": "yes"})
     assert "interval = 0" in reason
     assert "panorama = 'yes'" in reason
+
+
+def test_the_sandbox_is_used_only_where_the_file_names_it(tmp_path: Path) -> None:
+    assert load_city(write(tmp_path, {"bounding_box": BOX}), tmp_path).services == "mapillary"
+    content = {"bounding_box": BOX, "services": "sandbox"}
+    assert load_city(write(tmp_path, content), tmp_path).services == "sandbox"
+    demo = Path(__file__).parents[2] / "cities" / "demo.json"
+    assert load_city(demo, tmp_path).services == "sandbox"
 
 
 def test_a_tile_list_keeps_the_tiles_that_it_names(tmp_path: Path) -> None:
