@@ -1,5 +1,6 @@
-"""Files that are either whole or not there, and the room that must stay free for them."""
+"""Files that are either whole or absent, text from any editor, and the room that must stay free."""
 
+import codecs
 import errno
 import fcntl
 import os
@@ -28,6 +29,35 @@ class DiskFullError(Exception):
             "what is on disk is kept."
         )
         self.path, self.free, self.required = path, free, required
+
+
+class TextFileError(ValueError):
+    """A text file that cannot be read; the message names it and says what to do."""
+
+
+def read_text(path: Path) -> str:
+    """Read a text file: UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+    Windows' editors write either mark, and PowerShell's `>` writes UTF-16.
+
+    Raises
+    ------
+    TextFileError
+        When the file cannot be opened, or is in another encoding.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TextFileError(f"{path} cannot be read: {error.strerror}.") from error
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "UTF-16" if is_utf16 else "UTF-8"
+    try:
+        return data.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextFileError(
+            f"{path} is not in {encoding}: byte {error.start + 1:,} is {data[error.start]:#04x}. "
+            "Save it as UTF-8."
+        ) from error
 
 
 def gigabytes(bytes_: int) -> str:

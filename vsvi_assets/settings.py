@@ -1,9 +1,23 @@
-"""Where things are: the settings that come from environment variables."""
+"""Settings that come from environment variables: folders, services and their limits."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from vsvi_assets.files import TextFileError, read_text
+
+ServicesName = Literal["mapillary", "sandbox"]
+"""The key `services` of a city file."""
+
+PROJECT_PAGE = "https://github.com/Spatial-Data-Science-and-GEO-AI-Lab"
+"""Where those who run a service find the makers of this program."""
+
+SANDBOX_TOKEN = "MLY|sandbox|0123456789abcdef"
+SANDBOX_TILES_PER_MINUTE = 60_000
 
 
 class SettingError(ValueError):
@@ -14,15 +28,71 @@ class TokenMissingError(Exception):
     """No Mapillary token is set."""
 
 
+class SandboxMissingError(Exception):
+    """A city uses the sandbox, and no sandbox is set."""
+
+
+@dataclass(frozen=True)
+class ServiceAddresses:
+    """Where the services of a city are, and how fast its tiles may be requested.
+
+    Attributes
+    ----------
+    tiles_url, graph_url, overpass_url
+        Base addresses, without a slash at the end.
+    tiles_per_minute
+        Most tile requests per minute, of all processes together.
+    contact
+        How those who run the services reach the user: part of the User-Agent.
+    """
+
+    name: ServicesName
+    tiles_url: str
+    graph_url: str
+    overpass_url: str
+    tiles_per_minute: int
+    contact: str
+    read_token: Callable[[], str] = field(repr=False, compare=False)
+
+    def token(self) -> str:
+        """Return the token of the tile server and the Graph API.
+
+        Raises
+        ------
+        TokenMissingError
+            When no Mapillary token is set.
+        SettingError
+            When the token file cannot be read.
+        """
+        return self.read_token()
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Folders, services and databases, as `.env.example` lists them.
+    """Folders, services, limits and databases, as `.env.example` lists them.
 
-    `sequences_per_run` is how many sequences a run of a backfill takes at most,
-    `retry_delay` the seconds after which a step that failed for a service is tried again.
-    `pages_url` is where the coverage reports are served, None where nothing serves them.
-    `postgres_url` is None where the project's own PostGIS cluster is to be used. The token
-    is no field: it is read when it is needed, so that no repr or log can show it.
+    The token is no field: it is read when it is needed, so that no repr or log can show it.
+
+    Attributes
+    ----------
+    tiles_url, graph_url, overpass_url
+        Of the services `mapillary`; `services_of` returns those of a city.
+    sandbox_url
+        Base address of the sandbox; None where no city uses it.
+    tiles_per_minute, tiles_per_day
+        Most tile requests to Mapillary, of all processes together.
+    block_hours
+        For how long no tile is requested after Mapillary has blocked this address.
+    contact
+        How those who run the services reach the user: a page or an e-mail address.
+    sequences_per_run
+        Most sequences in one run of a backfill.
+    retry_delay
+        Seconds after which a step that failed because of a service is tried again.
+    pages_url
+        Where the coverage reports are served; None where nothing serves them.
+    postgres_url
+        None where the project's own PostGIS server is to be used.
     """
 
     cities_dir: Path
@@ -31,30 +101,85 @@ class Settings:
     tiles_url: str
     graph_url: str
     overpass_url: str
+    sandbox_url: str | None
+    tiles_per_minute: int
+    tiles_per_day: int
+    block_hours: int
+    contact: str
     sequences_per_run: int
     retry_delay: int
     pages_url: str | None
     postgres_url: str | None = field(repr=False)
+    _environment: Mapping[str, str] = field(repr=False, compare=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Read the settings; an unset or empty variable means its default."""
+        """Read the settings; an unset or empty variable means its default.
+
+        Raises
+        ------
+        SettingError
+            When a variable holds what it should not; the message names it.
+        """
         environ = os.environ if environment is None else environment
-
-        def value(name: str, default: str) -> str:
-            return environ.get(name) or default
-
         return cls(
-            cities_dir=Path(value("VSVI_CITIES_DIR", "cities")).absolute(),
-            data_dir=Path(value("VSVI_DATA_DIR", "data")).absolute(),
-            token_file=Path(value("MAPILLARY_TOKEN_FILE", "token.txt")).absolute(),
-            tiles_url=value("MAPILLARY_TILES_URL", "https://tiles.mapillary.com").rstrip("/"),
-            graph_url=value("MAPILLARY_GRAPH_URL", "https://graph.mapillary.com").rstrip("/"),
-            overpass_url=value("OVERPASS_URL", "https://overpass-api.de/api").rstrip("/"),
+            cities_dir=_path(environ, "VSVI_CITIES_DIR", "cities"),
+            data_dir=_path(environ, "VSVI_DATA_DIR", "data"),
+            token_file=_path(environ, "MAPILLARY_TOKEN_FILE", "token.txt"),
+            tiles_url=_url(environ, "MAPILLARY_TILES_URL", "https://tiles.mapillary.com"),
+            graph_url=_url(environ, "MAPILLARY_GRAPH_URL", "https://graph.mapillary.com"),
+            overpass_url=_url(environ, "OVERPASS_URL", "https://overpass-api.de/api"),
+            sandbox_url=_url(environ, "VSVI_SANDBOX_URL", "") or None,
+            tiles_per_minute=_positive_number(environ, "VSVI_TILES_PER_MINUTE", 40),
+            tiles_per_day=_positive_number(environ, "VSVI_TILES_PER_DAY", 50_000),
+            block_hours=_positive_number(environ, "VSVI_BLOCK_HOURS", 24),
+            contact=_contact(environ),
             sequences_per_run=_positive_number(environ, "VSVI_SEQUENCES_PER_RUN", 200),
             retry_delay=_positive_number(environ, "VSVI_RETRY_DELAY", 30),
-            pages_url=environ.get("VSVI_PAGES_URL") or None,
+            pages_url=_url(environ, "VSVI_PAGES_URL", "") or None,
             postgres_url=environ.get("VSVI_POSTGRES_URL") or None,
+            _environment=environ,
+        )
+
+    @property
+    def user_agent(self) -> str:
+        """The User-Agent of every request: program, version, and whom to contact.
+
+        Overpass answers 406 to those that libraries send by default (drolbr/Overpass-API#791).
+        """
+        return f"vsvi-assets/{version('vsvi-assets')} (+{self.contact})"
+
+    def services_of(self, name: ServicesName) -> ServiceAddresses:
+        """Return the services that a city file names by its key `services`.
+
+        Raises
+        ------
+        SandboxMissingError
+            When it is the sandbox, and VSVI_SANDBOX_URL is not set.
+        """
+        if name == "mapillary":
+            return ServiceAddresses(
+                name,
+                tiles_url=self.tiles_url,
+                graph_url=self.graph_url,
+                overpass_url=self.overpass_url,
+                tiles_per_minute=self.tiles_per_minute,
+                contact=self.contact,
+                read_token=self.token,
+            )
+        if self.sandbox_url is None:
+            raise SandboxMissingError(
+                "No sandbox runs: `vsvi up` starts it where a city file says "
+                '"services": "sandbox", and sets VSVI_SANDBOX_URL.'
+            )
+        return ServiceAddresses(
+            name,
+            tiles_url=self.sandbox_url,
+            graph_url=self.sandbox_url,
+            overpass_url=f"{self.sandbox_url}/api",
+            tiles_per_minute=SANDBOX_TILES_PER_MINUTE,
+            contact=self.contact,
+            read_token=lambda: SANDBOX_TOKEN,
         )
 
     def token(self) -> str:
@@ -64,10 +189,15 @@ class Settings:
         ------
         TokenMissingError
             When neither holds one.
+        SettingError
+            When the token file cannot be read.
         """
-        token = os.environ.get("MAPILLARY_TOKEN", "").strip()
-        if not token and self.token_file.is_file():
-            token = self.token_file.read_text().strip()
+        token = self._environment.get("MAPILLARY_TOKEN", "").strip()
+        if not token and self.token_file.exists():
+            try:
+                token = read_text(self.token_file).strip()
+            except TextFileError as error:
+                raise SettingError(str(error)) from error
         if not token:
             raise TokenMissingError(
                 "No Mapillary token. Put the client token of your application "
@@ -77,8 +207,33 @@ class Settings:
         return token
 
 
+def _path(environ: Mapping[str, str], name: str, default: str) -> Path:
+    text = environ.get(name) or default
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise SettingError(f"{name} = {text!r}: no such user's home folder") from error
+
+
+def _url(environ: Mapping[str, str], name: str, default: str) -> str:
+    text = (environ.get(name) or default).rstrip("/")
+    parts = urlsplit(text)
+    if text and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise SettingError(f"{name} = {text!r}: must begin with https:// or http://")
+    return text
+
+
 def _positive_number(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name) or str(default)
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise SettingError(f"{name} = {text!r}: must be a whole number above 0")
     return int(text)
+
+
+def _contact(environ: Mapping[str, str]) -> str:
+    contact = environ.get("VSVI_CONTACT") or PROJECT_PAGE
+    if not (contact.isascii() and contact.isprintable() and ("@" in contact or "://" in contact)):
+        raise SettingError(
+            f"VSVI_CONTACT = {contact!r}: must be an e-mail address or the address of a page"
+        )
+    return contact

@@ -100,6 +100,7 @@ def project(
         "VSVI_POSTGRES_URL": postgis_url,
         "VSVI_PAGES_URL": "http://127.0.0.1:9",  # so that no command starts a server
         "VSVI_RETRY_DELAY": "1",
+        "VSVI_TILES_PER_MINUTE": "60000",
         **sandbox.environment(),
     }
     for name, value in environment.items():
