@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import psycopg2
@@ -11,6 +11,10 @@ import pyarrow as pa
 import pyarrow.csv
 from psycopg2 import sql
 
+from vsvi_assets.database.errors import ServerUnreachableError
+from vsvi_assets.database.interrupts import InterruptibleCursor
+
+CONNECT_TIMEOUT_SECONDS = 10
 CURSOR_ROWS = 10_000
 """Rows that a streaming query holds in memory at a time."""
 
@@ -57,13 +61,48 @@ class Postgis:
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg2.extensions.cursor]:
-        """Open a connection with one transaction: committed at the end, undone by an error."""
-        connection = psycopg2.connect(self._dsn, connect_timeout=10, application_name="vsvi-assets")
-        try:
-            with connection, connection.cursor() as cursor:
+        """Open a connection with one transaction: committed at the end, undone by an error.
+
+        Raises
+        ------
+        ServerUnreachableError
+            When there is no connection to be made.
+        """
+        with closing(self._connect()) as connection, connection, connection.cursor() as cursor:
+            yield cursor
+
+    @contextmanager
+    def session(self, application_name: str) -> Iterator[psycopg2.extensions.cursor]:
+        """Open a connection whose statements are transactions of their own (autocommit).
+
+        Parameters
+        ----------
+        application_name
+            What other sessions see of this one, in `pg_stat_activity`.
+
+        Raises
+        ------
+        ServerUnreachableError
+            When there is no connection to be made.
+        """
+        with closing(self._connect(application_name)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
                 yield cursor
-        finally:
-            connection.close()
+
+    def _connect(self, application_name: str = "vsvi-assets") -> psycopg2.extensions.connection:
+        try:
+            return psycopg2.connect(
+                self._dsn,
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                application_name=application_name,
+                client_encoding="UTF8",
+                cursor_factory=InterruptibleCursor,
+            )
+        except psycopg2.OperationalError as error:
+            raise ServerUnreachableError(
+                f"No connection to PostGIS: {str(error).strip()}"
+            ) from error
 
     def replace_tables(self, schema: str, tables: Sequence[NewTable]) -> dict[str, int]:
         """Replace tables of a schema together, and return each one's number of rows.
@@ -135,14 +174,14 @@ class Postgis:
         self, query: sql.Composable, parameters: Mapping[str, object] | None = None
     ) -> Iterator[tuple]:
         """Yield a query's rows from a server-side cursor; memory does not grow with them."""
-        connection = psycopg2.connect(self._dsn, connect_timeout=10, application_name="vsvi-assets")
-        try:
-            with connection, connection.cursor(name="rows") as cursor:
-                cursor.itersize = CURSOR_ROWS
-                cursor.execute(query, parameters)
-                yield from cursor
-        finally:
-            connection.close()
+        with (
+            closing(self._connect()) as connection,
+            connection,
+            connection.cursor(name="rows") as cursor,
+        ):
+            cursor.itersize = CURSOR_ROWS
+            cursor.execute(query, parameters)
+            yield from cursor
 
 
 def _lock_name(schema: str) -> str:

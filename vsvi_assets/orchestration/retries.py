@@ -9,6 +9,7 @@ import psycopg2
 from dagster import Backoff, Failure, Jitter, RetryPolicy, get_dagster_logger
 from dagster._utils.error import SerializableErrorInfo
 
+from vsvi_assets.database.errors import ServerUnreachableError
 from vsvi_assets.mapillary.coverage import TilesFailedError
 from vsvi_assets.mapillary.errors import TransientError
 from vsvi_assets.settings import Settings
@@ -38,6 +39,7 @@ MAY_PASS = (
     OverpassError,
     psycopg2.OperationalError,
     psycopg2.InterfaceError,
+    ServerUnreachableError,
 )
 
 

@@ -14,6 +14,7 @@ from dagster import DagsterInstance
 from sqlalchemy.engine import make_url
 
 from vsvi_assets.city import ZOOM, City, CityFileError, load_cities
+from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.server import LocalPostgisError
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.errors import (
@@ -167,7 +168,7 @@ def _postgis(settings: Settings) -> Finding:
             [(version, postgis)] = cursor.fetchall()
     except LocalPostgisError as error:
         return Finding(Verdict.BAD, "PostGIS", str(error))
-    except psycopg2.OperationalError as error:
+    except PostgisError as error:
         return Finding(
             Verdict.BAD,
             "PostGIS",
@@ -240,7 +241,7 @@ def _disk(city: City) -> Finding:
     return Finding(Verdict.GOOD, f"disk for {city.name}", told)
 
 
-def _first_line(error: psycopg2.Error) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 

@@ -1,0 +1,74 @@
+"""Locks that all processes share that use the same database, on whatever machine they run."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import psycopg2.extensions
+
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.errors import LockHeldError
+
+_LOST_MACHINE_SECONDS = 60
+
+
+@contextmanager
+def advisory_lock(postgis: Postgis, name: str, *, wait: bool) -> Iterator[None]:
+    """Hold the lock `name` of a database for as long as the context lasts.
+
+    The lock belongs to a session of its own, so that it ends with this process however that
+    ends, and within about a minute where the whole machine is lost. A pooler in front of the
+    database must keep sessions (pgbouncer: `pool_mode = session`).
+
+    Parameters
+    ----------
+    wait
+        Whether to wait until the lock is free. An interrupt ends the wait.
+
+    Raises
+    ------
+    LockHeldError
+        Where another session holds the lock and `wait` is False.
+    """
+    with postgis.session(f"vsvi on {socket.gethostname()}, process {os.getpid()}") as cursor:
+        _survive_idle_hours(cursor)
+        if wait:
+            cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+        else:
+            cursor.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name])
+            [(locked,)] = cursor.fetchall()
+            if not locked:
+                raise LockHeldError(name, *_holder(cursor, name))
+        yield
+
+
+def _survive_idle_hours(cursor: psycopg2.extensions.cursor) -> None:
+    """Let the server keep the silent session, and notice where its machine is gone."""
+    interval = _LOST_MACHINE_SECONDS // 4
+    cursor.execute(
+        "SELECT set_config(name, value, false) FROM (VALUES"
+        " ('tcp_keepalives_idle', %(interval)s), ('tcp_keepalives_interval', %(interval)s),"
+        " ('tcp_keepalives_count', '3'), ('idle_session_timeout', '0')) AS wanted (name, value)"
+        " JOIN pg_settings USING (name)",
+        {"interval": str(interval)},
+    )
+
+
+def _holder(cursor: psycopg2.extensions.cursor, name: str) -> tuple[str, datetime | None]:
+    """Return the application name of the session that holds a lock, and when it began."""
+    cursor.execute(
+        """
+        SELECT application_name, backend_start
+        FROM pg_locks JOIN pg_stat_activity USING (pid)
+        WHERE locktype = 'advisory' AND granted AND objsubid = 1
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND (classid::bigint << 32) | objid::bigint = hashtextextended(%s, 0)
+        """,
+        [name],
+    )
+    # It may have been released just now.
+    found = cursor.fetchone() or ("another process", None)
+    holder, since = found
+    return holder or "another process", since and since.astimezone(UTC)
