@@ -18,7 +18,7 @@ from vsvi_assets.running.doctor import Finding, Verdict, examine
 from vsvi_assets.sandbox.faults import Fault
 from vsvi_assets_tests.project import Project
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

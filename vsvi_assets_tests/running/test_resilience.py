@@ -339,7 +339,7 @@ def postgres_project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", os.environ["VSVI_POSTGRES_URL"])
     monkeypatch.setenv("DAGSTER_HOME", str(project.folder))
     monkeypatch.chdir(project.folder)
-    shutil.copy(Path(__file__).parents[1] / "dagster.yaml", project.folder)
+    shutil.copy(Path(__file__).parents[2] / "dagster.yaml", project.folder)
     with DagsterInstance.get() as instance:
         yield Project(project.folder, project.sandbox, instance)
 
