@@ -56,10 +56,12 @@ def project_chain(clock: Clock, home: Home, environment: Mapping[str, str]) -> N
     settle({**home.environment, **environment})
     from dagster import DagsterInstance
 
-    from vsvi_assets.definitions import build_defs
+    from vsvi_assets.orchestration.build import build_cities_defs
     from vsvi_assets.orchestration.common import asset_key
+    from vsvi_assets.settings import Settings
 
-    job = build_defs().resolve_implicit_global_asset_job_def()
+    defs = build_cities_defs([city], Settings.from_environment())
+    job = defs.resolve_implicit_global_asset_job_def()
     with DagsterInstance.get() as instance, clock:
         job.execute_in_process(
             asset_selection=[

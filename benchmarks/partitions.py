@@ -3,9 +3,9 @@
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from benchmarks.downloads import client, jobs, world
 from benchmarks.inputs import SyntheticCity
@@ -14,80 +14,58 @@ from benchmarks.surroundings import Home, emptied, home, serving, settle
 from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.tables import (
-    SELECTION_COLUMNS,
-    images_table,
-    selected_images_of,
-    selected_images_table,
-)
+from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskGuard
-from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA
 from vsvi_assets.orchestration.io_managers.filesystem import SequenceFolders
 from vsvi_assets.photographs.downloads import SequenceJob, SequenceResult, download_sequences
 from vsvi_assets.photographs.inventory import take_inventory
 from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar
+from vsvi_assets.sandbox import World
+
+if TYPE_CHECKING:
+    from vsvi_assets.running.run_city import CityRun
 
 NAME = "hamlet"
 SEQUENCES_PER_RUN = 200
 IMAGES_PER_SEQUENCE = 2
 
 
+def town(sequences: int) -> World:
+    """Make a world of photographs along one street."""
+    made = world(sequences, IMAGES_PER_SEQUENCE, 2000)
+    made.add_street([(4.899, 52.4), (4.901, 52.4)], highway="residential", name="Street")
+    return made
+
+
 # In processes of their own
 
 
-def register(clock: Clock, place: Home, sequences: int) -> None:
+def register(clock: Clock, place: Home, environment: Mapping[str, str]) -> None:
     """Make the city, its selection and its partitions."""
     box = {"west": 4.89, "south": 52.39, "east": 4.91, "north": 52.41}
-    SyntheticCity.of_size(1).write(place.folder / "cities", NAME, bounding_box=box)
-    settle(place.environment)
-    from dagster import DagsterInstance
-
-    from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
-
-    city = _city(place)
-    ids = [(job.sequence_id, image_id) for job in _jobs(sequences) for image_id in job.image_ids]
-    count = len(ids)
-    images = pa.table(
-        {
-            "id": [image_id for _, image_id in ids],
-            "sequence_id": [sequence_id for sequence_id, _ in ids],
-            "lon": [4.9] * count,
-            "lat": [52.4] * count,
-        }
-        | {
-            field.name: pa.nulls(count, field.type)
-            for field in IMAGE_SCHEMA
-            if field.name not in ("id", "sequence_id", "lon", "lat")
-        }
-    )
-    unasked = pa.nulls(count)
-    selection = pa.table(
-        [unasked, images["id"], images["sequence_id"], unasked], names=list(SELECTION_COLUMNS)
-    )
-    Postgis(place.postgis.vsvi_url).replace_tables(
-        NAME, [images_table([images], city), selected_images_table(selection)]
-    )
-    with DagsterInstance.get() as instance:
-        instance.add_dynamic_partitions(
-            sequence_partitions_name(city), [job.sequence_id for job in _jobs(sequences)]
-        )
+    SyntheticCity.of_size(1).write(place.folder / "cities", NAME, bounding_box=box, selection="all")
+    assert _run(clock, place, environment, plan_only=True).success
 
 
 def through_dagster(clock: Clock, place: Home, environment: Mapping[str, str]) -> None:
-    city = _city(place)
+    assert _run(clock, place, environment).images
+
+
+def _run(
+    clock: Clock, place: Home, environment: Mapping[str, str], plan_only: bool = False
+) -> "CityRun":
     settle({**place.environment, **environment})
     from dagster import DagsterInstance
 
-    from vsvi_assets.definitions import build_defs
     from vsvi_assets.progress import LogProgress
-    from vsvi_assets.running.runs import CityRuns
+    from vsvi_assets.running.run_city import run_city
+    from vsvi_assets.settings import Settings
 
-    with DagsterInstance.get() as instance:
-        runs = CityRuns(build_defs(), city, instance, LogProgress())
-        wanted = runs.all_sequences()
-        with clock:
-            for result in runs.materialize_images(wanted, sequences_per_run=SEQUENCES_PER_RUN):
-                assert result.success
+    settings = replace(Settings.from_environment(), sequences_per_run=SEQUENCES_PER_RUN)
+    with DagsterInstance.get() as instance, clock:
+        return run_city(
+            _city(place), settings, instance, progress=LogProgress(), plan_only=plan_only
+        )
 
 
 def without_dagster(clock: Clock, place: Home, environment: Mapping[str, str], count: int) -> None:
@@ -144,9 +122,9 @@ def sequences(folder: Path, count: int, repeat: int) -> Iterator[Row]:
     """What Dagster costs a partition: the same work with it and without."""
     with (
         home(folder / "home") as place,
-        serving(world, count, IMAGES_PER_SEQUENCE, 2000) as environment,
+        serving(town, count) as environment,
     ):
-        measure(register, place, count)
+        measure(register, place, environment)
         city = _city(place)
 
         def side(work: Work, *arguments: object) -> Measured:

@@ -4,11 +4,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -17,18 +17,14 @@ from dotenv import dotenv_values
 from vsvi_assets.city import City, CityFileError, load_cities
 from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_port
 from vsvi_assets.files import atomic_write
-from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
-from vsvi_assets.photographs.inventory import take_inventory
+from vsvi_assets.orchestration.resources import PostgisResource
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
 from vsvi_assets.running.pages import Pages
 from vsvi_assets.settings import SettingError, Settings
-from vsvi_assets.views.plan import make_plan, plan_lines
+from vsvi_assets.views.plan import plan_lines
 from vsvi_assets.views.qgis import qgis_project
 from vsvi_assets.views.status import city_status, status_lines, verify_lines
-
-if TYPE_CHECKING:
-    from dagster import AssetCheckEvaluation, AssetCheckKey
 
 ERRORS_FOR_PEOPLE = (CityFileError, LocalPostgisError, SettingError, services.ServiceError)
 
@@ -241,75 +237,32 @@ def _materialize(
     plan_only: bool = False,
     overwrite: bool = False,
 ) -> None:
-    # Dagster and all cities' definitions take seconds to load, which other commands need not.
-    from vsvi_assets.definitions import build_defs
-    from vsvi_assets.running.runs import CityRuns, check_results, command_line_instance, fetched
+    # Dagster takes seconds to load, which other commands need not.
+    from vsvi_assets.running.run_city import command_line_instance, run_city
 
     city = _city(city_name)
     settings = Settings.from_environment()
-    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
     with (
-        services.only_process(city),
         command_line_instance(os.environ["DAGSTER_HOME"]) as instance,
         progress_on(sys.stderr) as progress,
     ):
-        defs = build_defs(settings, {"progress": progress})
-        runs = CityRuns(defs, city, instance, progress)
-        result = runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
-        checks = check_results(result)
-        if plan_only and any(check.asset_key.path[-1] == "download_plan" for check in checks):
-            client = MapillaryResource.from_settings(settings).client(city)
-            click.echo("\n".join(plan_lines(city, make_plan(city, postgis, client))))
-        if tiles_only or plan_only:
-            _fail_with([*runs.failure_messages(result), *_tell_checks(checks)])
-            return
-        _fail_with(runs.failure_messages(result))
-        sequences = runs.all_sequences() if overwrite else runs.pending_sequences(postgis)
-        inventory = take_inventory(city, postgis)
-        expected = inventory.selected if overwrite else inventory.missing_images
-        progress.expect(f"{city.name}/image_files", expected)
-        images = bytes_ = 0
-        failures = []
-        for result in runs.materialize_images(
-            sequences, sequences_per_run=settings.sequences_per_run, overwrite=overwrite
-        ):
-            run_images, run_bytes = fetched(result)
-            images, bytes_ = images + run_images, bytes_ + run_bytes
-            failures += runs.failure_messages(result)
-            checks |= check_results(result)
-        failures += runs.failure_messages(runs.materialize_report())
-    click.echo("\n".join(status_lines(city, city_status(city, postgis))))
-    if images:
-        click.echo(f"  downloaded     {images:,} images, {bytes_:,} bytes, just now")
-    elif inventory.selected:
-        click.echo("  downloaded     none: every selected image was there already")
-    else:
-        click.echo("  downloaded     none: no image is selected")
-    failures += _tell_checks(checks)
-    _fail_with(failures)
-
-
-def _tell_checks(checks: "Mapping[AssetCheckKey, AssetCheckEvaluation]") -> list[str]:
-    """Print how many checks passed, and the warnings; return the errors that ended no run."""
-    from dagster import AssetCheckSeverity
-
-    from vsvi_assets.running.runs import check_message
-
-    wrong = [check for check in checks.values() if not check.passed]
-    click.echo(f"  checks         {len(checks) - len(wrong):,} of {len(checks):,} passed")
-    for check in wrong:
-        if check.severity == AssetCheckSeverity.WARN:
-            click.echo(f"    {check_message(check)}")
-    return [
-        check_message(check)
-        for check in wrong
-        if check.severity == AssetCheckSeverity.ERROR and not check.blocking
-    ]
-
-
-def _fail_with(messages: Sequence[str]) -> None:
-    if messages:
-        raise click.ClickException("\n".join(messages))
+        run = run_city(
+            city,
+            settings,
+            instance,
+            progress=progress,
+            tiles_only=tiles_only,
+            plan_only=plan_only,
+            overwrite=overwrite,
+        )
+    if run.plan:
+        click.echo("\n".join(plan_lines(city, run.plan)))
+    elif run.selected is not None:
+        postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+        click.echo("\n".join(status_lines(city, city_status(city, postgis))))
+    click.echo("\n".join(run.lines()))
+    if run.failures:
+        raise click.ClickException("\n".join(run.failures))
 
 
 if __name__ == "__main__":

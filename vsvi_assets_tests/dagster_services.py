@@ -42,8 +42,9 @@ main()
 QUICK_DEFINITIONS = """
 from vsvi_assets.orchestration import automation
 automation.EVALUATION_SECONDS = 2
-from vsvi_assets.definitions import build_defs
-defs = build_defs()
+from vsvi_assets.orchestration.build import build_defs
+from vsvi_assets.settings import Settings
+defs = build_defs(Settings.from_environment())
 """
 
 

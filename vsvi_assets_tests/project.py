@@ -5,7 +5,7 @@ import json
 import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dagster import AssetKey, DagsterInstance, Definitions, ExecuteInProcessResult, RunConfig
@@ -13,9 +13,11 @@ from PIL import Image
 
 from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.definitions import build_defs
+from vsvi_assets.orchestration.build import build_defs
 from vsvi_assets.orchestration.common import Fetch
 from vsvi_assets.orchestration.resources import MapillaryResource
+from vsvi_assets.progress import LogProgress, Progress
+from vsvi_assets.running.run_city import CityRun, run_city
 from vsvi_assets.sandbox import Sandbox, StreetImage, World
 from vsvi_assets.settings import Settings
 
@@ -90,15 +92,38 @@ class Project:
         path.write_text(json.dumps(content))
         return load_city(path, self.settings.data_dir)
 
-    def defs(self) -> Definitions:
-        """Build the definitions, with a client that is quick to try again."""
+    @property
+    def resources(self) -> Mapping[str, object]:
+        """The resources that differ from the project's own: a client that soon tries again."""
         mapillary = MapillaryResource(
             tiles_url=self.settings.tiles_url,
             graph_url=self.settings.graph_url,
             data_dir=str(self.settings.data_dir),
             backoff=0.01,
         )
-        return build_defs(self.settings, {"mapillary": mapillary})
+        return {"mapillary": mapillary}
+
+    def defs(self) -> Definitions:
+        """Build the definitions of all cities."""
+        return build_defs(self.settings, self.resources)
+
+    def run_city(
+        self,
+        city: City,
+        progress: Progress | None = None,
+        sequences_per_run: int | None = None,
+        **options: bool,
+    ) -> CityRun:
+        """Run a city as `vsvi materialize` does, in this process."""
+        settings = self.settings
+        return run_city(
+            city,
+            replace(settings, sequences_per_run=sequences_per_run or settings.sequences_per_run),
+            self.instance,
+            progress=progress or LogProgress(print),
+            resource_overrides=self.resources,
+            **options,
+        )
 
     def materialize(
         self,

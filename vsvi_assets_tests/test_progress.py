@@ -14,13 +14,10 @@ from typing import TextIO
 import pytest
 from dagster import DagsterEventType
 
-from vsvi_assets.city import City
-from vsvi_assets.definitions import build_defs
 from vsvi_assets.files import gigabytes
 from vsvi_assets.orchestration import partitions
 from vsvi_assets.photographs.inventory import take_inventory
-from vsvi_assets.progress import LogProgress, Progress, progress_on
-from vsvi_assets.running.runs import CityRuns, fetched
+from vsvi_assets.progress import LogProgress, progress_on
 from vsvi_assets_tests.project import Project
 
 
@@ -47,22 +44,14 @@ def terminal(columns: int = 120) -> Iterator[tuple[TextIO, list[str]]]:
     lines += re.split(r"[\r\n]+", re.sub(r"\x1b\[\w+", "", b"".join(chunks).decode()))
 
 
-def city_runs(project: Project, city: City, progress: Progress) -> CityRuns:
-    defs = build_defs(project.settings, {"progress": progress})
-    return CityRuns(defs, city, project.instance, progress)
-
-
 def images_of_several_runs(project: Project, file: TextIO) -> int:
     """Materialize a city in several runs, three sequences each; return how many images it has."""
     city = project.write_city()
     with progress_on(file) as progress:
-        runs = city_runs(project, city, progress)
-        assert runs.materialize_metadata().success
-        images = take_inventory(city, project.postgis).missing_images
-        progress.expect("town/image_files", images)
-        results = list(runs.materialize_images(runs.all_sequences(), sequences_per_run=3))
-    assert len(results) > 1
-    return images
+        run = project.run_city(city, progress, sequences_per_run=3)
+    assert run.success
+    assert run.image_runs > 1
+    return run.missing
 
 
 def test_a_terminal_shows_one_bar_an_asset_over_all_runs(project: Project) -> None:
@@ -76,6 +65,7 @@ def test_a_terminal_shows_one_bar_an_asset_over_all_runs(project: Project) -> No
         "selected_image_ids",
         "download_plan",
         "image_files",
+        "coverage_report",
     ]
     assert all("100%" in line for line in last.values())
     assert "4 tiles" in last["tile_metadata"]
@@ -112,7 +102,7 @@ def test_a_failed_step_is_not_told_as_done(
     monkeypatch.setenv("MAPILLARY_TOKEN", "no-such-token")
     log = StringIO()
     with progress_on(log) as progress:
-        assert not city_runs(project, city, progress).materialize_metadata().success
+        assert not project.run_city(city, progress).success
     assert "town/tile_metadata: started" in log.getvalue()
     assert "town/tile_metadata: done" not in log.getvalue()
 
@@ -159,5 +149,3 @@ def test_partitions_are_recorded_in_the_course_of_a_long_run(
     sequences = project.sequences(city)
     half = len(sequences)
     assert sorted(recorded[:half]) == sorted(recorded[half:]) == sorted(sequences)
-    inventory = take_inventory(city, project.postgis)
-    assert fetched(result) == (inventory.on_disk, inventory.bytes)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vsvi_assets.city import CityFileError, load_cities, load_city, parse_tile_key, tile_file_name
-from vsvi_assets.definitions import build_defs
+from vsvi_assets.orchestration.build import build_defs
 from vsvi_assets.settings import Settings
 
 AMSTERDAM = """{

@@ -9,7 +9,7 @@ import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster._serdes import serialize_value
 
-from vsvi_assets.definitions import build_defs
+from vsvi_assets.orchestration.build import build_defs
 from vsvi_assets.settings import Settings
 from vsvi_assets_tests.project import METADATA_ASSETS, Project
 

@@ -29,7 +29,6 @@ from vsvi_assets.mapillary.pacing import TILES_PER_DAY
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, asset_key
 from vsvi_assets.orchestration.launcher import COMMAND_LINE_TAG, end_lost_runs
 from vsvi_assets.progress import LogProgress
-from vsvi_assets.running.runs import CityRuns
 from vsvi_assets.running.services import lock_path, only_process
 from vsvi_assets.sandbox import TOKEN, Fault, Faults, StreetImage
 from vsvi_assets.views.plan import SAMPLE_OF_A_KIND
@@ -62,41 +61,6 @@ EVERYTHING_AT_ONCE = Faults(
 )
 
 
-class Outcome:
-    """What a command would tell of its runs, and what it told on the way."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-        self.failures: list[str] = []
-        self.image_runs = 0
-
-
-def materialize(
-    project: Project,
-    city: City,
-    *,
-    overwrite: bool = False,
-    sequences_per_run: int = 200,
-    outcome: Outcome | None = None,
-) -> Outcome:
-    """Run a city's assets as `vsvi materialize` does, in this process."""
-    outcome = outcome or Outcome()
-    progress = LogProgress(outcome.told.append)
-    with only_process(city):
-        runs = CityRuns(project.defs(), city, project.instance, progress)
-        result = runs.materialize_metadata(overwrite=overwrite)
-        outcome.failures = runs.failure_messages(result)
-        if outcome.failures:
-            return outcome
-        sequences = runs.all_sequences() if overwrite else runs.pending_sequences(project.postgis)
-        for result in runs.materialize_images(
-            sequences, sequences_per_run=sequences_per_run, overwrite=overwrite
-        ):
-            outcome.failures += runs.failure_messages(result)
-            outcome.image_runs += 1
-    return outcome
-
-
 def selected_images(project: Project, city: City) -> list[StreetImage]:
     ids = city.selected_image_ids_path.read_text().split()
     return [project.sandbox.world.images[int(image_id)] for image_id in ids]
@@ -117,10 +81,10 @@ def not_whole(project: Project, city: City) -> list[int]:
 
 
 def attempts(project: Project) -> list[str]:
-    """Return the step of each attempt of the last run that failed and was repeated."""
-    [run] = project.instance.get_runs(limit=1)
+    """Return the step of each attempt that failed and was repeated, in all runs."""
     return [
         entry.step_key or ""
+        for run in project.instance.get_runs()
         for entry in project.instance.all_logs(run.run_id)
         if entry.dagster_event and entry.dagster_event.event_type_value == "STEP_UP_FOR_RETRY"
     ]
@@ -132,12 +96,13 @@ def attempts(project: Project) -> list[str]:
 def test_faults_of_all_services_at_once_cost_a_city_nothing(project: Project) -> None:
     city = project.write_city(num_retries=8)
     project.sandbox.faults = EVERYTHING_AT_ONCE
-    outcome = materialize(project, city)
-    assert outcome.failures == []
+    told: list[str] = []
+    run = project.run_city(city, LogProgress(told.append))
+    assert run.failures == []
     assert not_whole(project, city) == []
     stats = project.sandbox.stats
     assert stats.faults.keys() == {"overpass", "tiles", "graph", "images"}
-    assert any("HTTP 504" in line and "Tried again in" in line for line in outcome.told)
+    assert any("HTTP 504" in line and "Tried again in" in line for line in told)
 
 
 # What no time mends
@@ -145,13 +110,13 @@ def test_faults_of_all_services_at_once_cost_a_city_nothing(project: Project) ->
 
 def test_a_refused_token_ends_everything_at_once_with_one_sentence(project: Project) -> None:
     city = project.write_city()
-    materialize(project, city)
+    project.run_city(city)
     project.sandbox.tokens = {"MLY|another"}
     for image in selected_images(project, city):
         path_of(city, image).unlink()
-    outcome = materialize(project, city, sequences_per_run=2)
-    assert outcome.image_runs == 1
-    [message] = outcome.failures
+    run = project.run_city(city, sequences_per_run=2)
+    assert run.image_runs == 1
+    [message] = run.failures
     assert message.startswith("town/image_files: Mapillary refuses the token")
     assert "\n" not in message
     assert attempts(project) == []
@@ -163,8 +128,8 @@ def test_a_fault_of_the_program_is_told_at_once_with_its_class(
     city = project.write_city()
     monkeypatch.setattr(project.sandbox.world, "picture", None)
     monkeypatch.setattr("vsvi_assets.mapillary.client.decode_tile", {}.__getitem__)
-    outcome = materialize(project, city)
-    assert any(m.startswith("town/tile_metadata: TypeError: ") for m in outcome.failures)
+    run = project.run_city(city)
+    assert any(m.startswith("town/tile_metadata: TypeError: ") for m in run.failures)
     assert attempts(project) == []
 
 
@@ -196,7 +161,7 @@ def temporary_files(project: Project) -> list[Path]:
 
 def test_ctrl_c_ends_a_download_within_seconds_and_the_next_run_goes_on(project: Project) -> None:
     city = project.write_city()
-    materialize_metadata_only(project, city)
+    assert project.run_city(city, plan_only=True).success
     silent = stalled(project, city)
     project.sandbox.faults = Faults(by_image=silent, stall=60)
 
@@ -205,7 +170,7 @@ def test_ctrl_c_ends_a_download_within_seconds_and_the_next_run_goes_on(project:
         return complete == len(project.sequences(city)) - len(silent)
 
     with pytest.raises(KeyboardInterrupt), interrupted_when(others_are_complete) as moments:
-        materialize(project, city)
+        project.run_city(city)
     assert time.monotonic() - moments[0] < 5
     [run] = project.instance.get_runs(limit=1)
     assert run.status == DagsterRunStatus.CANCELED
@@ -217,7 +182,7 @@ def test_ctrl_c_ends_a_download_within_seconds_and_the_next_run_goes_on(project:
     project.sandbox.faults = Faults()
     before = project.sandbox.stats.images_asked.copy()
     whole = {image.id for image in selected_images(project, city)} - {*not_whole(project, city)}
-    assert materialize(project, city).failures == []
+    assert project.run_city(city).failures == []
     assert not whole & (project.sandbox.stats.images_asked - before).keys()
     assert not_whole(project, city) == []
     assert recorded(project, city) == {*project.sequences(city)}
@@ -228,20 +193,14 @@ def test_ctrl_c_ends_the_wait_for_another_try_too(
 ) -> None:
     monkeypatch.setenv("VSVI_RETRY_DELAY", "60")
     project.sandbox.faults = Faults(overpass={Fault.GATEWAY_TIMEOUT: 1.0})
-    stats, outcome = project.sandbox.stats, Outcome()
+    told: list[str] = []
     with (
         pytest.raises(KeyboardInterrupt),
-        interrupted_when(lambda: any("Tried again" in line for line in outcome.told)) as moments,
+        interrupted_when(lambda: any("Tried again" in line for line in told)) as moments,
     ):
-        materialize(project, project.write_city(), outcome=outcome)
+        project.run_city(project.write_city(), LogProgress(told.append))
     assert time.monotonic() - moments[0] < 5
-    assert stats.requests["tiles"] == 0
-
-
-def materialize_metadata_only(project: Project, city: City) -> None:
-    with only_process(city):
-        runs = CityRuns(project.defs(), city, project.instance, LogProgress(print))
-        assert runs.materialize_metadata().success
+    assert project.sandbox.stats.requests["tiles"] == 0
 
 
 def stalled(project: Project, city: City) -> dict[int, Fault]:
@@ -256,54 +215,40 @@ def recorded(project: Project, city: City) -> set[str]:
 
 # Kills
 
-DOWNLOADS = """
+RUNS = """
 import os, sys
 from dagster import DagsterInstance
 from vsvi_assets.city import load_cities
-from vsvi_assets.definitions import defs
-from vsvi_assets.database.connection import Postgis
 from vsvi_assets.progress import LogProgress
-from vsvi_assets.running.runs import CityRuns
-from vsvi_assets.running.services import only_process
+from vsvi_assets.running.run_city import run_city
 from vsvi_assets.settings import Settings
 
 settings = Settings.from_environment()
 [city], _ = load_cities(settings.cities_dir, settings.data_dir)
-postgis = Postgis(settings.postgres_url)
-
-def download(what):
-    with only_process(city), DagsterInstance.get() as instance:
-        runs = CityRuns(defs, city, instance, LogProgress(print))
-        if what == "everything" and not runs.materialize_metadata().success:
-            return False
-        pending = runs.pending_sequences(postgis)
-        results = runs.materialize_images(pending, sequences_per_run=200)
-        return all(result.success for result in results)
 
 for line in sys.stdin:
     child = os.fork()
     if not child:
         os.dup2(2, 1)
-        os._exit(0 if download(line.strip()) else 1)
+        with DagsterInstance.get() as instance:
+            run = run_city(city, settings, instance, progress=LogProgress(print))
+        os._exit(0 if run.success else 1)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""Downloads "everything" or just "images", as each line says, in a fork of its own.
-
-The forked process has imported all that it takes.
-"""
+"""Runs the city for each line, in a fork of its own that has imported everything it takes."""
 
 
 @dataclass
-class Downloads:
-    """Downloads in processes of their own, one after the other."""
+class Runs:
+    """Runs of the city in processes of their own, one after the other."""
 
     process: subprocess.Popen[str]
 
-    def start(self, what: str) -> int:
-        """Start one, of "everything" or of "images" alone, and return its process id."""
+    def start(self) -> int:
+        """Start one, and return its process id."""
         assert self.process.stdin
-        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.write("run\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -317,18 +262,18 @@ class Downloads:
 
 
 @contextmanager
-def killed_downloads(project: Project) -> Iterator[Downloads]:
+def killed_runs(project: Project) -> Iterator[Runs]:
     with (
         (project.folder / "told").open("w") as told,
         subprocess.Popen(
-            [sys.executable, "-c", DOWNLOADS],
+            [sys.executable, "-c", RUNS],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=told,
             text=True,
         ) as process,
     ):
-        yield Downloads(process)
+        yield Runs(process)
         assert process.stdin
         process.stdin.close()
 
@@ -353,25 +298,22 @@ def test_thirty_kills_lose_nothing_that_was_whole(postgres_project: Project) -> 
     stats = project.sandbox.stats
     project.sandbox.latency = 0.2
     kills_amid_images = 0
-    with killed_downloads(project) as downloads:
+    with killed_runs(project) as runs:
         for kill in range(30):
             served = stats.images_served.total()
-            # Some wherever the whole run is by then, and the others amid the images.
-            whole_run = kill < 8 or kill % 4 == 0
-            process_id = downloads.start("everything" if whole_run else "images")
-            patience = time.monotonic() + (moments.uniform(0, 4) if whole_run else 100)
-            if kill == 7:  # the metadata are to be there for the images alone
-                patience += 100
+            process_id = runs.start()
+            # Some wherever the run is by then, and the others amid the images.
+            patience = time.monotonic() + (moments.uniform(0, 4) if kill % 4 else 100)
             enough = served + (2 * SAMPLE_OF_A_KIND if kill < 8 else 0) + moments.randint(1, 50)
             while stats.images_served.total() < enough and time.monotonic() < patience:
                 time.sleep(moments.uniform(0, 0.02))
             os.kill(process_id, signal.SIGKILL)
-            assert downloads.ended() == -signal.SIGKILL
+            assert runs.ended() == -signal.SIGKILL
             kills_amid_images += stats.images_served.total() > served
         on_disk = sum(1 for _ in city.sequences_folder.rglob("*.jpg"))
         project.sandbox.latency = 0.0
-        downloads.start("everything")
-        assert downloads.ended() == 0
+        runs.start()
+        assert runs.ended() == 0
     images = selected_images(project, city)
     assert 0 < on_disk < len(images)
     assert not_whole(project, city) == []
@@ -433,7 +375,7 @@ def test_a_database_killed_amid_a_load_keeps_the_old_tables_and_gets_the_new_one
         server.start()
         monkeypatch.setenv("VSVI_POSTGRES_URL", server.vsvi_url)
         city = project.write_city()
-        materialize_metadata_only(project, city)
+        assert project.run_city(city, plan_only=True).success
         before = rows_of_tables(project, city)
         newcomer = StreetImage(id=42, lon=5.209, lat=52.525, sequence_id="newcomer")
         project.sandbox.world.add_images([newcomer])
@@ -454,11 +396,8 @@ def test_a_database_killed_amid_a_load_keeps_the_old_tables_and_gets_the_new_one
                 server.start()
 
         monkeypatch.setattr(tables, "wanted_images", killing)
-        with only_process(city):
-            progress = LogProgress(start_again)
-            runs = CityRuns(project.defs(), city, project.instance, progress)
-            result = runs.materialize_metadata(overwrite=True)
-        assert result.success
+        progress = LogProgress(start_again)
+        assert project.run_city(city, progress, plan_only=True, overwrite=True).success
         assert attempts(project) == ["town__postgis_tables"]
         assert seen == ["killed", before]
         after = rows_of_tables(project, city)
@@ -497,24 +436,26 @@ def test_a_full_disk_stops_a_city_at_any_step_and_room_completes_it(
         ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
 
     leave_free(40_000)  # less than the tiles take
-    [message] = materialize(project, city).failures
+    [message] = project.run_city(city).failures
     assert re.search(rf"{small_disk}\S*: 0.000 GB free, more required", message)
     assert temporary_files(project) == []
     ballast.unlink()
-    materialize_metadata_only(project, city)
-    leave_free(5_000_000)  # less than the images take
-    with only_process(city):
-        runs = CityRuns(project.defs(), city, project.instance, LogProgress(print))
-        sequences = runs.pending_sequences(project.postgis)
-        [result] = runs.materialize_images(sequences, sequences_per_run=200)
-        [message] = runs.failure_messages(result)
+    assert project.run_city(city, plan_only=True).success
+
+    class Filling(LogProgress):
+        """Fills the disk when the photographs begin, but for less room than they take."""
+
+        def expect(self, asset: str, total: int) -> None:
+            leave_free(5_000_000)
+
+    [message] = project.run_city(city, Filling(print)).failures
     assert re.search(rf"{small_disk}\S*: 0.000 GB free, more required", message)
     assert attempts(project) == []
     assert temporary_files(project) == []
     on_disk = {path.stem for path in city.sequences_folder.rglob("*.jpg")}
     assert on_disk.isdisjoint(set(map(str, not_whole(project, city))))
     ballast.unlink()
-    assert materialize(project, city).failures == []
+    assert project.run_city(city).failures == []
     assert not_whole(project, city) == []
     assert verify_lines(city) == []
 
@@ -528,15 +469,16 @@ def test_tiles_beyond_those_of_the_day_are_left_for_another(project: Project) ->
     budget.parent.mkdir(exist_ok=True)
     today = datetime.now(UTC).date().isoformat()
     budget.write_text(json.dumps({"date": today, "tile_requests": TILES_PER_DAY - 1}))
-    outcome = materialize(project, city)
-    assert any("of which Mapillary allows 1 today" in line for line in outcome.told)
-    [message] = [failure for failure in outcome.failures if "tile_metadata" in failure]
+    told: list[str] = []
+    run = project.run_city(city, LogProgress(told.append))
+    assert any("of which Mapillary allows 1 today" in line for line in told)
+    [message] = [failure for failure in run.failures if "tile_metadata" in failure]
     assert "Run again after midnight UTC" in message
     assert project.sandbox.stats.requests["tiles"] == 1
     assert len(project.instance.get_materialized_partitions(asset_key(city, "tile_metadata"))) == 1
     assert attempts(project) == []
     budget.write_text(json.dumps({"date": "2020-01-01", "tile_requests": TILES_PER_DAY}))
-    assert materialize(project, city).failures == []
+    assert project.run_city(city).failures == []
     assert project.sandbox.stats.requests["tiles"] == len(city.tile_keys)
 
 
@@ -552,19 +494,20 @@ def test_hostile_input_leaves_no_trace_outside_the_data_folder(project: Project)
     garbage.write_bytes(b"<html>Sorry</html>")
     before = files_outside(project)
     project.sandbox.faults = Faults(tiles={Fault.HOSTILE_IDS: 1.0})
-    outcome = materialize(project, city)
-    [message] = [failure for failure in outcome.failures if "tile_metadata" in failure]
+    told: list[str] = []
+    run = project.run_city(city, LogProgress(told.append))
+    [message] = [failure for failure in run.failures if "tile_metadata" in failure]
     assert f"{len(city.tile_keys)} tiles could not be had" in message
     assert "'../../escaped'" in message
     assert max(map(len, message.splitlines())) < 300
     assert attempts(project) == []
-    assert sum("Fetched anew" in line for line in outcome.told) == 2
+    assert sum("Fetched anew" in line for line in told) == 2
 
     redirects = {Fault.REDIRECT_TO_HOST: 0.5, Fault.REDIRECT_TO_FILE: 0.5}
     project.sandbox.faults = Faults(tiles=redirects, graph=redirects, images=redirects, most=1)
-    materialize(project, city)
+    project.run_city(city)
     project.sandbox.faults = Faults()
-    assert materialize(project, city).failures == []
+    assert project.run_city(city).failures == []
     assert not_whole(project, city) == []
     assert files_outside(project) == before
     assert project.sandbox.stats.token_leaks == 0
@@ -583,10 +526,11 @@ def test_the_token_is_written_nowhere(
 ) -> None:
     city = project.write_city(num_retries=1)
     project.sandbox.faults = EVERYTHING_AT_ONCE
-    materialize(project, city)
+    told: list[str] = []
+    project.run_city(city, LogProgress(told.append))
     project.sandbox.tokens = {"MLY|another"}
-    outcome = materialize(project, city, overwrite=True)
-    assert any("refuses the token" in failure for failure in outcome.failures)
+    run = project.run_city(city, LogProgress(told.append), overwrite=True)
+    assert any("refuses the token" in failure for failure in run.failures)
     secret = TOKEN.rpartition("|")[2]
     events = [
         serialize_value(entry)
@@ -594,7 +538,7 @@ def test_the_token_is_written_nowhere(
         for entry in project.instance.all_logs(run.run_id)
     ]
     assert len(events) > 50
-    written = [*events, *outcome.told, *outcome.failures, *capfd.readouterr(), caplog.text]
+    written = [*events, *told, *run.failures, *capfd.readouterr(), caplog.text]
     assert not [text for text in written if secret in text]
     files = [path for path in project.folder.rglob("*") if path.is_file()]
     assert not [path for path in files if secret.encode() in path.read_bytes()]
@@ -607,7 +551,7 @@ def test_what_verification_finds_is_mended_by_deleting_it_and_running_again(
     project: Project,
 ) -> None:
     city = project.write_city()
-    materialize(project, city)
+    project.run_city(city)
     flipped, missing, *_ = images = selected_images(project, city)
     data = bytearray(path_of(city, flipped).read_bytes())
     data[len(data) // 2] ^= 1
@@ -622,7 +566,7 @@ def test_what_verification_finds_is_mended_by_deleting_it_and_running_again(
     }
     path_of(city, flipped).unlink()
     before = project.sandbox.stats.images_served.copy()
-    assert materialize(project, city).failures == []
+    assert project.run_city(city).failures == []
     fetched = project.sandbox.stats.images_served - before
     assert {flipped.id, missing.id} <= fetched.keys()
     assert fetched.total() < len(images)
@@ -638,14 +582,14 @@ def test_what_verification_finds_is_mended_by_deleting_it_and_running_again(
 
 def test_overwriting_replaces_files_only_by_whole_new_ones(project: Project) -> None:
     city = project.write_city()
-    materialize(project, city)
+    project.run_city(city)
     images = selected_images(project, city)
     kept = images[7]
     world, old = project.sandbox.world, project.sandbox.world.picture
     world.picture = lambda image, size: old(image, "new")
     project.sandbox._pictures.clear()
     project.sandbox.faults = Faults(by_image={kept.id: Fault.TRUNCATED})
-    [message] = materialize(project, city, overwrite=True).failures
+    [message] = project.run_city(city, overwrite=True).failures
     assert f"image {kept.id}" in message
     assert not_whole(project, city) == [kept.id]
     assert path_of(city, kept).read_bytes() == old(kept, "original")

@@ -1,0 +1,383 @@
+"""Runs a city from its bounding box to its photographs, in this process.
+
+The runs are recorded in the Dagster instance that the UI shows. The command line, the tests
+and the benchmarks all run a city by `run_city`.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetCheckSeverity,
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    ExecuteInProcessResult,
+    InitLoggerContext,
+    RunConfig,
+    logger,
+)
+from dagster._core.errors import DagsterAssetCheckFailedError
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
+from dagster._utils.error import SerializableErrorInfo
+
+from vsvi_assets.city import City
+from vsvi_assets.orchestration.build import build_cities_defs
+from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key
+from vsvi_assets.orchestration.launcher import COMMAND_LINE_TAG, end_lost_runs
+from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
+from vsvi_assets.orchestration.retries import is_partial, reason
+from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
+from vsvi_assets.photographs.inventory import Inventory, take_inventory
+from vsvi_assets.progress import Advance, Progress, Tell
+from vsvi_assets.running.services import lock_path, only_process
+from vsvi_assets.settings import Settings
+from vsvi_assets.views.plan import DownloadPlan, make_plan
+
+METADATA_ASSETS = (
+    "street_points",
+    "tile_metadata",
+    "postgis_tables",
+    "selected_image_ids",
+    "download_plan",
+)
+
+
+@dataclass
+class CityRun:
+    """What became of a city in `run_city`.
+
+    Attributes
+    ----------
+    images, bytes
+        Photographs that were downloaded, in all attempts together, and their bytes.
+    selected
+        Number of images that were selected when the photographs began; None where nothing
+        was selected or the run ended before.
+    missing
+        How many of them were yet to be downloaded then.
+    failures
+        Why steps failed: a message each, for people, without a traceback.
+    checks
+        What the asset checks found.
+    plan
+        What the photographs will take, where only the plan was asked for.
+    image_runs
+        How many Dagster runs downloaded photographs.
+    """
+
+    images: int = 0
+    bytes: int = 0
+    selected: int | None = None
+    missing: int = 0
+    failures: list[str] = field(default_factory=list)
+    checks: dict[AssetCheckKey, AssetCheckEvaluation] = field(default_factory=dict)
+    plan: DownloadPlan | None = None
+    image_runs: int = 0
+
+    @property
+    def success(self) -> bool:
+        """Whether everything that was asked for is there."""
+        return not self.failures
+
+    def lines(self) -> list[str]:
+        """Say in a few lines what was downloaded and what the checks found."""
+        lines = []
+        if self.images:
+            lines.append(f"  downloaded     {self.images:,} images, {self.bytes:,} bytes, just now")
+        elif self.selected == 0:
+            lines.append("  downloaded     none: no image is selected")
+        elif self.selected and not self.missing:
+            lines.append("  downloaded     none: every selected image was there already")
+        elif self.selected:
+            lines.append(f"  downloaded     none of the {self.missing:,} images that are missing")
+        wrong = [check for check in self.checks.values() if not check.passed]
+        passed = len(self.checks) - len(wrong)
+        lines.append(f"  checks         {passed:,} of {len(self.checks):,} passed")
+        lines += [
+            f"    {_check_message(check)}"
+            for check in wrong
+            if check.severity == AssetCheckSeverity.WARN
+        ]
+        return lines
+
+
+def run_city(
+    city: City,
+    settings: Settings,
+    instance: DagsterInstance,
+    *,
+    progress: Progress,
+    tiles_only: bool = False,
+    plan_only: bool = False,
+    overwrite: bool = False,
+    resource_overrides: Mapping[str, object] | None = None,
+) -> CityRun:
+    """Materialize all assets of a city in order; what is on disk and whole is not fetched again.
+
+    Parameters
+    ----------
+    instance
+        Where the runs are recorded.
+    progress
+        Learns which steps begin and end, and how far they are.
+    tiles_only
+        Fetch the tiles' metadata and nothing else.
+    plan_only
+        Stop before the photographs, and return what they will take.
+    overwrite
+        Fetch again what is on disk; a file is replaced only by a whole new one.
+    resource_overrides
+        Resources to use in place of the project's own, by their keys.
+
+    Raises
+    ------
+    CityBusyError
+        When another process runs the city.
+    KeyboardInterrupt
+        When Ctrl-C interrupted it; the run is then recorded as canceled.
+    """
+    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+    with only_process(city):
+        end_lost_runs(instance, locked_here=lock_path(city))
+        runs = _Runs(city, settings, instance, progress, resource_overrides)
+        runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
+        run = runs.run
+        if plan_only and any(check.asset_key.path[-1] == "download_plan" for check in run.checks):
+            client = MapillaryResource.from_settings(settings).client(city)
+            run.plan = make_plan(city, postgis, client)
+        if not (tiles_only or plan_only or run.failures):
+            inventory = take_inventory(city, postgis)
+            run.selected, run.missing = inventory.selected, inventory.missing_images
+            runs.materialize_images(inventory, overwrite=overwrite)
+            runs.materialize_report()
+        run.failures += [
+            _check_message(check)
+            for check in run.checks.values()
+            if not (check.passed or check.blocking) and check.severity == AssetCheckSeverity.ERROR
+        ]
+        return run
+
+
+def command_line_instance(home: str) -> DagsterInstance:
+    """Return the instance of the folder's dagster.yaml, as a command in a terminal uses it.
+
+    What steps print goes to the terminal alone. Dagster would copy it by processes of its own,
+    which Ctrl-C ends too: with a traceback each.
+    """
+    compute_logs = {
+        "module": NoOpComputeLogManager.__module__,
+        "class": NoOpComputeLogManager.__name__,
+    }
+    reference = InstanceRef.from_dir(home, overrides={"compute_logs": compute_logs})
+    return DagsterInstance.from_ref(reference)
+
+
+class _Runs:
+    """The Dagster runs of one `run_city`, one after the other."""
+
+    def __init__(
+        self,
+        city: City,
+        settings: Settings,
+        instance: DagsterInstance,
+        progress: Progress,
+        resource_overrides: Mapping[str, object] | None,
+    ) -> None:
+        self.run = CityRun()
+        self._city, self._settings, self._instance = city, settings, instance
+        self._progress = progress
+        keys = [
+            asset_key(city, name) for name in (*METADATA_ASSETS, "image_files", "coverage_report")
+        ]
+        self._assets = {key.to_python_identifier(): key.to_user_string() for key in keys}
+        resources = {
+            "progress": _Arrivals(self._name("image_files"), progress, self.run),
+            **(resource_overrides or {}),
+        }
+        log = _ProgressLog(progress, self._assets)
+        defs = build_cities_defs([city], settings, resources, {"progress": log.definition()})
+        self._job = defs.resolve_implicit_global_asset_job_def()
+
+    def materialize_metadata(self, *, tiles_only: bool, overwrite: bool) -> None:
+        """Materialize all that comes before the photographs, with all tiles, in one run."""
+        names = ["tile_metadata"] if tiles_only else list(METADATA_ASSETS)
+        keys = self._city.tile_keys
+        fetch = {"tile_metadata": Fetch(overwrite=overwrite)}
+        self._execute(names, _range_tags(keys[0], keys[-1]), fetch)
+
+    def materialize_images(self, inventory: Inventory, *, overwrite: bool) -> None:
+        """Materialize the sequences that lack images, or with `overwrite` all.
+
+        A run covers a range of partitions. Where complete sequences lie between others, they
+        may be in it, which costs nothing.
+
+        A run some of whose images cannot be fetched is followed by the others; one that
+        failed for another reason, for which the others would fail too, is the last.
+        """
+        registered = self._instance.get_dynamic_partitions(sequence_partitions_name(self._city))
+        pending = set(registered)
+        if not overwrite:
+            files = asset_key(self._city, "image_files")
+            pending -= self._instance.get_materialized_partitions(files)
+            pending |= inventory.missing.keys()
+        expected = inventory.selected if overwrite else inventory.missing_images
+        self._progress.expect(self._name("image_files"), expected)
+        fetch = {"image_files": Fetch(overwrite=overwrite)}
+        size = self._settings.sequences_per_run
+        for first, last in partition_ranges(registered, pending, size):
+            result = self._execute(["image_files"], _range_tags(first, last), fetch)
+            self.run.image_runs += 1
+            errors = [error for _, error in _step_errors(result)]
+            if not (result.success or (errors and all(map(is_partial, errors)))):
+                return
+
+    def materialize_report(self) -> None:
+        """Materialize the coverage report, of what is there now."""
+        self._execute(["coverage_report"], {}, {})
+
+    def _execute(
+        self, names: Sequence[str], tags: Mapping[str, str], fetch: Mapping[str, Fetch]
+    ) -> ExecuteInProcessResult:
+        ops: dict[str, Any] = {
+            asset_key(self._city, name).to_python_identifier(): config
+            for name, config in fetch.items()
+        }
+        result = self._job.execute_in_process(
+            asset_selection=[asset_key(self._city, name) for name in names],
+            instance=self._instance,
+            raise_on_error=False,
+            run_config=RunConfig(ops=ops, loggers={"progress": {}}),
+            tags={
+                **tags,
+                CITY_TAG: self._city.name,
+                COMMAND_LINE_TAG: str(lock_path(self._city)),
+            },
+        )
+        interrupted = RunFailureReason.UNEXPECTED_TERMINATION
+        if not result.success and _run_failure(result).failure_reason == interrupted:
+            self._instance.report_run_canceled(result.dagster_run, "Interrupted by the user.")
+            raise KeyboardInterrupt
+        checks = {check.asset_check_key: check for check in result.get_asset_check_evaluations()}
+        self.run.checks |= checks
+        self.run.failures += self._failures(result, checks.values())
+        return result
+
+    def _failures(
+        self, result: ExecuteInProcessResult, checks: Collection[AssetCheckEvaluation]
+    ) -> list[str]:
+        messages = [
+            f"{self._assets.get(step, step)}: {reason(error)}"
+            for step, error in _step_errors(result)
+            if error.cls_name != DagsterAssetCheckFailedError.__name__
+        ]
+        messages += [
+            _check_message(check)
+            for check in checks
+            if check.blocking and not check.passed and check.severity == AssetCheckSeverity.ERROR
+        ]
+        if messages or result.success:
+            return messages
+        error = _run_failure(result).error
+        return [f"{self._city.name}: {reason(error) if error else 'failed without a reason'}"]
+
+    def _name(self, asset: str) -> str:
+        return asset_key(self._city, asset).to_user_string()
+
+
+@dataclass
+class _Arrivals:
+    """Counts the photographs of a run as they arrive, in whichever attempt that is."""
+
+    asset: str
+    progress: Progress
+    run: CityRun
+
+    def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
+        advance = self.progress.counting(asset, total, unit, log)
+        if asset != self.asset:
+            return advance
+
+        def count(bytes_: int = 0) -> None:
+            self.run.images += bytes_ > 0
+            self.run.bytes += bytes_
+            advance(bytes_)
+
+        return count
+
+
+class _ProgressLog(logging.Handler):
+    """Passes the beginnings, ends and warnings of a run's steps on to the progress.
+
+    Dagster hands every event of a run to the run's loggers. Nothing else of it is printed:
+    the caller reports what went wrong, and everything is in the instance.
+    """
+
+    def __init__(self, progress: Progress, assets: Mapping[str, str]) -> None:
+        super().__init__()
+        self._progress, self._assets = progress, assets
+
+    def definition(self) -> Any:
+        @logger
+        def progress_log(_: InitLoggerContext) -> logging.Logger:
+            log = logging.Logger("vsvi progress", logging.DEBUG)
+            log.addHandler(self)
+            return log
+
+        return progress_log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        about: Mapping[str, Any] = record.dagster_meta  # type: ignore[attr-defined]
+        event: DagsterEvent | None = about["dagster_event"]
+        asset = self._assets.get(about["step_key"] or "")
+        if event is None and record.levelno == logging.WARNING:
+            self._progress.warned(about["orig_message"])
+        elif event and asset and event.event_type == DagsterEventType.STEP_START:
+            self._progress.started(asset)
+        elif event and asset and event.event_type == DagsterEventType.STEP_SUCCESS:
+            self._progress.finished(asset)
+
+
+def _range_tags(first: str, last: str) -> Mapping[str, str]:
+    return {
+        "dagster/asset_partition_range_start": first,
+        "dagster/asset_partition_range_end": last,
+    }
+
+
+def partition_ranges(
+    keys: Sequence[str], wanted: Collection[str], size: int
+) -> Iterator[tuple[str, str]]:
+    """Cut ordered partition keys into ranges of at most `size` that cover all that are wanted.
+
+    Each range begins and ends with a wanted key.
+    """
+    positions = [position for position, key in enumerate(keys) if key in wanted]
+    start = 0
+    while start < len(positions):
+        end = start
+        while end + 1 < len(positions) and positions[end + 1] - positions[start] < size:
+            end += 1
+        yield keys[positions[start]], keys[positions[end]]
+        start = end + 1
+
+
+def _run_failure(result: ExecuteInProcessResult) -> JobFailureData:
+    [failure] = result.filter_events(lambda event: event.event_type == DagsterEventType.RUN_FAILURE)
+    return failure.job_failure_data
+
+
+def _step_errors(result: ExecuteInProcessResult) -> Iterator[tuple[str, SerializableErrorInfo]]:
+    for event in result.all_events:
+        if event.is_step_failure and event.step_failure_data.error:
+            yield event.step_key or "", event.step_failure_data.error
+
+
+def _check_message(check: AssetCheckEvaluation) -> str:
+    return f"{check.asset_key.to_user_string()}, check {check.check_name}: {check.description}"
