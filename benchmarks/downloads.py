@@ -103,7 +103,7 @@ def aria2c_downloads(
         ids = range(start, min(start + IMAGES_PER_REQUEST, FIRST_ID + images))
         links += [
             f"{link.url}\n out={link.id}.jpg\n"
-            for link in client(environment).image_links(ids, "original").values()
+            for link in client(environment).image_links(ids, "original").found.values()
         ]
     folder.mkdir()
     (folder / "links").write_text("".join(links))

@@ -30,6 +30,7 @@ from requests.exceptions import InvalidHeader, InvalidSchema
 from vsvi_assets.mapillary.errors import (
     InvalidImageError,
     MalformedTileError,
+    MapillaryError,
     OversizedImageError,
     RefusedRequestError,
     RefusedTokenError,
@@ -38,6 +39,7 @@ from vsvi_assets.mapillary.errors import (
     ThrottledError,
     TransientError,
     UnavailableError,
+    UnreachableError,
     answer_error,
     cut_short,
 )
@@ -54,6 +56,15 @@ TILE_REQUESTS_PER_SECOND = 75.0
 IMAGE_REQUESTS_PER_SECOND = 500.0
 """Ceilings at half the documented limits of searches and entities: two runs may ask at a time.
 Tiles have a limit a day alone (`TileBudget`), and are asked for no faster than links."""
+
+RETRIES_ALONE = 2
+"""How often the request for one image is repeated that failed together with others before."""
+
+IMAGES_OF_AN_OUTAGE = 5
+"""So many images, each asked for by itself and not answered, are no matter of single images."""
+
+OF_THE_SERVICE = (ThrottledError, UnreachableError)
+"""Errors that a request for fewer images gets as well."""
 
 MAX_ANSWER_BYTES = 20_000_000
 MAX_ERROR_BYTES = 65_536
@@ -82,6 +93,36 @@ class ImageLink:
     id: int
     url: str = field(repr=False)
     creator: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What came of asking for the links of some images: each id is in one of the three.
+
+    Attributes
+    ----------
+    found
+        The links, by image id.
+    absent
+        Images that the answers left out. It is no proof that they are gone: the service has
+        left out images that exist (https://github.com/mapillary/mapillary-js/issues/460).
+    failed
+        Images whose request failed though each was asked for by itself, with the reason.
+    """
+
+    found: dict[int, ImageLink] = field(default_factory=dict)
+    absent: frozenset[int] = frozenset()
+    failed: dict[int, TransientError] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the service answered, and knew none of the images."""
+        return bool(self.absent) and not self.found
+
+    def __or__(self, other: "Links") -> "Links":
+        return Links(
+            self.found | other.found, self.absent | other.absent, self.failed | other.failed
+        )
 
 
 class _Authorization(requests.auth.AuthBase):
@@ -243,17 +284,34 @@ class Mapillary:
 
     def image_links(
         self, ids: Sequence[int], size: ImageSize, stop: threading.Event | None = None
-    ) -> dict[int, ImageLink]:
-        """Ask for links to up to 50 images, in one request.
+    ) -> Links:
+        """Ask for links to up to 50 images.
 
-        Images that Mapillary does not have (any more) are left out. Should it refuse the
-        whole batch for one of them, the batch is halved until that one is found.
+        That takes one request, unless one image makes it fail: there are some that are
+        answered 500 for ever. A batch that failed in all attempts is therefore halved until
+        such images are alone, at about 2 log2(50) requests for each.
 
         Raises
         ------
         MapillaryError
-            As `tile_images` does.
+            As `tile_images` does. `TransientError` where it is not for single images: the
+            service throttles or cannot be reached, or does not answer for some single images.
         """
+        stop = stop or threading.Event()
+        try:
+            return self._links_in_one_request(ids, size, stop, self.num_retries)
+        except OF_THE_SERVICE:
+            raise
+        except UnavailableError as error:
+            return self._links_by_halves(ids, size, stop, error)
+        except TransientError as error:
+            if not self._answers_for_some(ids, size, stop):
+                raise
+            return self._links_by_halves(ids, size, stop, error)
+
+    def _links_in_one_request(
+        self, ids: Sequence[int], size: ImageSize, stop: threading.Event, retries: int
+    ) -> Links:
         field_name = f"thumb_{size}_url"
         url = (
             f"{self._graph_url}/images?image_ids={','.join(map(str, ids))}"
@@ -265,15 +323,44 @@ class Mapillary:
             body = self._body(url, Service.GRAPH, name, stop, MAX_ANSWER_BYTES)
             return _links(body, field_name, name)
 
-        try:
-            links = self._retrying(attempt, stop)
-        except UnavailableError:
-            if len(ids) == 1:
-                return {}
-            middle = len(ids) // 2
-            first, second = ids[:middle], ids[middle:]
-            return self.image_links(first, size, stop) | self.image_links(second, size, stop)
-        return {image_id: links[image_id] for image_id in ids if image_id in links}
+        links = self._retrying(attempt, stop, retries)
+        found = {image_id: links[image_id] for image_id in ids if image_id in links}
+        return Links(found, frozenset(ids) - found.keys())
+
+    def _links_by_halves(
+        self, ids: Sequence[int], size: ImageSize, stop: threading.Event, error: MapillaryError
+    ) -> Links:
+        """Ask for the halves of a batch that failed, and for the halves of those that fail."""
+        if len(ids) == 1:
+            if isinstance(error, TransientError):
+                return Links(failed={ids[0]: error})
+            return Links(absent=frozenset(ids))
+        links = Links()
+        for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
+            retries = min(RETRIES_ALONE, self.num_retries) if len(half) == 1 else 0
+            try:
+                links |= self._links_in_one_request(half, size, stop, retries)
+            except OF_THE_SERVICE:
+                raise
+            except (UnavailableError, TransientError) as half_error:
+                links |= self._links_by_halves(half, size, stop, half_error)
+        return links
+
+    def _answers_for_some(self, ids: Sequence[int], size: ImageSize, stop: threading.Event) -> bool:
+        """Ask for some images of a batch that failed, one by one, until one is answered."""
+        if len(ids) == 1:
+            return False
+        for image_id in random.sample(ids, min(IMAGES_OF_AN_OUTAGE, len(ids))):
+            try:
+                self._links_in_one_request([image_id], size, stop, 0)
+            except OF_THE_SERVICE:
+                raise
+            except TransientError:
+                continue
+            except UnavailableError:
+                pass
+            return True
+        return False
 
     def image_chunks(self, link: ImageLink, stop: threading.Event) -> Iterator[bytes]:
         """Fetch an image once, in pieces; whether they make a whole image is not checked.
@@ -318,14 +405,20 @@ class Mapillary:
         jitter = random.uniform(0.0, min(self._backoff * 2.0 ** (attempts - 1), MAX_BACKOFF))
         return (error.retry_after or 0.0) + jitter
 
-    def _retrying(self, attempt: Callable[[threading.Event], T], stop: threading.Event | None) -> T:
+    def _retrying(
+        self,
+        attempt: Callable[[threading.Event], T],
+        stop: threading.Event | None,
+        retries: int | None = None,
+    ) -> T:
         stop = stop or threading.Event()
-        for attempts in range(1, self.num_retries + 2):
+        retries = self.num_retries if retries is None else retries
+        for attempts in range(1, retries + 2):
             try:
                 return attempt(stop)
             except TransientError as error:
-                if attempts > self.num_retries:
-                    raise TransientError(
+                if attempts > retries:
+                    raise type(error)(
                         f"{error}; given up after {attempts} attempts", error.retry_after
                     ) from error
                 if stop.wait(self.delay(attempts, error)):
@@ -397,7 +490,8 @@ class Mapillary:
                     raise RefusedRequestError(  # requests' own errors of URLs are among these
                         f"{asked_for}: {cut_short(url)} is no URL to be followed"
                     ) from error
-                raise TransientError(f"{asked_for}: {_reason(error)}") from error
+                kind = UnreachableError if _is_unconnected(error) else TransientError
+                raise kind(f"{asked_for}: {_reason(error)}") from error
         raise RefusedRequestError(f"{asked_for}: more than {MAX_REDIRECTS} redirects")
 
     def _token_for(self, url: str, service: Service) -> str | None:
@@ -474,6 +568,17 @@ def _username(image: dict[str, Any]) -> str | None:
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port
+
+
+def _is_unconnected(error: BaseException | None) -> bool:
+    """Return whether an error of requests is that there was no connection at all."""
+    while error:
+        if isinstance(
+            error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError
+        ):
+            return True
+        error = error.__context__
+    return False
 
 
 def _reason(error: BaseException) -> str:

@@ -12,12 +12,12 @@ from vsvi_assets.mapillary.errors import (
     InvalidTileError,
     MapillaryError,
     RefusedRequestError,
+    TileNotFoundError,
     TransientError,
-    UnavailableError,
 )
 
 WORKERS = 8
-NOT_TO_BE_HAD = (InvalidTileError, RefusedRequestError, TransientError, UnavailableError)
+NOT_TO_BE_HAD = (InvalidTileError, RefusedRequestError, TileNotFoundError, TransientError)
 
 
 class TilesFailedError(MapillaryError):

@@ -1,4 +1,4 @@
-"""What can go wrong with Mapillary, and the one place that tells which of it an answer is.
+"""What can go wrong with Mapillary, and the one place that decides which of it an answer is.
 
 Sources of the codes: https://developers.facebook.com/docs/graph-api/guides/error-handling,
 https://www.mapillary.com/developer/api-documentation, and answers seen of the services, which
@@ -30,14 +30,21 @@ class Service(StrEnum):
 
 
 class MapillaryError(Exception):
-    """What was asked of Mapillary, or came from it, is not what it should be."""
+    """A request to Mapillary failed, or what it answered cannot be used.
+
+    `may_pass` says whether the same work may succeed minutes later, with nothing changed.
+    """
+
+    may_pass = False
 
 
 class TransientError(MapillaryError):
-    """No answer, or one that a later request may better.
+    """No answer, or one that may be better the next time.
 
     `retry_after` is how many seconds the service asked to wait, None where it did not say.
     """
+
+    may_pass = True
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -48,12 +55,25 @@ class ThrottledError(TransientError):
     """Too many requests: everything has to slow down."""
 
 
+class UnreachableError(TransientError):
+    """No connection to the service, or to the proxy before it."""
+
+
 class UnavailableError(MapillaryError):
     """Mapillary does not have it, or has it no longer."""
 
 
+class TileNotFoundError(MapillaryError):
+    """The tile server answered 404, as it sometimes does for tiles that exist.
+
+    It passes within minutes or a day, so that no 404 proves that there is no such tile.
+    """
+
+
 class StaleLinkError(MapillaryError):
-    """The link of an image has expired; a fresh one is to be asked for."""
+    """The link of an image has expired; a fresh one is needed."""
+
+    may_pass = True
 
 
 class RefusedRequestError(MapillaryError):
@@ -61,11 +81,37 @@ class RefusedRequestError(MapillaryError):
 
 
 class RefusedTokenError(MapillaryError):
-    """Mapillary does not accept the token, so that nothing can be had."""
+    """Mapillary does not accept the token, so that no request can succeed."""
+
+
+class ConnectionSettingsError(MapillaryError):
+    """No request can succeed until this machine's proxy, certificates or clock are set right."""
 
 
 class TileBudgetError(MapillaryError):
     """The day's tile requests are used up."""
+
+
+class AddressBlockedError(MapillaryError):
+    """Mapillary answers no tile request from this network address for about a day.
+
+    Attributes
+    ----------
+    since, until
+        When the block was first seen, and before when no tile is requested (UTC).
+    reason
+        What was asked for, and what the answer was.
+    """
+
+    def __init__(self, since: datetime, until: datetime, reason: str) -> None:
+        super().__init__(
+            "Mapillary has blocked this network address for tile requests since "
+            f"{since.astimezone(UTC):%Y-%m-%d %H:%M} UTC ({reason}). No tile is requested until "
+            f"{until.astimezone(UTC):%Y-%m-%d %H:%M} UTC, because requests seem to prolong a "
+            "block. Tiles on disk are kept, and photographs whose tiles are on disk can still be "
+            "downloaded. Run again after that time."
+        )
+        self.since, self.until, self.reason = since, until, reason
 
 
 class StoppedError(MapillaryError):
@@ -96,10 +142,30 @@ class OversizedImageError(InvalidImageError):
     """An image of more pixels or bytes than any camera makes."""
 
 
+def is_block(status: int, headers: Mapping[str, str], start: bytes) -> bool:
+    """Return whether an answer of the tile server means that this address is blocked.
+
+    A blocked address gets a redirect to the login page, or that page itself, instead of a
+    vector tile (https://github.com/jonfroehlich/streetscape-tracker, docs/provider-access.md).
+
+    Parameters
+    ----------
+    start
+        The first bytes of the body.
+    """
+    if 300 <= status < 400:
+        return True
+    is_html = headers.get("Content-Type", "").lower().startswith("text/html")
+    has_content = 200 <= status < 300 and status != HTTPStatus.NO_CONTENT
+    return has_content and (is_html or start.lstrip().startswith(b"<"))
+
+
 def answer_error(
     service: Service, status: int, headers: Mapping[str, str], body: bytes, asked_for: str
 ) -> MapillaryError | None:
-    """Tell what an answer means: an error to raise, or None where it is good.
+    """Return the error that an answer means, or None where it is good.
+
+    Whether the tile server blocks this address is decided by `is_block`.
 
     Parameters
     ----------
@@ -115,8 +181,10 @@ def answer_error(
     said = f"{asked_for}: {said}{f': {message}' if message else ''}"
     wait = retry_after(headers)
 
-    # The image server is not given the token, and has no say in it.
-    if service != Service.IMAGES and (code == TOKEN_REFUSED or status == HTTPStatus.UNAUTHORIZED):
+    # The image server is not given the token, so that it cannot refuse it.
+    if (
+        service != Service.IMAGES and (code == TOKEN_REFUSED or status == HTTPStatus.UNAUTHORIZED)
+    ) or (service == Service.TILES and status == HTTPStatus.FORBIDDEN):
         return RefusedTokenError(
             f"Mapillary refuses the token ({said}). Make a client token at "
             "https://www.mapillary.com/dashboard/developers and set it as MAPILLARY_TOKEN or "
@@ -124,6 +192,8 @@ def answer_error(
         )
     if status == HTTPStatus.TOO_MANY_REQUESTS or code == THROTTLED_CODE:
         return ThrottledError(said, wait)
+    if service == Service.TILES and status == HTTPStatus.NOT_FOUND:
+        return TileNotFoundError(said)
     if (code, subcode) == UNKNOWN_OBJECT or status == HTTPStatus.NOT_FOUND:
         return UnavailableError(said)
     if service == Service.IMAGES and status in (HTTPStatus.FORBIDDEN, HTTPStatus.GONE):

@@ -7,17 +7,95 @@ Limits documented at https://www.mapillary.com/developer/api-documentation#rate-
 import fcntl
 import json
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Protocol
 
 from vsvi_assets.files import writing_in
-from vsvi_assets.mapillary.errors import StoppedError, TileBudgetError
+from vsvi_assets.mapillary.errors import AddressBlockedError, StoppedError, TileBudgetError
 
 TILES_PER_DAY = 50_000
+LARGEST_GAP = 1.2
+"""The largest random gap between two tile requests, compared with the smallest."""
+
+
+@dataclass(frozen=True)
+class TileState:
+    """How many tiles may be requested, of all processes that share the count.
+
+    Attributes
+    ----------
+    per_minute
+        Most tile requests in any 60 seconds.
+    per_day, left_today
+        Most tile requests per day (UTC), and how many of today's are left.
+    blocked_since, blocked_until, block_reason
+        Of a block of this network address by Mapillary: when it was first seen, before when no
+        tile is requested (UTC), and the answer that showed it. All None without a block.
+    is_blocked
+        Whether tiles may not be requested now. False for a block that is due: one request for
+        a tile then shows whether it is over.
+    """
+
+    per_minute: int
+    per_day: int
+    left_today: int
+    blocked_since: datetime | None = None
+    blocked_until: datetime | None = None
+    block_reason: str | None = None
+    is_blocked: bool = False
+
+    def minutes(self, tiles: int) -> float:
+        """Return how many minutes so many tile requests take on average."""
+        return tiles * mean_gap_seconds(self.per_minute) / 60
+
+
+class TileGate(Protocol):
+    """Decides when the next tile may be requested, for all processes together.
+
+    Every request for a tile needs a turn. It is followed by `answered` or `blocked` where the
+    tile server gave an answer from which its state can be seen.
+    """
+
+    def wait_turn(self, stop: threading.Event) -> None:
+        """Wait until the next tile may be requested, and count the request.
+
+        Raises
+        ------
+        AddressBlockedError
+            When this address is blocked, at once.
+        TileBudgetError
+            When the day's requests are used up, at once.
+        StoppedError
+            When `stop` is set meanwhile, within a second.
+        """
+
+    def blocked(self, reason: str) -> AddressBlockedError:
+        """Record that this address is blocked, and return the error to raise."""
+
+    def answered(self) -> None:
+        """Record that the tile server answers: a block, if there was one, is over."""
+
+    def state(self) -> TileState:
+        """Return how many requests are left, and whether there is a block."""
+
+
+def random_gap_seconds(per_minute: int) -> float:
+    """Return a random time between two tile requests.
+
+    Never less than 60 / per_minute, so that no 60 seconds hold more requests.
+    """
+    return random.uniform(1.0, LARGEST_GAP) * 60 / per_minute
+
+
+def mean_gap_seconds(per_minute: int) -> float:
+    """Return the mean of `random_gap_seconds`."""
+    return (1.0 + LARGEST_GAP) / 2 * 60 / per_minute
 
 
 class Pacer:

@@ -21,7 +21,13 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from vsvi_assets.files import DiskGuard, atomic_write, remove_abandoned_parts, sync_folder
-from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, ImageLink, ImageSize, Mapillary
+from vsvi_assets.mapillary.client import (
+    IMAGES_PER_REQUEST,
+    ImageLink,
+    ImageSize,
+    Links,
+    Mapillary,
+)
 from vsvi_assets.mapillary.errors import (
     InvalidImageError,
     OversizedImageError,
@@ -304,17 +310,19 @@ class _Downloads:
         self._without_link.extend(_Image(image_id, sequence) for image_id in missing)
         self._complete_if_done(sequence)
 
-    def _linked(self, batch: list[_Image], future: Future[dict[int, ImageLink]]) -> None:
+    def _linked(self, batch: list[_Image], future: Future[Links]) -> None:
         try:
             links = future.result()
-        except (TransientError, RefusedRequestError) as error:
+        except (TransientError, RefusedRequestError) as refusal:
             for image in batch:
-                self._fail(image, error)
+                self._fail(image, refusal)
             return
         for image in batch:
-            image.link = links.get(image.id)
+            image.link = links.found.get(image.id)
             if image.link:
                 self._with_link.append(image)
+            elif error := links.failed.get(image.id):
+                self._fail(image, error)
             elif not image.troubles[UnavailableError]:
                 # An answer without it may be a bad moment's; a second one is believed.
                 image.troubles[UnavailableError] += 1

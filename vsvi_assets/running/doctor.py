@@ -22,7 +22,7 @@ from vsvi_assets.mapillary.errors import (
     RefusedRequestError,
     RefusedTokenError,
     TileBudgetError,
-    UnavailableError,
+    TileNotFoundError,
 )
 from vsvi_assets.mapillary.pacing import TileBudget
 from vsvi_assets.orchestration.resources import PostgisResource
@@ -117,7 +117,7 @@ def _mapillary(settings: Settings, budget: TileBudget) -> Iterator[Finding]:
     except TileBudgetError:
         return  # of which more is told elsewhere
     except MapillaryError as error:
-        if not isinstance(error, UnavailableError):
+        if not isinstance(error, TileNotFoundError):
             yield _silent("tile server", str(error), settings.tiles_url, "MAPILLARY_TILES_URL")
             return
     yield Finding(Verdict.GOOD, "tile server", settings.tiles_url)

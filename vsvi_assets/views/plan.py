@@ -331,7 +331,7 @@ def _fetch_sample(
     arrived: list[float] = []
     failed: list[MapillaryError] = []
     with client.workers(len(ids)) as (pool, stop):
-        links = client.image_links(ids, image_size, stop)
+        links = client.image_links(ids, image_size, stop).found
 
         def size(image_id: int) -> int | None:
             if image_id not in links:

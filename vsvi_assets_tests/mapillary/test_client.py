@@ -3,6 +3,7 @@ import http.server
 import json
 import logging
 import math
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsvi_assets.mapillary.client import MAX_ANSWER_BYTES, USER_AGENT, ImageLink, Mapillary
+from vsvi_assets.mapillary.client import MAX_ANSWER_BYTES, USER_AGENT, ImageLink, Links, Mapillary
 from vsvi_assets.mapillary.coverage import TilesFailedError, fetch_tiles
 from vsvi_assets.mapillary.errors import (
     MapillaryError,
@@ -26,6 +27,7 @@ from vsvi_assets.mapillary.errors import (
     TileBudgetError,
     TransientError,
     UnavailableError,
+    UnreachableError,
 )
 from vsvi_assets.mapillary.pacing import TileBudget
 from vsvi_assets.sandbox import TOKEN, Fault, Faults, Sandbox
@@ -140,8 +142,9 @@ def test_unknown_images_are_left_out_at_the_cost_of_no_request() -> None:
     gone = frozenset({FIRST_ID + 7, FIRST_ID + 8})
     with Sandbox(world_of(images), faults=Faults(gone_ids=gone)) as sandbox:
         links = client_of(sandbox).image_links([image.id for image in images], "2048")
-        assert links.keys() == {image.id for image in images} - gone
-        assert links[FIRST_ID].creator == "walker0"
+        assert links.found.keys() == {image.id for image in images} - gone
+        assert links.absent == gone
+        assert links.found[FIRST_ID].creator == "walker0"
         assert sandbox.stats.requests["graph"] == 1
 
 
@@ -158,7 +161,8 @@ def test_a_batch_refused_for_one_image_is_halved_until_that_is_found() -> None:
 
     with service(refuse_the_batch) as url:
         links = client_at(url).image_links(range(1, 51), "1024")
-    assert links.keys() == set(range(1, 51)) - {13}
+    assert links.found.keys() == set(range(1, 51)) - {13}
+    assert links.absent == {13}
     assert len(requests) < 15
 
 
@@ -209,6 +213,103 @@ def test_the_token_goes_to_the_two_services_in_a_header_and_nowhere_else(
     assert "vsvi-assets/" in USER_AGENT
     written = f"{refusal.value} {caplog.text} {client!r} {vars(client)} {[s[0] for s in seen]}"
     assert token not in written
+
+
+BAD_ID = b'{"error": {"message": "Sorry", "code": 2, "is_transient": true}}'
+TOO_MUCH = (
+    b'{"error": {"message": "Please reduce the amount of data you\'re asking for", "code": 1}}'
+)
+
+
+@contextmanager
+def graph_with_bad_ids(bad: set[int], body: bytes = BAD_ID) -> Iterator[tuple[str, list[int]]]:
+    """Serve a Graph API that fails whatever holds a bad id; give its URL and requests' sizes."""
+    requests: list[int] = []
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        ids = request.path.split("image_ids=")[1].split("&")[0].split(",")
+        requests.append(len(ids))
+        if bad.intersection(map(int, ids)):
+            return 500, {}, body
+        data = [{"id": id, "thumb_1024_url": "https://example.org/"} for id in ids]
+        return 200, {}, json.dumps({"data": data}).encode()
+
+    with service(answer) as url:
+        yield url, requests
+
+
+@pytest.mark.parametrize("body", [BAD_ID, TOO_MUCH, b"<html>Sorry</html>"])
+def test_an_id_that_always_fails_does_not_take_its_batch_along(body: bytes) -> None:
+    with graph_with_bad_ids({13}, body) as (url, requests):
+        links = client_at(url, num_retries=8).image_links(range(1, 51), "1024")
+    assert links.found.keys() == set(range(1, 51)) - {13}
+    assert not links.absent
+    assert links.failed.keys() == {13}
+    assert "image 13: Graph API answered 500" in str(links.failed[13])
+    assert len(requests) <= 9 + 5 + 2 * 6 + 2
+
+
+def test_eight_ids_that_always_fail_among_364_cost_a_bounded_number_of_requests() -> None:
+    ids = range(1, 365)
+    bad = set(random.Random(0).sample(ids, 8))
+    with graph_with_bad_ids(bad) as (url, requests):
+        client = client_at(url, num_retries=8)
+        links = Links()
+        for start in range(0, len(ids), 50):
+            links |= client.image_links(ids[start : start + 50], "1024")
+    assert links.found.keys() == set(ids) - bad
+    assert links.failed.keys() == bad
+    assert len(requests) < 200
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sets(st.integers(1, 50), max_size=25), st.integers(1, 50))
+def test_all_other_images_of_a_batch_arrive(bad: set[int], count: int) -> None:
+    ids = range(1, count + 1)
+    bad &= set(ids)
+    with graph_with_bad_ids(bad) as (url, _):
+        client = client_at(url, num_retries=0)
+        try:
+            links = client.image_links(ids, "1024")
+        except TransientError:
+            assert len(bad) >= min(5, count)  # as likely as no answer is a service that is down
+        else:
+            assert links.found.keys() == set(ids) - bad
+            assert links.failed.keys() == bad
+
+
+def test_a_service_that_is_down_is_not_asked_for_each_image() -> None:
+    with (
+        graph_with_bad_ids(set(range(1, 51))) as (url, requests),
+        pytest.raises(TransientError, match="links of 50 images"),
+    ):
+        client_at(url).image_links(range(1, 51), "1024")
+    assert len(requests) == 3 + 5
+
+
+@pytest.mark.parametrize(("status", "body"), [(429, b""), (400, b'{"error": {"code": 4}}')])
+def test_a_throttled_batch_is_not_halved(status: int, body: bytes) -> None:
+    requests = []
+
+    def throttle(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        requests.append(request.path)
+        return status, {"Retry-After": "0"}, body
+
+    with service(throttle) as url, pytest.raises(ThrottledError):
+        client_at(url).image_links(range(1, 51), "1024")
+    assert len(requests) == 3
+
+
+def test_a_batch_is_not_halved_for_a_service_that_is_away() -> None:
+    with pytest.raises(UnreachableError):
+        client_at("http://127.0.0.1:9").image_links(range(1, 51), "1024")
+
+
+def test_an_answer_without_images_is_told_from_images_that_are_gone() -> None:
+    with service(lambda _: (200, {}, b'{"data": []}')) as url:
+        links = client_at(url).image_links(range(1, 51), "1024")
+    assert links.is_empty
+    assert links.absent == set(range(1, 51))
 
 
 @pytest.mark.parametrize("token", ["", "MLY|1 2", "MLY|1\r\nX-Evil: 1", "MLY|é"])
@@ -303,7 +404,7 @@ def test_malformed_answers_raise_nothing_else() -> None:
             nonlocal body
             body = answer
             with suppress(MapillaryError):
-                assert client.image_links([1], "256").keys() <= {1}
+                assert client.image_links([1], "256").found.keys() <= {1}
 
         ask()
 
@@ -383,7 +484,7 @@ def test_compressed_answers_are_read_and_endless_ones_are_not() -> None:
     )
     with service(lambda _: (200, {"Content-Encoding": "gzip"}, next(answers))) as url:
         client = client_at(url)
-        assert client.image_links([1], "256").keys() == {1}
+        assert client.image_links([1], "256").found.keys() == {1}
         with pytest.raises(RefusedRequestError, match="more than"):
             client.image_links([1], "256")
 
@@ -391,7 +492,7 @@ def test_compressed_answers_are_read_and_endless_ones_are_not() -> None:
 def test_a_stale_link_is_told_from_other_refusals() -> None:
     with Sandbox(world_of(street_images(1)), link_lifetime=-1) as sandbox:
         client = client_of(sandbox)
-        (link,) = client.image_links([FIRST_ID], "original").values()
+        (link,) = client.image_links([FIRST_ID], "original").found.values()
         with pytest.raises(StaleLinkError):
             list(client.image_chunks(link, threading.Event()))
 

@@ -13,6 +13,7 @@ from vsvi_assets.mapillary.errors import (
     Service,
     StaleLinkError,
     ThrottledError,
+    TileNotFoundError,
     TransientError,
     UnavailableError,
     answer_error,
@@ -58,7 +59,8 @@ XML = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code></Erro
         (Service.TILES, 304, b"", TransientError),
         (Service.IMAGES, 403, b"URL signature expired", StaleLinkError),
         (Service.IMAGES, 410, b"", StaleLinkError),
-        (Service.TILES, 403, HTML, RefusedRequestError),
+        (Service.TILES, 403, HTML, RefusedTokenError),
+        (Service.TILES, 404, b"", TileNotFoundError),
     ],
 )
 def test_each_answer_belongs_to_one_class(

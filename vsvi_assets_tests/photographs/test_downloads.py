@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vsvi_assets.files import DiskFullError, DiskGuard
-from vsvi_assets.mapillary.client import CHUNK_BYTES, IMAGES_PER_REQUEST, ImageLink
+from vsvi_assets.mapillary.client import CHUNK_BYTES, IMAGES_PER_REQUEST, Links
 from vsvi_assets.mapillary.errors import InvalidSequenceIdError, RefusedTokenError
 from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
 from vsvi_assets.photographs.jpeg import JpegInfo, check_jpeg
@@ -166,7 +166,7 @@ def test_an_answer_that_forgets_images_is_no_proof_that_they_are_gone(
     with Sandbox(world_of(images)) as sandbox:
         client = client_of(sandbox)
         image_links = client.image_links
-        answers: list[dict[int, ImageLink]] = [{}]
+        answers = [Links(absent=frozenset(image.id for image in images[:50]))]
         monkeypatch.setattr(
             client,
             "image_links",
