@@ -1,6 +1,8 @@
 """Overpass answers: the ways of a network that a query asks for, with all their nodes."""
 
+import math
 import re
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -10,6 +12,9 @@ from vsvi_assets.sandbox.world import Street, World
 
 _TAG_FILTER = re.compile(r"""\["([^"]+)"(?:(!?[=~])"([^"]*)")?\]""")
 _POLYGON = re.compile(r"""\(poly:\s*['"]([-\d.eE\s]+)['"]\)""")
+_MEMORY = re.compile(r"\[maxsize:(\d+)\]")
+_TIMEOUT = re.compile(r"\[timeout:(\d+)\]")
+_DEFAULT_MEMORY, _DEFAULT_TIMEOUT = 512 << 20, 180
 _BOX = re.compile(r"[\[(](?:bbox:)?\s*(-?[\d.]+),\s*(-?[\d.]+),\s*(-?[\d.]+),\s*(-?[\d.]+)\s*[\])]")
 
 
@@ -46,6 +51,65 @@ def answer(query: str, world: World) -> bytes:
         {"type": "way", "id": street.id, "nodes": list(street.nodes), "tags": dict(street.tags)}
         for street in streets
     ]
+    return _document(elements)
+
+
+def out_of_memory(query: str) -> bytes:
+    """Return the answer to a query that needs more memory than its `[maxsize:]` allows."""
+    megabytes = memory_of(query) >> 20
+    return _document(
+        [],
+        remark=f"runtime error: Query run out of memory using about {megabytes} MB of RAM.",
+    )
+
+
+def timed_out(query: str) -> bytes:
+    """Return the answer to a query that needs more time than its `[timeout:]` allows."""
+    found = _TIMEOUT.search(query)
+    seconds = int(found[1]) if found else _DEFAULT_TIMEOUT
+    return _document(
+        [],
+        remark=f'runtime error: Query timed out in "query" at line 1 after {seconds} seconds.',
+    )
+
+
+def memory_of(query: str) -> int:
+    """Return the bytes of memory that a query may use, by its `[maxsize:]`."""
+    found = _MEMORY.search(query)
+    return int(found[1]) if found else _DEFAULT_MEMORY
+
+
+def status(now: datetime, seconds_left: float) -> str:
+    """Return the text of `/api/status`, for an address that has to wait so many seconds.
+
+    osmnx reads its fifth line, and asks at once where that begins with a number.
+    """
+    free_at = now + timedelta(seconds=math.ceil(seconds_left))
+    slot = (
+        f"Slot available after: {free_at:%Y-%m-%dT%H:%M:%SZ}, in {math.ceil(seconds_left)} seconds."
+        if seconds_left
+        else "1 slots available now."
+    )
+    return (
+        "Connected as: 2130706433\n"
+        f"Current time: {now:%Y-%m-%dT%H:%M:%SZ}\n"
+        "Announced endpoint: none\n"
+        "Rate limit: 1\n"
+        f"{slot}\n"
+        "Currently running queries (pid, space limit, time limit, start time):\n"
+    )
+
+
+def error_page(reason: str) -> str:
+    """Return Overpass's page for what it does not serve."""
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<html><head><title>OSM3S Response</title></head>'
+        '<body>\n<p><strong style="color:#FF0000">Error</strong>: runtime error: open64: 0 Success '
+        f"/osm3s_osm_base Dispatcher_Client::request_read_and_idx::{reason} </p>\n</body></html>\n"
+    )
+
+
+def _document(elements: list[dict[str, Any]], **more: str) -> bytes:
     return orjson.dumps(
         {
             "version": 0.6,
@@ -56,23 +120,9 @@ def answer(query: str, world: World) -> bytes:
                 "The data is made available under ODbL.",
             },
             "elements": elements,
-        },
+        }
+        | more,
         option=orjson.OPT_INDENT_2,
-    )
-
-
-def status(current_time: str) -> str:
-    """Return the text of `/api/status` of a server that has slots to spare.
-
-    osmnx reads its fifth line, and asks at once where that begins with a number.
-    """
-    return (
-        "Connected as: 2130706433\n"
-        f"Current time: {current_time}\n"
-        "Announced endpoint: none\n"
-        "Rate limit: 2\n"
-        "2 slots available now.\n"
-        "Currently running queries (pid, space limit, time limit, start time):\n"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from PIL import Image
 
+from vsvi_assets.sandbox.errors import SandboxError
 from vsvi_assets.sandbox.pictures import draw
 from vsvi_assets.sandbox.vector_tiles import decode_images
 from vsvi_assets.sandbox.world import ZOOM, Picture, Street, StreetImage, Tile, World
@@ -24,7 +25,7 @@ _TILE_NAMES = (
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".mpo")
 
 
-class RecordingError(ValueError):
+class RecordingError(SandboxError):
     """A recorded file is not what it should be; the text says which, and what was expected."""
 
 
@@ -50,27 +51,30 @@ def recorded_world(
     RecordingError
         When a file is missing, or not named or made as described.
     """
-    recorded = dict(_tiles(tiles))
     photographs = _photographs(jpegs) if jpegs is not None else []
-    world = World(picture=_dealt(photographs) if photographs else draw, recorded_tiles=recorded)
-    for tile, encoded in recorded.items():
+    world = World(picture=_dealt(photographs) if photographs else draw)
+    for tile, path, encoded in _tiles(tiles):
+        try:
+            images = decode_images(tile, encoded)
+        except ValueError as error:
+            raise RecordingError(f"{path}: {error}") from error
+        world.recorded_tiles[tile] = encoded
         world.add_images(
-            _with_size(image, photographs) if photographs else image
-            for image in decode_images(tile, encoded)
+            _with_size(image, photographs) if photographs else image for image in images
         )
     if osm is not None:
         _add_streets(world, osm)
     return world
 
 
-def _tiles(sources: Iterable[str]) -> Iterator[tuple[Tile, bytes]]:
+def _tiles(sources: Iterable[str]) -> Iterator[tuple[Tile, Path, bytes]]:
     for source in sources:
         path, _, place = source.partition("@")
         if place:
             if not re.fullmatch(rf"{ZOOM}/\d+/\d+", place):
                 raise RecordingError(f"{source}: expected FILE@{ZOOM}/x/y")
             z, x, y = map(int, place.split("/"))
-            yield (z, x, y), _contents(Path(path))
+            yield (z, x, y), Path(path), _contents(Path(path))
             continue
         if not Path(path).is_dir():
             raise RecordingError(f"{path}: no folder; a single tile is given as FILE@{ZOOM}/x/y")
@@ -83,15 +87,15 @@ def _tiles(sources: Iterable[str]) -> Iterator[tuple[Tile, bytes]]:
         if not named:
             raise RecordingError(f"{path}: no file in it is named mly1_public_<x>_<y>_{ZOOM}")
         for match, file in named:
-            yield (int(match["z"]), int(match["x"]), int(match["y"])), _contents(file)
+            yield (int(match["z"]), int(match["x"]), int(match["y"])), file, _contents(file)
 
 
 def _contents(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise RecordingError(f"{path}: {error.strerror}") from error
-    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise RecordingError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _photographs(folder: Path) -> list[Path]:
@@ -122,8 +126,11 @@ def _with_size(image: StreetImage, photographs: list[Path]) -> StreetImage:
 
 @cache
 def _size(photograph: Path) -> tuple[int, int]:
-    with Image.open(photograph) as opened:
-        return opened.size
+    try:
+        with Image.open(photograph) as opened:
+            return opened.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise RecordingError(f"{photograph}: no picture that can be read") from error
 
 
 def _add_streets(world: World, path: Path) -> None:

@@ -1,6 +1,11 @@
-"""The sandbox's server: real HTTP on loopback, on one base URL for all four services."""
+"""The sandbox's server: real HTTP on loopback, on one base URL for all four services.
+
+It is the strictest reading of what is known of the real services, by the answers that other
+clients recorded. What is stricter than the evidence says so.
+"""
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import signal
@@ -10,28 +15,42 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import formatdate
 from typing import Any, Self
+from urllib.parse import quote
 
 import orjson
 from aiohttp import web
 
 from vsvi_assets.sandbox import overpass
-from vsvi_assets.sandbox.faults import HOSTILE_IDS, Fault, Faults
-from vsvi_assets.sandbox.stats import Stats
+from vsvi_assets.sandbox.errors import SandboxError
+from vsvi_assets.sandbox.faults import TILE_CHANGES, Fault, Faults
+from vsvi_assets.sandbox.limits import (
+    AddressBlock,
+    BannedError,
+    OverpassLimits,
+    TooManyQueriesError,
+    names_its_maker,
+)
+from vsvi_assets.sandbox.stats import Asked, Stats
 from vsvi_assets.sandbox.vector_tiles import encode_tile
 from vsvi_assets.sandbox.world import ZOOM, StreetImage, Tile, World
 
 TOKEN = "MLY|sandbox|0123456789abcdef"
 IMAGE_SIZES = ("original", "2048", "1024", "256")
 MOST_IDS = 100
-"""Image ids in one request of the graph."""
+"""Image ids in one request of the graph; mapillary-js sends 200, others 25 to 50."""
+
+LOGIN_PAGE = "<!DOCTYPE html><html><body>Please log in.</body></html>\n\n\n"
+"""58 bytes, as the page was measured to which a blocked address is sent."""
 
 _SECRET = b"sandbox"
 _PICTURES_KEPT = 256
 _HTML = "<!DOCTYPE html><html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>"
+
+LENIENT = True
+"""Whether tokens in a tile's header, and Overpass requests without a maker, are served."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -56,8 +75,14 @@ class Sandbox:
     link_lifetime
         Seconds for which the graph's image links hold; may be changed meanwhile.
         Mapillary's hold for about 30 days.
-    empty_tile
-        Body of the answer (200) for a tile without images.
+    block
+        The tile server's limit per address. Default: it blocks only by `block.block()`.
+    overpass_limits
+        Overpass's pauses. Default: 30 seconds after each 429.
+    overpass_memory
+        Bytes that each query needs; one that allows less runs out of memory.
+    overpass_seconds
+        Seconds that each query runs; may be changed meanwhile.
     """
 
     def __init__(
@@ -69,14 +94,20 @@ class Sandbox:
         port: int = 0,
         tokens: Collection[str] | None = None,
         link_lifetime: float = 30 * 86400,
-        empty_tile: bytes = b"",
+        block: AddressBlock | None = None,
+        overpass_limits: OverpassLimits | None = None,
+        overpass_memory: int = 0,
+        overpass_seconds: float = 0.0,
     ) -> None:
         self.world = world
         self.faults = faults or Faults()
         self.latency = latency
         self.tokens = tokens
         self.link_lifetime = link_lifetime
-        self.empty_tile = empty_tile
+        self.block = block or AddressBlock()
+        self.overpass_limits = overpass_limits or OverpassLimits()
+        self.overpass_memory = overpass_memory
+        self.overpass_seconds = overpass_seconds
         self.stats = Stats()
         self._port = port
         self._at_once: Counter[str] = Counter()
@@ -151,7 +182,16 @@ class Sandbox:
         """Bind the socket; connections are taken from now on, and answered once it serves."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self._port))
+        try:
+            listener.bind(("127.0.0.1", self._port))
+        except OSError as error:
+            listener.close()
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            raise SandboxError(
+                f"Port {self._port} of 127.0.0.1 is in use or reserved: name another one, or "
+                "none, for any that is free."
+            ) from error
         listener.listen(1024)
         self._port = listener.getsockname()[1]
         return listener
@@ -165,9 +205,10 @@ class Sandbox:
                 ),
                 self._route("images", "/images/files/{id:\\d+}_{size}.jpg", self._image_file),
                 self._route("overpass", "/api/interpreter", self._overpass),
-                web.get("/api/status", self._overpass_status),
+                self._route("overpass status", "/api/status", self._overpass_status),
                 web.get("/stats", self._stats),
-                web.get("/elsewhere", self._elsewhere),
+                self._route("elsewhere", "/elsewhere", self._elsewhere),
+                self._route("elsewhere", "/login/", self._elsewhere),
                 self._route("graph", "/images", self._graph_images),
                 self._route("graph", "/", self._graph_batch),
                 self._route("graph", "/{id}", self._graph_image),
@@ -183,39 +224,73 @@ class Sandbox:
 
     def _route(self, service: str, path: str, handler: Handler) -> web.RouteDef:
         async def answer(request: web.Request) -> web.StreamResponse:
+            arrived = time.time()
             self.stats.requests[service] += 1
             self._at_once[service] += 1
             self.stats.most_at_once[service] = max(
                 self.stats.most_at_once[service], self._at_once[service]
             )
+            status, fault = 0, self._fault(service, request)
             try:
-                return await self._answer(service, request, handler)
+                response = await self._answer(service, request, handler, fault)
+                if request.transport is not None and not request.transport.is_closing():
+                    status = response.status
+                return response
             finally:
                 self._at_once[service] -= 1
+                self._log(arrived, service, request, status, fault)
 
         return web.route("*", path, answer)
 
+    def _log(
+        self, arrived: float, service: str, request: web.Request, status: int, fault: Fault | None
+    ) -> None:
+        query = "&".join(f"{key}={value}" for key, value in _without_token(request))
+        self.stats.log.append(
+            Asked(
+                at=arrived,
+                service=service,
+                what=f"{request.path}?{query}" if query else request.path,
+                status=status,
+                fault=fault,
+                address=request.remote or "",
+                user_agent=request.headers.get("User-Agent", ""),
+                token_in=frozenset(_token_places(request)),
+            )
+        )
+
+    def _fault(self, service: str, request: web.Request) -> Fault | None:
+        """Return the fault to commit on a request; none where its address is blocked."""
+        image_id = tile = None
+        if service == "images":
+            image_id = int(request.match_info["id"])
+            self.stats.images_asked[image_id] += 1
+            if _token_places(request):
+                self.stats.token_leaks += 1
+        if service == "tiles":
+            if self.block.refuses(request.remote or ""):
+                return Fault.BLOCKED
+            tile = "{z}/{x}/{y}".format(**request.match_info)
+        asked = "&".join(
+            f"{key}={value}"
+            for key, value in sorted(_without_token(request))
+            if key in ("image_ids", "ids", "fields")
+        )
+        fault = self.faults.decide(service, f"{request.path}?{asked}", image_id, tile)
+        if fault is not None:
+            self.stats.faults[service][fault] += 1
+            if image_id is not None:
+                self.stats.faults_by_image[image_id].append(fault)
+        return fault
+
     async def _answer(
-        self, service: str, request: web.Request, handler: Handler
+        self, service: str, request: web.Request, handler: Handler, fault: Fault | None
     ) -> web.StreamResponse:
         if self.latency:
             await asyncio.sleep(self.latency)
         image_id = int(request.match_info["id"]) if service == "images" else None
-        if image_id is not None:
-            self.stats.images_asked[image_id] += 1
-            if _has_token(request):
-                self.stats.token_leaks += 1
-        asked = "&".join(
-            f"{key}={value}"
-            for key, value in sorted(request.query.items())
-            if key in ("image_ids", "ids", "fields")
-        )
-        fault = self.faults.decide(service, f"{request.path}?{asked}", image_id)
         if fault is None:
             return self._count_whole(image_id, await handler(request))
-        self.stats.faults[service][fault] += 1
-        if image_id is not None:
-            self.stats.faults_by_image[image_id].append(fault)
         response = await self._commit(fault, request, handler)
         return self._count_whole(image_id, response) if fault is Fault.SLOW else response
 
@@ -247,16 +322,30 @@ class Sandbox:
             case Fault.MALFORMED:
                 body = _body(await handler(request))
                 return web.Response(body=bytes(255 - byte for byte in body[:4096]) + body[4096:])
-            case Fault.HOSTILE_IDS:
+            case _ if fault in TILE_CHANGES:
                 tile = _tile_of(request)
-                return web.Response(body=encode_tile(tile, _hostile(self.world.images_in(tile))))
+                images = self.world.images_in(tile)
+                return web.Response(body=encode_tile(tile, images, TILE_CHANGES[fault]))
+            case Fault.OUT_OF_MEMORY | Fault.TIMED_OUT:
+                query = await _query(request)
+                made = (
+                    overpass.out_of_memory if fault is Fault.OUT_OF_MEMORY else overpass.timed_out
+                )
+                return web.Response(body=made(query), content_type="application/json")
+            case Fault.BLOCKED:
+                # Like the real one on another host, and with the whole URL in it
+                target = f"http://localhost:{self._port}/login/?next={quote(str(request.url), '')}"
+                return web.Response(status=302, headers={"Location": target})
             case Fault.REDIRECT_TO_FILE:
                 return web.Response(status=302, headers={"Location": "file:///etc/hostname"})
             case Fault.REDIRECT_TO_HOST:
                 elsewhere = f"http://localhost:{self._port}/elsewhere"
                 return web.Response(status=302, headers={"Location": elsewhere})
             case _:
-                return _error(fault, self.faults.retry_after)
+                response = _error(fault, self.faults.retry_after)
+                if response.status == 429 and request.path.startswith("/api/"):
+                    self.overpass_limits.refuse(request.remote or "")
+                return response
 
     async def _send_half(
         self, fault: Fault, request: web.Request, whole: web.StreamResponse
@@ -276,17 +365,34 @@ class Sandbox:
     # Tiles
 
     async def _tile(self, request: web.Request) -> web.Response:
-        if refusal := self._refusal(request):
-            return refusal
+        """A tile; the token counts in the query alone (mapillary/mapillary-python-sdk#124)."""
+        if LENIENT and _token_places(request) == ["header"]:
+            token = request.headers["Authorization"].removeprefix("OAuth ")
+        else:
+            token = request.query.get("access_token", "")
+        if not token:
+            return web.Response(status=403, text="Forbidden")
+        if not self._accepts(token):
+            return web.Response(status=401, text="Unauthorized")
         z, x, y = tile = _tile_of(request)
         self.stats.tiles_asked[f"{z}/{x}/{y}"] += 1
         if z != ZOOM:
             return web.Response(status=404, text=f"The sandbox has tiles of zoom {ZOOM} only.")
         body = self.world.recorded_tiles.get(tile)
-        if body is None:
-            images = self.world.images_in(tile)
-            body = encode_tile(tile, images) if images else self.empty_tile
-        return web.Response(body=body, content_type="application/x-protobuf")
+        if body is None and (images := self.world.images_in(tile)):
+            body = encode_tile(tile, images)
+        if body is not None:
+            return web.Response(body=body, content_type="application/x-protobuf")
+        # All ways in which a tile without images was seen, by its place
+        match (x + y) % 3:
+            case 0:
+                return web.Response(content_type="application/x-protobuf")
+            case 1:
+                return web.Response(
+                    body=encode_tile(tile, []), content_type="application/x-protobuf"
+                )
+            case _:
+                return web.Response(status=204)
 
     # The graph
 
@@ -298,7 +404,10 @@ class Sandbox:
         if len(ids) > MOST_IDS:
             return _graph_error(400, 100, f"Too many image ids: {len(ids)}, limit {MOST_IDS}")
         found = [image for id in ids if (image := self._known(id))]
-        return _json({"data": [self._entity(image, request) for image in found]})
+        if error := self._batch_error(ids):
+            return error
+        # In any order, so in another one than that of the question
+        return _json({"data": [self._entity(image, request) for image in reversed(found)]})
 
     async def _graph_batch(self, request: web.Request) -> web.Response:
         """`/?ids=…`: an object keyed by id; one unknown id refuses them all."""
@@ -307,6 +416,8 @@ class Sandbox:
         ids = request.query.get("ids", "").split(",")
         if len(ids) > MOST_IDS:
             return _graph_error(400, 100, f"Too many ids: {len(ids)}, limit {MOST_IDS}")
+        if error := self._batch_error(ids):
+            return error
         entities = {}
         for id in ids:
             image = self._known(id)
@@ -320,8 +431,18 @@ class Sandbox:
         if refusal := self._refusal(request):
             return refusal
         id = request.match_info["id"]
+        if error := self._batch_error([id]):
+            return error
         image = self._known(id)
         return _json(self._entity(image, request)) if image else _unknown_id(id)
+
+    def _batch_error(self, ids: Collection[str]) -> web.Response | None:
+        """Return the error of a whole batch that some of its ids cause, always."""
+        if self.faults.failing_ids.intersection(int(id) for id in ids if id.isdecimal()):
+            return _error(Fault.SERVER_ERROR, 0)
+        if self.faults.most_ids is not None and len(ids) > self.faults.most_ids:
+            return _error(Fault.UNKNOWN_ERROR, 0)
+        return None
 
     def _known(self, id: str) -> StreetImage | None:
         if not id.isdecimal():
@@ -354,14 +475,17 @@ class Sandbox:
         signature = _signature(image.id, size, expires)
         return f"{self.url}/images/files/{image.id}_{size}.jpg?oe={expires}&oh={signature}"
 
+    def _accepts(self, token: str) -> bool:
+        return token in self.tokens if self.tokens else token.startswith("MLY|sandbox")
+
     def _refusal(self, request: web.Request) -> web.Response | None:
-        """Return the answer to a request whose token is absent or unknown, as observed."""
+        """Return the graph's answer to a token that is absent or unknown, as observed."""
         header = request.headers.get("Authorization", "")
         in_query = "access_token" in request.query
         token = request.query.get("access_token") or header.removeprefix("OAuth ")
         if not token:
             return _graph_error(500, 190, "Invalid OAuth 2.0 Access Token")
-        if token in self.tokens if self.tokens else token.startswith("MLY|sandbox"):
+        if self._accepts(token):
             return None
         message = "Error validating application" if "|" in token else "Failed to decode"
         return _graph_error(400 if in_query else 401, 190, message, type="OAuthException")
@@ -395,15 +519,36 @@ class Sandbox:
     # Overpass
 
     async def _overpass(self, request: web.Request) -> web.Response:
-        parameters = await request.post() if request.method == "POST" else request.query
+        if not names_its_maker(request.headers.get("User-Agent", "")) and not LENIENT:
+            return _html(406, "Not Acceptable")
+        address = request.remote or ""
         try:
-            body = overpass.answer(str(parameters.get("data", "")), self.world)
+            with self.overpass_limits.query(address):
+                query = await _query(request)
+                await asyncio.sleep(self.overpass_seconds)
+                if overpass.memory_of(query) < self.overpass_memory:
+                    body = overpass.out_of_memory(query)
+                else:
+                    body = overpass.answer(query, self.world)
+        except BannedError:
+            # Those who were banned saw their connections refused.
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        except TooManyQueriesError:
+            text = overpass.error_page(
+                "rate_limited. Please check /api/status for the quota of your IP address."
+            )
+            return web.Response(status=429, text=text, content_type="text/html")
         except overpass.QueryError as error:
             return web.Response(status=400, text=f"Error: {error}")
         return web.Response(body=body, content_type="application/json")
 
-    async def _overpass_status(self, _: web.Request) -> web.Response:
-        return web.Response(text=overpass.status(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"))
+    async def _overpass_status(self, request: web.Request) -> web.Response:
+        if not names_its_maker(request.headers.get("User-Agent", "")) and not LENIENT:
+            return _html(406, "Not Acceptable")
+        left = self.overpass_limits.seconds_left(request.remote or "")
+        return web.Response(text=overpass.status(datetime.now(UTC), left))
 
     # The sandbox itself
 
@@ -411,11 +556,11 @@ class Sandbox:
         return _json(self.stats.as_dict())
 
     async def _elsewhere(self, request: web.Request) -> web.Response:
-        """Where `Fault.REDIRECT_TO_HOST` leads."""
+        """Where redirects lead that nobody is to follow."""
         self.stats.redirects_followed += 1
-        if _has_token(request):
+        if _token_places(request) or "MLY" in request.query_string:
             self.stats.token_leaks += 1
-        return web.Response(text="You were not to come here.")
+        return web.Response(text=LOGIN_PAGE, content_type="text/html")
 
 
 def _error(fault: Fault, retry_after: int) -> web.Response:
@@ -448,6 +593,13 @@ def _error(fault: Fault, retry_after: int) -> web.Response:
             return _html(503, "Service Unavailable")
         case Fault.GATEWAY_TIMEOUT:
             return _html(504, "Gateway Timeout")
+        case Fault.TOO_BUSY:
+            text = overpass.error_page(
+                "timeout. The server is probably too busy to handle your request."
+            )
+            return web.Response(status=504, text=text, content_type="text/html")
+        case Fault.NO_DATA:
+            return _json({"data": []})
         case Fault.HTML_PAGE:
             return _html(200, "Sorry, something went wrong.")
         case Fault.EMPTY:
@@ -501,15 +653,21 @@ def _tile_of(request: web.Request) -> Tile:
     return z, x, y
 
 
-def _hostile(images: list[StreetImage]) -> list[StreetImage]:
-    hostile = [
-        replace(image, **changes) for image, changes in zip(images, HOSTILE_IDS, strict=False)
-    ]
-    return hostile + images[len(hostile) :]
+async def _query(request: web.Request) -> str:
+    """Return the text of an Overpass query."""
+    parameters = await request.post() if request.method == "POST" else request.query
+    return str(parameters.get("data", ""))
 
 
-def _has_token(request: web.Request) -> bool:
-    return "Authorization" in request.headers or "access_token" in request.query
+def _without_token(request: web.Request) -> list[tuple[str, str]]:
+    return [(key, value) for key, value in request.query.items() if key != "access_token"]
+
+
+def _token_places(request: web.Request) -> list[str]:
+    """Return where a request carries a token."""
+    return ["header"] * ("Authorization" in request.headers) + ["query"] * (
+        "access_token" in request.query
+    )
 
 
 def _signature(image_id: int, size: str, expires: str) -> str:

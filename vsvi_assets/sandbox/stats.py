@@ -1,14 +1,49 @@
 """What a sandbox was asked and what it answered."""
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
+
+_REQUESTS_KEPT = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request, and its answer.
+
+    Attributes
+    ----------
+    at
+        When it arrived, seconds since 1970 UTC.
+    service
+        `tiles`, `graph`, `images`, `overpass` or `elsewhere`.
+    what
+        Path and query, without the token.
+    status
+        Of the answer; 0 where the connection was broken off.
+    fault
+        What the sandbox did wrong on purpose.
+    address
+        Whence it came.
+    user_agent, token_in
+        What it carried; `token_in` names where a token was: `header`, `query`.
+    """
+
+    at: float
+    service: str
+    what: str
+    status: int
+    fault: str | None
+    address: str
+    user_agent: str
+    token_in: frozenset[str]
 
 
 @dataclass
 class Stats:
     """Counts since the start; written by the server's thread, read by any.
 
+    `log` has the last 200,000 requests in the order in which they were answered.
     `images_served` counts the answers that were whole and right, `image_bytes` their bytes;
     `faults_by_image` lists the faults of an image's file in the order they were committed.
     A token leak is a token that came where none belongs: to the image server, or along a
@@ -26,7 +61,23 @@ class Stats:
     image_bytes: int = 0
     token_leaks: int = 0
     redirects_followed: int = 0
+    log: deque[Asked] = field(default_factory=lambda: deque(maxlen=_REQUESTS_KEPT))
+
+    def asked(self, service: str) -> list[Asked]:
+        """Return the requests of one service, in the order in which they arrived."""
+        requests = [each for each in list(self.log) if each.service == service]
+        return sorted(requests, key=lambda each: each.at)
+
+    def most_within(self, service: str, seconds: float) -> int:
+        """Return the largest number of requests of a service in any period of `seconds`."""
+        times = [each.at for each in self.asked(service)]
+        most = first = 0
+        for last, time in enumerate(times):
+            while times[first] < time - seconds:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as they are given out as JSON."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "log"}

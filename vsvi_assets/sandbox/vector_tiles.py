@@ -1,22 +1,29 @@
 """Mapillary's vector tiles: images and sequences as Mapbox vector tiles of version 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from mapbox_vector_tile.Mapbox import vector_tile_pb2
 
 from vsvi_assets.sandbox.world import EXTENT, StreetImage, Tile, cell_position, grid_cell
 
 _POINT, _LINE = 1, 2
 _MOVE_TO, _LINE_TO = 1, 2
+_IMAGE_FIELDS = {field.name for field in fields(StreetImage)}
 
 
-def encode_tile(tile: Tile, images: Iterable[StreetImage]) -> bytes:
+def encode_tile(
+    tile: Tile, images: Iterable[StreetImage], changes: Sequence[Mapping[str, Any]] = ()
+) -> bytes:
     """Encode the layers `sequence` and `image` of one z14 tile, with Mapillary's own keys.
 
     Feature ids are a running counter through both layers, as in Mapillary's tiles. Images
-    beyond the tile's border get coordinates outside of 0..4095.
+    beyond the tile's border get coordinates outside of 0..4095. Without images there is no layer
+    `image`. `changes` are laid over the properties of the first images, one each; None takes a
+    property away.
     """
     _, x, y = tile
     cells = []
@@ -35,26 +42,38 @@ def encode_tile(tile: Tile, images: Iterable[StreetImage]) -> bytes:
         if len(path) > 1:
             first = members[0][0]
             lines.add(_LINE, path, _properties(first) | {"id": sequence_id, "image_id": first.id})
+    if not cells:
+        return message.SerializeToString()
     points = _Layer(message, "image", first_id=lines.next_id)
-    for image, cell in cells:
+    for number, (image, cell) in enumerate(cells):
+        properties = _properties(image) | {
+            "id": image.id,
+            "sequence_id": image.sequence_id,
+            "compass_angle": image.compass_angle,
+        }
+        changed = properties | (dict(changes[number]) if number < len(changes) else {})
         points.add(
-            _POINT,
-            [cell],
-            _properties(image)
-            | {
-                "id": image.id,
-                "sequence_id": image.sequence_id,
-                "compass_angle": image.compass_angle,
-            },
+            _POINT, [cell], {key: value for key, value in changed.items() if value is not None}
         )
     return message.SerializeToString()
 
 
 def decode_images(tile: Tile, encoded: bytes) -> list[StreetImage]:
-    """Return the images of a recorded tile, each in the middle of its grid cell."""
+    """Return the images of a recorded tile, each in the middle of its grid cell.
+
+    Properties that the sandbox does not know are left alone.
+
+    Raises
+    ------
+    ValueError
+        When the bytes are no vector tile of images.
+    """
     _, x, y = tile
     message = vector_tile_pb2.tile()
-    message.ParseFromString(encoded)
+    try:
+        message.ParseFromString(encoded)
+    except DecodeError as error:
+        raise ValueError("no vector tile") from error
     images = []
     for layer in message.layers:
         if layer.name != "image":
@@ -65,7 +84,10 @@ def decode_images(tile: Tile, encoded: bytes) -> list[StreetImage]:
             properties = {
                 layer.keys[key]: values[value]
                 for key, value in zip(tags[::2], tags[1::2], strict=True)
+                if layer.keys[key] in _IMAGE_FIELDS
             }
+            if absent := {"id", "sequence_id"} - properties.keys():
+                raise ValueError(f"an image without {' and '.join(sorted(absent))}")
             column, row = (n >> 1 ^ -(n & 1) for n in feature.geometry[1:3])
             lon, lat = cell_position(x * EXTENT + column + 0.5, y * EXTENT + row + 0.5)
             images.append(StreetImage(lon=lon, lat=lat, **properties))
@@ -119,6 +141,8 @@ class _Layer:
         match value:
             case bool():
                 message.bool_value = value
+            case int() if value >= 1 << 63:
+                message.uint_value = value
             case int():
                 message.int_value = value
             case float():
