@@ -38,25 +38,28 @@ MAX_FILE_BYTES = 800_000_000
 A tile made to take memory takes 40 times its bytes, so these also bound the memory.
 """
 
+
+def _field(name: str, type: pa.DataType, description: str, *, nullable: bool = True) -> pa.Field:
+    return pa.field(name, type, nullable, metadata={"description": description})
+
+
 IMAGE_SCHEMA = pa.schema(
     [
-        pa.field("id", pa.int64(), nullable=False),
-        pa.field("sequence_id", pa.string(), nullable=False),
-        pa.field("captured_at", pa.int64()),
-        pa.field("compass_angle", pa.float64()),
-        pa.field("is_pano", pa.bool_()),
-        pa.field("creator_id", pa.int64()),
-        pa.field("organization_id", pa.int64()),
-        pa.field("lon", pa.float64(), nullable=False),
-        pa.field("lat", pa.float64(), nullable=False),
+        _field("id", pa.int64(), "Mapillary's id of the image.", nullable=False),
+        _field("sequence_id", pa.string(), "Mapillary's id of its sequence.", nullable=False),
+        _field("captured_at", pa.int64(), "Milliseconds since 1970 (UTC); null where unknown."),
+        _field("compass_angle", pa.float64(), "Degrees clockwise from north."),
+        _field("is_pano", pa.bool_(), "Whether it is a panorama."),
+        _field("creator_id", pa.int64(), "Who took it."),
+        _field("organization_id", pa.int64(), "For which organization it was taken."),
+        _field("lon", pa.float64(), "Longitude in degrees (EPSG:4326).", nullable=False),
+        _field("lat", pa.float64(), "Latitude in degrees (EPSG:4326).", nullable=False),
     ]
 )
-"""One row an image: ids, capture time in milliseconds since 1970 UTC, compass angle in degrees
-clockwise from north, whether it is a panorama, position in degrees (EPSG:4326). Null where the
-tile does not say."""
+"""One row per image, each field with its description. Null where the tile does not say."""
 
-_POSITION = ("lon", "lat")
-_PROPERTIES = [name for name in IMAGE_SCHEMA.names if name not in _POSITION]
+POSITION = ("lon", "lat")
+_PROPERTIES = [name for name in IMAGE_SCHEMA.names if name not in POSITION]
 _FILE_START, _BETWEEN_FEATURES, _FILE_END = (
     b'{"type":"FeatureCollection","features":[\n',
     b"}},\n",
@@ -137,7 +140,7 @@ def tile_geojson(table: pa.Table) -> bytes:
         _json_texts(table["id"]),
     ]
     for name in table.column_names:
-        if name not in ("id", *_POSITION):
+        if name not in ("id", *POSITION):
             key = f",{orjson.dumps(name).decode()}:"
             texts = pc.binary_join_element_wise(key, _json_texts(table[name]), "")
             pieces.append(texts.fill_null(""))
@@ -346,7 +349,7 @@ def _array(values: Any, type: pa.DataType | None, where: str) -> pa.Array:
 
 def _check_images(table: pa.Table, where: str) -> None:
     """Refuse images without what they are found by, or with ids that no image has."""
-    for name in ("id", "sequence_id", *_POSITION):
+    for name in ("id", "sequence_id", *POSITION):
         if table[name].null_count:
             raise InvalidTileError(f"{where}: an image without {name}")
     ids = table["id"].to_numpy()
@@ -357,6 +360,6 @@ def _check_images(table: pa.Table, where: str) -> None:
             check_sequence_id(sequence_id)
         except InvalidSequenceIdError as error:
             raise InvalidTileError(f"{where}: {error}") from error
-    lon, lat = (table[name].to_numpy() for name in _POSITION)
+    lon, lat = (table[name].to_numpy() for name in POSITION)
     if not ((abs(lon) <= 181) & (abs(lat) <= 90)).all():
         raise InvalidTileError(f"{where}: an image at no place on earth")

@@ -1,105 +1,75 @@
-"""What the columns of the assets mean, as the UI shows it and the catalog searches it."""
+"""The columns of the assets, as the UI shows them and the catalog searches them."""
 
 from dagster import TableColumn, TableColumnConstraints, TableSchema
 
 from vsvi_assets.city import City
+from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS, Table
 
 _KEY = TableColumnConstraints(nullable=False, unique=True)
 _REQUIRED = TableColumnConstraints(nullable=False)
 
 
-def _column(
-    name: str, type_: str, description: str, constraints: TableColumnConstraints | None = None
-) -> TableColumn:
-    return TableColumn(name, type_, description, constraints)
+def table_schema(table: Table, city: City) -> TableSchema:
+    """Return the columns of a city's table."""
+    return TableSchema(
+        [_column(table, column.name, column.sql_type_in(city)) for column in table.columns]
+    )
 
 
-_POINT_ID = _column("id", "bigint", "Told by the position alone: the same at every run.", _KEY)
-_OSMID = _column("osmid", "bigint", "The way of OpenStreetMap.", _REQUIRED)
-_STREET = _column("street", "text", "Name of the street, where it has one.")
-_CAPTURED_AT = _column("captured_at", "bigint", "Milliseconds since 1970 (UTC); 0 where unknown.")
-_COMPASS_ANGLE = _column("compass_angle", "double precision", "Degrees clockwise from north.")
-_IS_PANO = _column("is_pano", "boolean", "Whether it is a panorama.")
-_CREATOR = _column("creator", "text", "Name of who took it, to be attributed.")
-_IMAGE_PROPERTIES = [
-    _column("id", "bigint", "Mapillary's id of the image.", _KEY),
-    _column("sequence_id", "text", "Mapillary's id of the sequence it belongs to.", _REQUIRED),
-    _CAPTURED_AT,
-    _COMPASS_ANGLE,
-    _IS_PANO,
-    _column("creator_id", "bigint", "Who took it."),
-    _column("organization_id", "bigint", "For which organization it was taken."),
-]
-_POSITION = _column("geometry", "geometry(Point, 4326)", "Longitude and latitude.", _REQUIRED)
+def _column(table: Table, name: str, sql_type: str | None = None) -> TableColumn:
+    column = next(column for column in table.columns if column.name == name)
+    constraints = TableColumnConstraints(column.nullable, table.primary_key == (name,))
+    return TableColumn(name, sql_type or column.sql_type, column.description, constraints)
 
 
-def _positions(city: City) -> list[TableColumn]:
-    projected = f"geometry(Point, {city.projected_srid})"
-    return [
-        _POSITION,
-        _column("geo", projected, "The same place in metres, indexed for searches.", _REQUIRED),
-    ]
+def _in_file(table: Table) -> TableSchema:
+    """Return the columns of a table's file, whose positions are degrees alone."""
+    names = [column.name for column in table.columns if column.name != "geo"]
+    return TableSchema([_column(table, name) for name in names])
 
 
-STREET_POINTS_FILE = TableSchema([_POINT_ID, _OSMID, _STREET, _POSITION])
-TILE_FILE = TableSchema([*_IMAGE_PROPERTIES, _POSITION])
-
-
-def street_points_table(city: City) -> TableSchema:
-    """Return the columns of the table `street_points`."""
-    return TableSchema([_POINT_ID, _OSMID, _STREET, *_positions(city)])
-
-
-def images_table(city: City) -> TableSchema:
-    """Return the columns of the table `images`."""
-    return TableSchema([*_IMAGE_PROPERTIES, *_positions(city)])
-
-
-_DISTANCE = _column("distance", "double precision", "Metres between the two.")
-
-SELECTED_IMAGES_TABLE = TableSchema(
-    [
-        _column("street_point_id", "bigint", "The street point; null where none asked for it."),
-        _column("image_id", "bigint", "The image selected for it.", _REQUIRED),
-        _column("sequence_id", "text", "The image's sequence.", _REQUIRED),
-        _DISTANCE,
-    ]
-)
+STREET_POINTS_FILE = _in_file(STREET_POINTS)
+TILE_FILE = _in_file(IMAGES)
+SELECTED_IMAGES_TABLE = _in_file(SELECTED_IMAGES)
 
 DOWNLOAD_PLAN = TableSchema(
     [
-        _column("what", "text", "What the photographs take: room, time, requests.", _KEY),
-        _column("how much", "text", "The estimate.", _REQUIRED),
-        _column("note", "text", "Its range, or what it is to be held against."),
+        TableColumn("what", "text", "What the photographs take: room, time, requests.", _KEY),
+        TableColumn("how much", "text", "The estimate.", _REQUIRED),
+        TableColumn("note", "text", "Its range, or what it is compared with."),
     ]
 )
 
+_CREATOR = TableColumn("creator", "text", "Name of who took it, to be attributed.")
+
 SIDECAR_FILE = TableSchema(
     [
-        _column("id", "bigint", "Mapillary's id of the image, and the name of its file.", _KEY),
-        _column("captured_at", "text", "ISO 8601, UTC."),
-        _COMPASS_ANGLE,
-        _IS_PANO,
+        TableColumn("id", "bigint", "Mapillary's id, and the name of the image's file.", _KEY),
+        TableColumn("captured_at", "text", "ISO 8601, UTC."),
+        _column(IMAGES, "compass_angle"),
+        _column(IMAGES, "is_pano"),
         _CREATOR,
-        _column("width", "integer", "Pixels.", _REQUIRED),
-        _column("height", "integer", "Pixels.", _REQUIRED),
-        _column("bytes", "bigint", "Size of the file.", _REQUIRED),
-        _column("sha256", "text", "Of the file, in hexadecimal.", _REQUIRED),
-        _column("url", "text", "The image's page at mapillary.com.", _REQUIRED),
-        _column("geometry", "geometry(Point, 4326)", "Longitude and latitude."),
+        TableColumn("width", "integer", "Pixels.", _REQUIRED),
+        TableColumn("height", "integer", "Pixels.", _REQUIRED),
+        TableColumn("bytes", "bigint", "Size of the file.", _REQUIRED),
+        TableColumn("sha256", "text", "Of the file, in hexadecimal.", _REQUIRED),
+        TableColumn("url", "text", "The image's page at mapillary.com.", _REQUIRED),
+        TableColumn("geometry", "geometry(Point, 4326)", "Longitude and latitude."),
     ]
 )
 
 COVERAGE_REPORT = TableSchema(
     [
-        _column("geometry", "geometry(Point, 4326)", "The street point.", _REQUIRED),
-        _STREET,
-        _column("state", "text", "On disk, a gap, yet to come, or gone from Mapillary.", _REQUIRED),
-        _column("image_id", "bigint", "The image nearest to it; null for a gap."),
-        _DISTANCE,
-        _CAPTURED_AT,
-        _COMPASS_ANGLE,
-        _IS_PANO,
+        _column(STREET_POINTS, "geometry"),
+        _column(STREET_POINTS, "street"),
+        TableColumn(
+            "state", "text", "On disk, a gap, yet to come, or gone from Mapillary.", _REQUIRED
+        ),
+        TableColumn("image_id", "bigint", "The image nearest to it; null for a gap."),
+        _column(SELECTED_IMAGES, "distance"),
+        _column(IMAGES, "captured_at"),
+        _column(IMAGES, "compass_angle"),
+        _column(IMAGES, "is_pano"),
         _CREATOR,
     ]
 )

@@ -8,8 +8,9 @@ from dagster import AssetsDefinition, asset
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import NewTable
+from vsvi_assets.database.schema import IMAGES, STREET_POINTS
 from vsvi_assets.database.tables import images_table, street_points_table
-from vsvi_assets.orchestration import columns
+from vsvi_assets.orchestration.columns import table_schema
 from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.settings import Settings
 
@@ -23,8 +24,8 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
             f"`geometry` (EPSG:4326) and `geo` (EPSG:{city.projected_srid}, metres)."
         ),
         metadata={
-            "dagster/column_schema": columns.images_table(city),
-            "columns of street_points": columns.street_points_table(city),
+            "dagster/column_schema": table_schema(IMAGES, city),
+            "columns of street_points": table_schema(STREET_POINTS, city),
         },
         io_manager_key="postgis_tables",
     )

@@ -1,0 +1,168 @@
+"""Every table of a city, written once: DDL, COPY, results, Dagster's columns derive from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from psycopg2 import sql
+
+from vsvi_assets.city import City
+from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA, POSITION
+
+_SQL_TYPES = {
+    pa.bool_(): "boolean",
+    pa.int32(): "integer",
+    pa.int64(): "bigint",
+    pa.float64(): "double precision",
+    pa.string(): "text",
+    pa.timestamp("us", "UTC"): "timestamptz",
+}
+DESCRIPTION = b"description"
+"""The key of a field's description in its Arrow metadata."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes
+    ----------
+    name, description
+        As people read them.
+    arrow_type
+        In Arrow; of a geometry EWKB in binary.
+    nullable
+        Whether it may be null.
+    sql_type
+        In PostgreSQL, `{srid}` standing for the city's projected CRS.
+    """
+
+    name: str
+    arrow_type: pa.DataType
+    description: str
+    nullable: bool = True
+    sql_type: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.sql_type:
+            object.__setattr__(self, "sql_type", _SQL_TYPES[self.arrow_type])
+
+    @classmethod
+    def of(cls, field: pa.Field) -> "Column":
+        """Return the column of an Arrow field that carries its description as metadata."""
+        description = field.metadata[DESCRIPTION].decode()
+        return cls(field.name, field.type, description, field.nullable)
+
+    def sql_type_in(self, city: City) -> str:
+        """Return the column's type in a city's table."""
+        return self.sql_type.format(srid=city.projected_srid)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a city's schema.
+
+    Attributes
+    ----------
+    name, description
+        As people read them.
+    columns
+        In the order of the table.
+    primary_key
+        The names of the columns that tell its rows apart; none where nothing has to.
+    indexes
+        Further indexes, as method and column: `("gist", "geo")`.
+    """
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...] = ()
+    indexes: tuple[tuple[str, str], ...] = ()
+
+    def definition(self, city: City) -> sql.Composed:
+        """Return the columns as CREATE TABLE takes them, in parentheses."""
+        columns = [
+            sql.SQL("{} {}{}").format(
+                sql.Identifier(column.name),
+                sql.SQL(column.sql_type_in(city)),
+                sql.SQL("" if column.nullable else " NOT NULL"),
+            )
+            for column in self.columns
+        ]
+        return sql.SQL("({})").format(sql.SQL(", ").join(columns))
+
+    def arrow_schema(self, *names: str) -> pa.Schema:
+        """Return the Arrow types of the named columns, in this order; without names of all."""
+        columns = {column.name: column for column in self.columns}
+        return pa.schema(
+            [
+                pa.field(name, columns[name].arrow_type, columns[name].nullable)
+                for name in names or columns
+            ]
+        )
+
+
+def _geometries(of_what: str) -> Sequence[Column]:
+    binary: Any = {"arrow_type": pa.binary(), "nullable": False}
+    return (
+        Column(
+            "geometry",
+            description=f"Longitude and latitude of the {of_what}.",
+            sql_type="geometry(Point, 4326)",
+            **binary,
+        ),
+        Column(
+            "geo",
+            description="The same place in metres, indexed for searches.",
+            sql_type="geometry(Point, {srid})",
+            **binary,
+        ),
+    )
+
+
+STREET_POINTS = Table(
+    "street_points",
+    "Points every so many metres along the streets of the box (OpenStreetMap).",
+    (
+        Column(
+            "id",
+            pa.int64(),
+            "Made from the position alone, so that it is the same at every run.",
+            nullable=False,
+        ),
+        Column("osmid", pa.int64(), "The way of OpenStreetMap.", nullable=False),
+        Column("street", pa.string(), "Name of the street, where it has one."),
+        *_geometries("point"),
+    ),
+    primary_key=("id",),
+    indexes=(("gist", "geometry"), ("gist", "geo")),
+)
+
+IMAGES = Table(
+    "images",
+    "The Mapillary images in the box that pass the city's filters.",
+    (
+        *(Column.of(field) for field in IMAGE_SCHEMA if field.name not in POSITION),
+        *_geometries("image"),
+    ),
+    primary_key=("id",),
+    indexes=(("gist", "geometry"), ("gist", "geo")),
+)
+
+SELECTED_IMAGES = Table(
+    "selected_images",
+    "The images to download, and the street points they are selected for.",
+    (
+        Column(
+            "street_point_id",
+            pa.int64(),
+            "The street point; null where the image is not selected for a point.",
+        ),
+        Column("image_id", pa.int64(), "The image.", nullable=False),
+        Column("sequence_id", pa.string(), "The image's sequence.", nullable=False),
+        Column("distance", pa.float64(), "Metres between the two."),
+    ),
+    indexes=(("btree", "sequence_id"), ("btree", "street_point_id")),
+)
