@@ -71,6 +71,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     for city in cities:
         told = f"{len(city.tile_keys):,} tiles, EPSG:{city.projected_srid}"
         yield Finding(Verdict.GOOD, f"city {city.name}", told)
+        for warning in city.warnings:
+            yield Finding(Verdict.NOTICE, f"city {city.name}", warning, "correct the list")
     for broken_city in broken:
         yield Finding(
             Verdict.BAD,

@@ -1,6 +1,7 @@
-"""The city file: what is taken as it is, what is refused, and how that is said."""
+"""The city file: what is accepted as it is, what is refused, and what the refusal says."""
 
 import json
+import keyword
 import random
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,14 @@ from typing import Any
 import mercantile
 import pytest
 import yaml
+from dagster import AutomationCondition, ScheduleDefinition
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from vsvi_assets.city import CityFileError, load_cities, load_city, parse_tile_key, tile_file_name
+from vsvi_assets.city.lists import read_image_ids
+from vsvi_assets.city.schedule import check_cron
 from vsvi_assets.orchestration.build import build_defs
 from vsvi_assets.settings import Settings
 
@@ -100,7 +105,7 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "said"),
     [
         ({"bounding_box": {**BOX, "west": 6}}, ["bounding_box", "west (6.0)", "east (5.188)"]),
         ({"bounding_box": {**BOX, "west": 5.188}}, ["west (5.188) must be less than east"]),
@@ -123,6 +128,11 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
         ({"srid": 4326}, ["srid 4326 (WGS 84)", "projected CRS in metres", "32631"]),
         ({"srid": 2263}, ["srid 2263", "metres", "32631"]),
         ({"srid": 2154}, ["srid 2154", "France", "does not meet", "32631"]),
+        ({"srid": 3857}, ["1 m of srid 3857", "is 0.61 m on the ground", "such as 32631"]),
+        (
+            {"bounding_box": {"west": -20, "south": 1, "east": 20, "north": 1.1}},
+            ["1 m of srid 32631", "0.92 m on the ground", "several cities"],
+        ),
         (
             {"bounding_box": {"west": 0, "south": 40, "east": 10, "north": 50}},
             ["bounding_box covers", "at most 20,000", "several cities"],
@@ -142,19 +152,27 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
         ({"creator_ids": [2**63]}, ["creator_ids.0 = 9223372036854775808", "less than"]),
         ({"schedule": "weekly"}, ["schedule = 'weekly'", "five fields"]),
         ({"schedule": "0 3 * * 9"}, ["schedule = '0 3 * * 9'", "cron"]),
+        ({"schedule": "0 0 30 2 *"}, ["schedule = '0 0 30 2 *'", "never comes"]),
+        ({"schedule": "0 0 31 4,6 *"}, ["schedule = '0 0 31 4,6 *'", "never comes"]),
+        ({"schedule": "0 3 15W * *"}, ["schedule = '0 3 15W * *'", "five fields"]),
         ({"timezone": "Europe"}, ["timezone = 'Europe'", "Europe/Amsterdam"]),
         ({"timezone": "Europe/Utrecht"}, ["timezone = 'Europe/Utrecht'", "Europe/Amsterdam"]),
         ({"num_retries": -1}, ["num_retries = -1", "greater than or equal to 0"]),
         ({"required_disk_space": "100GB"}, ["required_disk_space = '100GB'", "number"]),
         ({"seqdir": "a\0b"}, ["seqdir", "null character"]),
+        ({"seqdir": "~nobody-of-that-name/photos"}, ["seqdir = ", "home folder"]),
+        ({"seqdir": "postgis/photos"}, ["seqdir = postgis/photos", "the project's own"]),
+        ({"tile_cache_dir": "x/../Osmnx"}, ["tile_cache_dir = x/../Osmnx", "the project's own"]),
         ({"tile_list_file": "absent.txt"}, ["tile_list_file = ", "absent.txt", "cannot be read"]),
+        ({"imgid_file": "absent.txt"}, ["imgid_file = ", "absent.txt", "cannot be read"]),
+        ({"streets_file": "absent.osm"}, ["streets_file = ", "absent.osm", "cannot be read"]),
     ],
 )
 def test_what_is_wrong_is_refused_with_key_value_and_what_would_be_right(
-    tmp_path: Path, change: dict[str, Any], told: list[str]
+    tmp_path: Path, change: dict[str, Any], said: list[str]
 ) -> None:
     reason = refusal(tmp_path, {"bounding_box": BOX} | change)
-    for text in told:
+    for text in said:
         assert text in reason
 
 
@@ -172,6 +190,10 @@ def test_what_is_wrong_is_refused_with_key_value_and_what_would_be_right(
         ("pg_town.json", json.dumps({"bounding_box": BOX})),
         ("my town.json", json.dumps({"bounding_box": BOX})),
         ("a" * 51 + ".json", json.dumps({"bounding_box": BOX})),
+        *(
+            (f"{name}.json", json.dumps({"bounding_box": BOX}))
+            for name in ("postgis", "osmnx", "pages", "sandbox", "Dagster", "vsvi", "tiger_data")
+        ),
     ],
 )
 def test_a_file_that_is_no_city_is_refused(tmp_path: Path, name: str, content: str) -> None:
@@ -196,7 +218,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert load_city(path, tmp_path).bounding_box.west == 5.033
 
 
-def test_all_that_is_wrong_in_a_file_is_told_at_once(tmp_path: Path) -> None:
+def test_all_that_is_wrong_in_a_file_is_reported_at_once(tmp_path: Path) -> None:
     reason = refusal(tmp_path, {"bounding_box": BOX, "interval": 0, "panorama": "yes"})
     assert "interval = 0" in reason
     assert "panorama = 'yes'" in reason
@@ -213,13 +235,65 @@ def test_the_sandbox_is_used_only_where_the_file_names_it(tmp_path: Path) -> Non
 def test_a_tile_list_keeps_the_tiles_that_it_names(tmp_path: Path) -> None:
     whole = load_city(write(tmp_path, {"bounding_box": BOX}), tmp_path)
     names = [tile_file_name(tile) for tile in whole.tiles]
-    (tmp_path / "tiles.txt").write_text("\n".join([names[3], "mly1_public_1_1_14", names[0]]))
     content = {"bounding_box": BOX, "tile_list_file": "tiles.txt"}
+    (tmp_path / "tiles.txt").write_text("\n".join([names[3], names[0]]))
     city = load_city(write(tmp_path, content), tmp_path)
     assert city.tile_keys == [whole.tile_keys[0], whole.tile_keys[3]]
+    assert not city.warnings
+
+
+def test_tiles_of_a_list_that_do_not_meet_the_box_are_reported(tmp_path: Path) -> None:
+    whole = load_city(write(tmp_path, {"bounding_box": BOX}), tmp_path)
+    content = {"bounding_box": BOX, "tile_list_file": "tiles.txt"}
+    (tmp_path / "tiles.txt").write_text(f"mly1_public_1_1_14\n{tile_file_name(whole.tiles[5])}")
+    city = load_city(write(tmp_path, content), tmp_path)
+    assert city.tile_keys == [whole.tile_keys[5]]
+    [warning] = city.warnings
+    assert "1 of its 2 tiles" in warning
+    assert "'mly1_public_1_1_14'" in warning
 
     (tmp_path / "tiles.txt").write_text("mly1_public_1_1_14\n")
     assert "none of its 1 tiles meets the bounding box" in refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "name", ["{}.geojson", "{}.", "MLY1_public_8421_5390_14", "14/8421/5390", "mly1_public_1_1_13"]
+)
+def test_a_misspelt_tile_is_refused_with_the_right_spelling(tmp_path: Path, name: str) -> None:
+    whole = load_city(write(tmp_path, {"bounding_box": BOX}), tmp_path)
+    names = [tile_file_name(tile) for tile in whole.tiles]
+    wrong = name.format(names[1])
+    (tmp_path / "tiles.txt").write_text("\n".join([names[0], wrong, names[2]]))
+    reason = refusal(tmp_path, {"bounding_box": BOX, "tile_list_file": "tiles.txt"})
+    assert f"{wrong!r} in it" in reason
+    assert "mly1_public_<x>_<y>_14" in reason
+
+
+def test_lists_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    whole = load_city(write(tmp_path, {"bounding_box": BOX}), tmp_path)
+    names = [tile_file_name(tile) for tile in whole.tiles[:2]]
+    (tmp_path / "tiles.txt").write_text("\r\n".join(names), encoding="utf-8-sig")
+    (tmp_path / "ids.txt").write_text("12\r\n7\r\n", encoding="utf-8-sig")
+    content = {"bounding_box": BOX, "tile_list_file": "tiles.txt", "imgid_file": "ids.txt"}
+    city = load_city(write(tmp_path, content), tmp_path)
+    assert city.tile_keys == whole.tile_keys[:2]
+    assert city.read_image_ids() == [12, 7]
+
+
+def test_paths_may_begin_with_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    content = {"bounding_box": BOX, "seqdir": "~/photos", "tile_cache_dir": "~"}
+    city = load_city(write(tmp_path, content), tmp_path)
+    assert city.sequences_folder == tmp_path / "home/photos"
+    assert city.tiles_folder == tmp_path / "home"
+
+
+@pytest.mark.parametrize("srid", [28992, 32631, 3035])
+def test_projections_that_are_true_in_the_box_are_accepted(tmp_path: Path, srid: int) -> None:
+    city = load_city(write(tmp_path, {"bounding_box": BOX, "srid": srid}), tmp_path)
+    assert city.projected_srid == srid
 
 
 def test_a_broken_file_is_shown_and_takes_no_other_city_down(tmp_path: Path) -> None:
@@ -247,6 +321,40 @@ def test_a_broken_file_is_shown_and_takes_no_other_city_down(tmp_path: Path) -> 
     assert str(tmp_path / "gouda.yaml") in described["gouda"]
 
 
+WORDS_OF_DAGSTER = ("context", "conf", "config", "meta", "type", "input", "output", "dict", "int")
+
+
+def test_a_city_may_be_called_like_a_word_of_python_or_dagster(tmp_path: Path) -> None:
+    names = [*keyword.kwlist, *WORDS_OF_DAGSTER, "As", "str", "bool", "float", "class_city"]
+    for name in names:
+        write(tmp_path, {"bounding_box": BOX, "schedule": "0 3 * * 1"}, f"{name}.json")
+    cities, broken = load_cities(tmp_path, tmp_path)
+    assert {city.name for city in broken} == {"as", "As", "class", "class_city"}
+    assert len({city.group for city in cities}) == len(cities) == len(names) - 4
+    defs = build_defs(settings(tmp_path))
+    assert {sensor.name for sensor in defs.sensors or ()} >= {city.group for city in cities}
+
+
+CRON_FIELDS = st.sampled_from(
+    [
+        *("*", "*/5", "0", "3", "7", "12", "15", "29", "30", "31", "59", "60", "1-5", "1,15"),
+        *("L", "l", "L5", "1L", "5#1", "5#6", "W", "15W", "LW", "?", "H", "R", "mon", "MON-FRI"),
+        *("feb", "2", "4", "6,9", "1-31/2", "0-6", "7#2", "@daily", "-1", "1/2", "*/0"),
+    ]
+)
+
+
+@given(st.lists(CRON_FIELDS, min_size=5, max_size=5).map(" ".join))
+@hypothesis_settings(max_examples=400, deadline=None)
+def test_schedules_that_a_city_may_have_are_those_of_dagster(expression: str) -> None:
+    try:
+        check_cron(expression)
+    except ValueError:
+        return
+    ScheduleDefinition(name="town", cron_schedule=expression, job_name="job")
+    AutomationCondition.on_cron(expression, "Europe/Amsterdam")
+
+
 def test_cities_in_each_others_way_are_all_refused(tmp_path: Path) -> None:
     write(tmp_path, {"bounding_box": BOX, "seqdir": "photos"}, "delft.json")
     write(tmp_path, {"bounding_box": BOX, "seqdir": "data/../photos"}, "gouda.json")
@@ -257,12 +365,12 @@ def test_cities_in_each_others_way_are_all_refused(tmp_path: Path) -> None:
     cities, broken = load_cities(tmp_path, tmp_path)
 
     assert [city.name for city in cities] == ["utrecht"]
-    told = {city.name: str(city.error) for city in broken}
-    assert set(told) == {"delft", "gouda", "new-town", "New_Town"}
-    assert "seqdir" in told["delft"]
-    assert "gouda.json" in told["delft"]
-    assert "delft.json" in told["gouda"]
-    assert "New_Town.json" in told["new-town"]
+    reasons = {city.name: str(city.error) for city in broken}
+    assert set(reasons) == {"delft", "gouda", "new-town", "New_Town"}
+    assert "seqdir" in reasons["delft"]
+    assert "gouda.json" in reasons["delft"]
+    assert "delft.json" in reasons["gouda"]
+    assert "New_Town.json" in reasons["new-town"]
 
 
 def test_without_a_folder_of_cities_it_is_said_what_to_do(tmp_path: Path) -> None:
@@ -307,9 +415,9 @@ def test_a_list_of_ids_that_is_none_is_refused(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    city = load_city(write(tmp_path, {"bounding_box": BOX, "imgid_file": name}), tmp_path)
     with pytest.raises(CityFileError, match="imgid_file = "):
-        city.read_image_ids()
+        read_image_ids(tmp_path / name)
+    assert "imgid_file = " in refusal(tmp_path, {"bounding_box": BOX, "imgid_file": name})
 
 
 @given(
@@ -319,6 +427,7 @@ def test_a_list_of_ids_that_is_none_is_refused(
     height=st.floats(0.0001, 0.3),
     seed=st.integers(0, 1000),
 )
+@hypothesis_settings(deadline=None)
 def test_the_tiles_cover_the_box_and_each_meets_it(
     tmp_path_factory: pytest.TempPathFactory,
     west: float,
@@ -369,6 +478,7 @@ ANYTHING = st.recursive(
     .map(json.dumps),
     suffix=st.sampled_from(["json", "yaml"]),
 )
+@hypothesis_settings(deadline=None)
 def test_whatever_a_file_holds_it_is_a_city_or_a_broken_one(
     tmp_path_factory: pytest.TempPathFactory, content: str, suffix: str
 ) -> None:

@@ -1,0 +1,331 @@
+"""What a city file may say, and where everything of a city is kept."""
+
+import keyword
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
+
+import mercantile
+from croniter import croniter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
+
+from vsvi_assets.city.errors import CityFileError
+from vsvi_assets.city.lists import read_image_ids, read_tile_names, shortened
+from vsvi_assets.city.projection import check_scale, check_srid, utm_srid
+from vsvi_assets.city.schedule import check_cron, check_timezone
+from vsvi_assets.city.tiles import ZOOM, parse_tile_key, tile_file_name, tile_key
+
+MAX_TILES = 20_000
+MAX_LATITUDE = 85.0511
+"""Where the Web Mercator square of the tiles ends, in degrees."""
+
+REPORT_NAME = "coverage.html"
+
+PROJECT_FOLDERS = frozenset({"dagster", "osmnx", "pages", "postgis", "sandbox", "vsvi"})
+"""Folders of the data folder, and schemas of the database, that are the project's own."""
+
+_DAGSTER_WORDS = frozenset(
+    {
+        *("context", "conf", "config", "meta", "type", "input", "output", "dict", "arg_dict"),
+        *("input_arg_dict", "output_arg_dict", "int", "str", "float", "bool"),
+    }
+)
+"""Names that Dagster refuses for sensors and jobs, besides Python's keywords."""
+
+
+class BoundingBox(BaseModel):
+    """A box in degrees (EPSG:4326)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    west: float = Field(ge=-180, le=180)
+    south: float = Field(ge=-MAX_LATITUDE, le=MAX_LATITUDE)
+    east: float = Field(ge=-180, le=180)
+    north: float = Field(ge=-MAX_LATITUDE, le=MAX_LATITUDE)
+
+    @model_validator(mode="after")
+    def _has_an_inside(self) -> Self:
+        if self.west >= self.east:
+            raise ValueError(
+                f"west ({self.west}) must be less than east ({self.east}); "
+                "a box across the antimeridian must be written as two cities"
+            )
+        if self.south >= self.north:
+            raise ValueError(f"south ({self.south}) must be less than north ({self.north})")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east, north in degrees."""
+        return self.west, self.south, self.east, self.north
+
+    @property
+    def utm_srid(self) -> int:
+        """EPSG code of the WGS 84 UTM zone that holds the middle of the box."""
+        return utm_srid(self.bounds)
+
+    def count_tiles(self) -> int:
+        """Count the z14 tiles that meet the box, without listing them."""
+        first = mercantile.tile(self.west, self.north, ZOOM)
+        last = mercantile.tile(self.east, self.south, ZOOM)
+        return (last.x - first.x + 1) * (last.y - first.y + 1)
+
+
+def _utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("must be a moment between the years 1 and 9999 in UTC") from error
+
+
+def _text(value: object) -> object:
+    return str(value) if isinstance(value, int) else value
+
+
+def _user_path(path: Path) -> Path:
+    if b"\0" in os.fsencode(path):
+        raise ValueError("must be a path that a file can have, without a null character")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"must begin with a home folder that exists ({error})") from error
+
+
+UserPath = Annotated[Path, AfterValidator(_user_path)]
+BigInt = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class City(BaseModel):
+    """A city as its file describes it.
+
+    Distances are in metres, the box in degrees. Relative paths lie under the data folder, `~`
+    is the home folder. `captured_after` is inclusive, `captured_before` exclusive, both UTC
+    where the file names no timezone. `services` says which servers the city uses: the real
+    ones or the sandbox.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    bounding_box: BoundingBox
+    tile_cache_dir: UserPath | None = None
+    seqdir: UserPath | None = None
+    srid: int | None = None
+    interval: float = Field(50, ge=5, le=10_000)
+    max_distance: float = Field(100, gt=0, le=10_000)
+    network_type: Literal["all", "all_public", "bike", "drive", "drive_service", "walk"] = "all"
+    streets_file: UserPath | None = None
+    selection: Literal["nearest", "all"] = "nearest"
+    imgid_file: UserPath | None = None
+    tile_list_file: UserPath | None = None
+    failed_imgid_file: UserPath | None = None
+    panorama: Literal["any", "only", "exclude"] = "any"
+    captured_after: Annotated[datetime, AfterValidator(_utc)] | None = None
+    captured_before: Annotated[datetime, AfterValidator(_utc)] | None = None
+    creator_ids: tuple[BigInt, ...] | None = Field(None, min_length=1)
+    image_size: Annotated[Literal["original", "2048", "1024", "256"], BeforeValidator(_text)] = (
+        "original"
+    )
+    required_disk_space: float = Field(100, ge=0)
+    num_retries: int = Field(8, ge=0, le=100)
+    services: Literal["mapillary", "sandbox"] = "mapillary"
+    schedule: Annotated[str, AfterValidator(check_cron)] | None = None
+    timezone: Annotated[str, AfterValidator(check_timezone)] = "UTC"
+
+    _name: str = PrivateAttr()
+    _data_dir: Path = PrivateAttr()
+    _tiles: tuple[mercantile.Tile, ...] = PrivateAttr()
+    _warnings: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="after")
+    def _box_is_a_city(self) -> Self:
+        count = self.bounding_box.count_tiles()
+        if count > MAX_TILES:
+            raise ValueError(
+                f"bounding_box covers {count:,} tiles; at most {MAX_TILES:,} make one city: "
+                "write several cities, each with a part of the box"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _projection_fits_the_box(self) -> Self:
+        if self.srid is not None:
+            check_srid(self.srid, self.bounding_box.bounds)
+        check_scale(self.projected_srid, self.bounding_box.bounds)
+        return self
+
+    @model_validator(mode="after")
+    def _dates_have_a_between(self) -> Self:
+        if (
+            self.captured_after
+            and self.captured_before
+            and self.captured_after >= self.captured_before
+        ):
+            raise ValueError(
+                f"captured_after ({self.captured_after}) must be before "
+                f"captured_before ({self.captured_before})"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any], *, name: str, data_dir: Path) -> "City":
+        """Make the city `name` from a file's content; relative paths lie under `data_dir`.
+
+        The files that the content names are read once, to find mistakes in them early.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            When a value is not what it should be.
+        CityFileError
+            When `tile_list_file`, `imgid_file` or `streets_file` cannot be used, or a file of
+            the city would lie in a folder that is the project's own.
+        """
+        city = cls.model_validate(content)
+        city._name = name
+        city._data_dir = data_dir
+        city._require_own_folders()
+        city._tiles = tuple(mercantile.tiles(*city.bounding_box.bounds, ZOOM))
+        if city.tile_list_file:
+            city._keep_listed_tiles(data_dir / city.tile_list_file)
+        city.read_image_ids()
+        if city.streets_path:
+            try:
+                city.streets_path.open("rb").close()
+            except OSError as error:
+                raise CityFileError(
+                    f"streets_file = {city.streets_path}: cannot be read ({error.strerror})"
+                ) from error
+        return city
+
+    def _require_own_folders(self) -> None:
+        for key in ("tile_cache_dir", "seqdir", "failed_imgid_file"):
+            if path := getattr(self, key):
+                below = Path(os.path.relpath(self._data_dir / path, self._data_dir))
+                if below.parts and below.parts[0].lower() in PROJECT_FOLDERS:
+                    raise CityFileError(
+                        f"{key} = {path}: {self._data_dir / below.parts[0]} is the project's own "
+                        "folder; choose another one"
+                    )
+
+    def _keep_listed_tiles(self, path: Path) -> None:
+        listed = dict.fromkeys(read_tile_names(path))
+        named = {tile_file_name(tile): tile for tile in self._tiles}
+        self._tiles = tuple(tile for name, tile in named.items() if name in listed)
+        if not self._tiles:
+            raise CityFileError(
+                f"tile_list_file = {path}: none of its {len(listed)} tiles meets the bounding "
+                f"box; one that does is {next(iter(named))}"
+            )
+        outside = [name for name in listed if name not in named]
+        if outside:
+            self._warnings += (
+                f"tile_list_file = {path}: {len(outside)} of its {len(listed)} tiles do not meet "
+                f"the bounding box and are left out: {shortened(outside)}",
+            )
+
+    @property
+    def name(self) -> str:
+        """The city file's name without its ending: asset key prefix and PostGIS schema."""
+        return self._name
+
+    @property
+    def group(self) -> str:
+        """The name as Dagster accepts it for groups, jobs, schedules and sensors."""
+        name = self._name.replace("-", "_")
+        return f"{name}_city" if keyword.iskeyword(name) or name in _DAGSTER_WORDS else name
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what looks like a mistake in the city's files, but stops nothing."""
+        return self._warnings
+
+    @property
+    def tiles(self) -> tuple[mercantile.Tile, ...]:
+        """The z14 tiles that meet the box, less those that `tile_list_file` leaves out."""
+        return self._tiles
+
+    @cached_property
+    def tile_keys(self) -> list[str]:
+        """The tiles' partition keys, `14/x/y`."""
+        return [tile_key(tile) for tile in self._tiles]
+
+    @cached_property
+    def projected_srid(self) -> int:
+        """EPSG code of the CRS, in metres, in which distances are measured."""
+        return self.srid or self.bounding_box.utm_srid
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the city's own small files."""
+        return self._data_dir / self._name
+
+    @property
+    def tiles_folder(self) -> Path:
+        return self._data_dir / (self.tile_cache_dir or Path(self._name, "tiles"))
+
+    @property
+    def sequences_folder(self) -> Path:
+        return self._data_dir / (self.seqdir or Path(self._name, "sequences"))
+
+    @property
+    def street_points_path(self) -> Path:
+        return self.folder / "street_points.geojson"
+
+    @property
+    def selected_image_ids_path(self) -> Path:
+        return self.folder / "selected_image_ids.txt"
+
+    @property
+    def coverage_report_path(self) -> Path:
+        return self.folder / REPORT_NAME
+
+    @property
+    def qgis_project_path(self) -> Path:
+        return self.folder / f"{self._name}.qgs"
+
+    @property
+    def streets_path(self) -> Path | None:
+        return self._data_dir / self.streets_file if self.streets_file else None
+
+    @property
+    def failed_image_ids_path(self) -> Path | None:
+        return self._data_dir / self.failed_imgid_file if self.failed_imgid_file else None
+
+    @property
+    def required_free_bytes(self) -> int:
+        return int(self.required_disk_space * 1e9)
+
+    def latest_tick(self, now: datetime) -> datetime | None:
+        """Return when the schedule last ticked, with its timezone; None without a schedule."""
+        if self.schedule is None:
+            return None
+        local = now.astimezone(ZoneInfo(self.timezone))
+        return croniter(self.schedule, local).get_prev(datetime)
+
+    def tile_path(self, key: str) -> Path:
+        """Return the file of the tile of the partition `key`."""
+        return self.tiles_folder / tile_file_name(parse_tile_key(key))
+
+    def read_image_ids(self) -> list[int] | None:
+        """Read the ids of `imgid_file`; None where the city file names none.
+
+        Raises
+        ------
+        CityFileError
+            When the file cannot be read, or an entry is not an image id.
+        """
+        return read_image_ids(self._data_dir / self.imgid_file) if self.imgid_file else None

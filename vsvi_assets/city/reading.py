@@ -1,0 +1,167 @@
+"""City files, one JSON or YAML file per city, in the format of percept-vsvi-filter's users."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from vsvi_assets.city.errors import CityFileError
+from vsvi_assets.city.model import PROJECT_FOLDERS, BoundingBox, City
+
+CITY_FILE_SUFFIXES = (".json", ".yaml", ".yml")
+
+RESERVED_NAMES = PROJECT_FOLDERS | {
+    "public",
+    "information_schema",
+    "tiger",
+    "tiger_data",
+    "topology",
+}
+"""Names of folders and of database schemas that are not a city's, in lower case."""
+
+_TOKEN = re.compile(r"MLY\|[^\s'\"]*")
+"""Must not be repeated in logs and in the UI, should somebody put it into a city file."""
+
+
+@dataclass(frozen=True)
+class BrokenCity:
+    """A city file that cannot be used, and why."""
+
+    name: str
+    path: Path
+    error: CityFileError
+
+
+def load_city(path: Path, data_dir: Path) -> City:
+    """Read one city file.
+
+    Raises
+    ------
+    CityFileError
+        When the file cannot be used.
+    """
+    name = path.stem
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,49}", name):
+        raise CityFileError(
+            f"{path}: the city would be called {name!r}; rename the file to at most 50 letters, "
+            "digits, - or _, the first a letter"
+        )
+    if name.lower() in RESERVED_NAMES or name.lower().startswith("pg_"):
+        raise CityFileError(
+            f"{path}: the city would be called {name!r}, which names a folder of the project or a "
+            f"schema of the database; rename the file, to city-{path.name} for example"
+        )
+    try:
+        content = _read_mapping(path)
+        return City.parse(content, name=name, data_dir=data_dir)
+    except ValidationError as error:
+        reason = "\n".join(_describe(path, error))
+    except CityFileError as error:
+        reason = f"{path}: {error}"
+    raise CityFileError(_TOKEN.sub("<token>", reason))
+
+
+def _read_mapping(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # as Windows' editors write it
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise CityFileError(f"cannot be read ({error.strerror})") from error
+    # For values that do not fit their tag PyYAML raises more than its own error.
+    except (
+        ValueError,
+        yaml.YAMLError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise CityFileError(f"cannot be read as {path.suffix[1:].upper()} ({error})") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise CityFileError('must hold an object of keys such as "bounding_box"')
+    return content
+
+
+def _describe(path: Path, error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            known = BoundingBox if key.startswith("bounding_box.") else City
+            message = f"unknown key; the keys are {', '.join(known.model_fields)}"
+        elif problem["type"] == "missing":
+            message = "is required"
+        value = problem["input"]
+        shown = "" if isinstance(value, dict) else f" = {value!r:.80}"
+        yield f"{path}: {key}{shown}: {message}" if key else f"{path}: {message}"
+
+
+def load_cities(cities_dir: Path, data_dir: Path) -> tuple[list[City], list[BrokenCity]]:
+    """Read every city file of a folder; one that cannot be used does not stop the others.
+
+    Cities that would get in each other's way (the same name except for case, `-` and `_`, or
+    the same seqdir) are all refused, since either of them could be the mistake.
+
+    Returns
+    -------
+    cities, broken
+        Both sorted by name.
+
+    Raises
+    ------
+    CityFileError
+        When the folder itself cannot be read.
+    """
+    if not cities_dir.is_dir():
+        raise CityFileError(
+            f"{cities_dir}: no such folder; make it, with a city file in it, or set VSVI_CITIES_DIR"
+        )
+    cities: dict[Path, City] = {}
+    broken: list[BrokenCity] = []
+    try:
+        paths = sorted(cities_dir.iterdir())
+    except OSError as error:
+        raise CityFileError(f"{cities_dir}: cannot be read ({error.strerror})") from error
+    for path in paths:
+        if path.suffix not in CITY_FILE_SUFFIXES or path.name.startswith("."):
+            continue
+        try:
+            cities[path] = load_city(path, data_dir)
+        except CityFileError as error:
+            broken.append(BrokenCity(path.stem, path, error))
+    for clashing, what in _clashes(cities):
+        for path in clashing:
+            others = ", ".join(other.name for other in clashing if other != path)
+            city = cities.pop(path, None)
+            if city:
+                clash = CityFileError(f"{path}: {what(city)} as {others}; give each its own")
+                broken.append(BrokenCity(path.stem, path, clash))
+    return list(cities.values()), sorted(broken, key=lambda city: city.name)
+
+
+def _clashes(
+    cities: Mapping[Path, City],
+) -> Iterator[tuple[Sequence[Path], Callable[[City], str]]]:
+    """Find the files whose cities have the same name or seqdir; say of a city what it shares."""
+    rules: tuple[tuple[Callable[[City], Hashable], Callable[[City], str]], ...] = (
+        (
+            lambda city: city.name.replace("-", "_").lower(),
+            lambda city: f"the name {city.name} is the same",
+        ),
+        (lambda city: city.group, lambda city: f"{city.group}, its name in Dagster, is the same"),
+        (
+            lambda city: os.path.realpath(city.sequences_folder),
+            lambda city: f"seqdir = {city.sequences_folder} is the same folder",
+        ),
+    )
+    for key, what in rules:
+        by_key: dict[Hashable, list[Path]] = {}
+        for path, city in cities.items():
+            by_key.setdefault(key(city), []).append(path)
+        yield from ((paths, what) for paths in by_key.values() if len(paths) > 1)
