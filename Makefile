@@ -19,6 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@setup/system.sh $(PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/vsvi install-postgis
 	@touch $@
 
 demo: setup

@@ -15,6 +15,7 @@ import click
 from dotenv import dotenv_values
 
 from vsvi_assets.city import City, CityFileError, load_cities
+from vsvi_assets.database.debian import UNPACKED, InstallationError, unpack_postgis
 from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_port
 from vsvi_assets.files import atomic_write
 from vsvi_assets.orchestration.resources import PostgisResource
@@ -26,7 +27,13 @@ from vsvi_assets.views.plan import plan_lines
 from vsvi_assets.views.qgis import qgis_project
 from vsvi_assets.views.status import city_status, status_lines, verify_lines
 
-ERRORS_FOR_PEOPLE = (CityFileError, LocalPostgisError, SettingError, services.ServiceError)
+ERRORS_FOR_PEOPLE = (
+    CityFileError,
+    InstallationError,
+    LocalPostgisError,
+    SettingError,
+    services.ServiceError,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -74,6 +81,17 @@ def up() -> None:
     """Start PostGIS (and without a token the sandbox), and tell Dagster of them in .env."""
     for line in services.up().lines:
         click.echo(line)
+
+
+@main.command("install-postgis")
+@_explaining
+def install_postgis() -> None:
+    """Unpack a PostGIS server where none is installed, without root (Debian and Ubuntu)."""
+    settings = Settings.from_environment()
+    if settings.postgres_url or LocalPostgis(settings.data_dir).is_installed():
+        return
+    click.echo(f"Unpacking PostgreSQL and PostGIS into {UNPACKED}")
+    unpack_postgis()
 
 
 @main.command()

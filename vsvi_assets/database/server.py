@@ -42,6 +42,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import sql
 
+from vsvi_assets.database.debian import UNPACKED, library_path
 from vsvi_assets.files import atomic_write, sync_folder
 
 ROOT_FOLDER = Path("/var/lib/vsvi")
@@ -118,6 +119,10 @@ class LocalPostgis:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.absolute()
         self.folder = self.data_dir / "postgis"
+
+    def is_installed(self) -> bool:
+        """Return whether this machine has the programs of a server with PostGIS."""
+        return any(map(self._inspect, _program_folders()))
 
     def start(self) -> None:
         """Make the server accept connections, with its databases in place.
@@ -465,10 +470,11 @@ class LocalPostgis:
         self, program: Path | str, *arguments: object, cwd: Path = Path("/")
     ) -> subprocess.CompletedProcess[str]:
         """Run a program as the server's user, in an environment that holds no secrets."""
+        libraries = library_path(UNPACKED) if Path(program).is_relative_to(UNPACKED) else {}
         return subprocess.run(
             [str(program), *map(str, arguments)],
             cwd=cwd,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"} | libraries,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -481,6 +487,7 @@ def _program_folders() -> Iterator[Path]:
     """Yield the folders in which PostgreSQL's server programs may lie."""
     if conda := os.environ.get("CONDA_PREFIX"):
         yield Path(conda, "bin")
+    yield from UNPACKED.glob("usr/lib/postgresql/*/bin")
     for pattern in (
         "usr/lib/postgresql/*/bin",
         "usr/pgsql-*/bin",
