@@ -1,0 +1,91 @@
+"""Photographs with what is known of them in tar files, as WebDataset reads them for training.
+
+Source of the format: https://github.com/webdataset/webdataset. Files of the same name but for
+the ending are one sample; here `<image_id>.jpg` and `<image_id>.json`.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from vsvi_assets.files import atomic_write
+
+IMAGES_PER_SHARD = 10_000
+
+
+class MissingPhotographError(Exception):
+    """A photograph that is said to be on disk is not there."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} is listed as stored, but is not there. "
+            "Run `vsvi materialize` for this city: it fetches what is missing."
+        )
+
+
+def write_shards(
+    rows: pa.RecordBatchReader,
+    photographs: Path,
+    folder: Path,
+    images_per_shard: int = IMAGES_PER_SHARD,
+) -> list[Path]:
+    """Write `shard-000000.tar` and so on into a folder, and return their paths.
+
+    Shards that are in the folder already are replaced. One photograph is in memory at a time.
+
+    Parameters
+    ----------
+    rows
+        One row per point and image, with the columns `image_id`, `file` (path of the
+        photograph below `photographs`, null where there is none) and any others. Rows of the
+        same image follow each other. The image's JSON file is the list of its rows.
+
+    Raises
+    ------
+    MissingPhotographError
+        When a photograph is not where it should be; shards before it are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = _samples(rows)
+    shards: list[Path] = []
+    while sample := next(samples, None):
+        path = folder / f"shard-{len(shards):06}.tar"
+        rest = islice(samples, images_per_shard - 1)
+        _write_shard(path, chain([sample], rest), photographs)
+        shards.append(path)
+    for path in set(folder.glob("shard-*.tar")) - set(shards):
+        path.unlink()
+    return shards
+
+
+def _samples(rows: pa.RecordBatchReader) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each image that has a photograph."""
+    stored = (row for batch in rows for row in batch.to_pylist() if row["file"] is not None)
+    for _, group in groupby(stored, key=itemgetter("image_id")):
+        yield list(group)
+
+
+def _write_shard(path: Path, samples: Iterable[list[dict[str, Any]]], photographs: Path) -> None:
+    with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w|") as shard:
+        for rows in samples:
+            photograph = photographs / rows[0]["file"]
+            try:
+                source = photograph.open("rb")
+            except FileNotFoundError as error:
+                raise MissingPhotographError(photograph) from error
+            with source:
+                picture = tarfile.TarInfo(f"{rows[0]['image_id']}.jpg")
+                picture.size = source.seek(0, io.SEEK_END)
+                source.seek(0)
+                shard.addfile(picture, source)
+            facts = orjson.dumps(rows)
+            description = tarfile.TarInfo(f"{rows[0]['image_id']}.json")
+            description.size = len(facts)
+            shard.addfile(description, io.BytesIO(facts))
