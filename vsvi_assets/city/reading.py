@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.model import PROJECT_FOLDERS, BoundingBox, City
+from vsvi_assets.files import TextFileError, read_text
 
 CITY_FILE_SUFFIXES = (".json", ".yaml", ".yml")
 
@@ -69,10 +70,10 @@ def load_city(path: Path, data_dir: Path) -> City:
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # as Windows' editors write it
+        text = read_text(path)
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise CityFileError(f"cannot be read ({error.strerror})") from error
+    except TextFileError as error:
+        raise CityFileError(str(error).removeprefix(f"{path} ")) from error
     # For values that do not fit their tag PyYAML raises more than its own error.
     except (
         ValueError,

@@ -12,7 +12,8 @@ from psycopg2 import sql
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 
-GRID_COLUMNS = 160
+GRID_CELLS = 160
+"""Cells along the longer side of the density grid, so that no box makes it large."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,15 @@ def image_density(postgis: Postgis, city: City) -> NDArray[np.int64]:
     Returns
     -------
     counts
-        Rows from south to north, columns from west to east; the cells are about square.
+        Rows from south to north, columns from west to east, at most `GRID_CELLS` of both; the
+        cells are about square.
     """
     box = city.bounding_box
-    shape = (box.north - box.south) / (box.east - box.west)
-    rows = max(1, round(GRID_COLUMNS * shape / math.cos(math.radians(box.south))))
+    height = (box.north - box.south) / math.cos(math.radians(box.south))
+    width = box.east - box.west
+    rows, columns = (
+        max(1, round(GRID_CELLS * side / max(height, width))) for side in (height, width)
+    )
     query = sql.SQL(
         """
         SELECT width_bucket(ST_Y(geometry), %(south)s, %(north)s, %(rows)s),
@@ -52,12 +57,12 @@ def image_density(postgis: Postgis, city: City) -> NDArray[np.int64]:
     cells = postgis.read(
         query,
         {"row": pa.int64(), "column": pa.int64(), "images": pa.int64()},
-        {**box.model_dump(), "rows": rows, "columns": GRID_COLUMNS},
+        {**box.model_dump(), "rows": rows, "columns": columns},
     )
-    counts = np.zeros((rows, GRID_COLUMNS), np.int64)
+    counts = np.zeros((rows, columns), np.int64)
     # An image on the northern or eastern edge is past the last cell.
     row = np.minimum(cells["row"].to_numpy(), rows) - 1
-    column = np.minimum(cells["column"].to_numpy(), GRID_COLUMNS) - 1
+    column = np.minimum(cells["column"].to_numpy(), columns) - 1
     np.add.at(counts, (row, column), cells["images"].to_numpy())
     return counts
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vsvi_assets.city import BoundingBox
+from vsvi_assets.city.model import MAX_LATITUDE
 
 PAPER, INK, FAINT = "#ffffff", "#1f2933", "#b4bdc8"
 COVERED, UNCOVERED = "#1f6fb2", "#e8590c"
@@ -39,7 +40,7 @@ METRES_PER_DEGREE = 111_195.0
 """Of latitude, on a sphere with a radius of 6,371 km."""
 
 THUMBNAIL = (168, 126)
-THUMBNAILS_A_ROW = 5
+THUMBNAILS_PER_ROW = 5
 
 OSM = "© OpenStreetMap contributors"
 MAPILLARY = "© Mapillary contributors"
@@ -81,6 +82,7 @@ def tiles_map(images: Mapping[mercantile.Tile, int], box: BoundingBox) -> bytes:
     zoom = next(iter(images)).z
     lon = np.array([mercantile.ul(column, rows[0], zoom).lng for column in columns])
     lat = np.array([mercantile.ul(columns[0], row, zoom).lat for row in rows])
+    lat = lat.clip(-MAX_LATITUDE, MAX_LATITUDE)
     figure, axes = _map(BoundingBox(west=lon[0], south=lat[-1], east=lon[-1], north=lat[0]))
     _fill(figure, axes, lon, lat, counts, "images in a tile (the bounding box in orange)")
     axes.add_patch(
@@ -161,7 +163,7 @@ def capture_years_chart(
 ) -> bytes:
     """Draw how many images were taken in each year, flat ones and panoramas, as PNG.
 
-    Those whose time is `unknown` are told beside the axis.
+    The number of those whose time is `unknown` stands beside the axis.
     """
     years = sorted({*flat, *panoramas})
     figure = _figure(3.2)
@@ -188,10 +190,10 @@ def capture_years_chart(
 def contact_sheet(photographs: Sequence[Path]) -> bytes:
     """Draw thumbnails of photographs side by side, in rows, as JPEG.
 
-    The place of a photograph that cannot be decoded stays empty.
+    A photograph that cannot be decoded leaves its place empty.
     """
     margin = 6
-    columns = max(1, min(THUMBNAILS_A_ROW, len(photographs)))
+    columns = max(1, min(THUMBNAILS_PER_ROW, len(photographs)))
     rows = max(1, math.ceil(len(photographs) / columns))
     width, height = (size + margin for size in THUMBNAIL)
     sheet = Image.new("RGB", (columns * width + margin, rows * height + margin), PAPER)
@@ -243,12 +245,12 @@ def _dots(
 
 
 def _marker_size(points: int) -> float:
-    """Return the diameter, in typographic points, at which so many do not hide each other."""
+    """Return the diameter, in typographic points, at which so many points stay apart."""
     return float(np.clip(120 / math.sqrt(max(points, 1)), 1.0, 6.0))
 
 
 def _fill(figure: Figure, axes: Axes, lon: Floats, lat: Floats, counts: Counts, label: str) -> None:
-    """Colour the cells between meridians and parallels by their counts, but for the empty ones."""
+    """Colour the cells between meridians and parallels by their counts; empty ones stay blank."""
     cells = axes.pcolormesh(
         lon,
         lat,
@@ -309,6 +311,6 @@ def _png(figure: Figure) -> bytes:
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     buffer = io.BytesIO()
-    # With a palette a dense map takes a third of the room.
+    # With a palette a dense map takes a third of the bytes.
     picture.quantize(PALETTE, dither=Image.Dither.NONE).save(buffer, "PNG")
     return buffer.getvalue()

@@ -269,11 +269,12 @@ def test_a_misspelt_tile_is_refused_with_the_right_spelling(tmp_path: Path, name
     assert "mly1_public_<x>_<y>_14" in reason
 
 
-def test_lists_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_may_come_from_windows(tmp_path: Path, encoding: str) -> None:
     whole = load_city(write(tmp_path, {"bounding_box": BOX}), tmp_path)
     names = [tile_file_name(tile) for tile in whole.tiles[:2]]
-    (tmp_path / "tiles.txt").write_text("\r\n".join(names), encoding="utf-8-sig")
-    (tmp_path / "ids.txt").write_text("12\r\n7\r\n", encoding="utf-8-sig")
+    (tmp_path / "tiles.txt").write_text("\r\n".join(names), encoding=encoding)
+    (tmp_path / "ids.txt").write_text("12\r\n7\r\n", encoding=encoding)
     content = {"bounding_box": BOX, "tile_list_file": "tiles.txt", "imgid_file": "ids.txt"}
     city = load_city(write(tmp_path, content), tmp_path)
     assert city.tile_keys == whole.tile_keys[:2]
@@ -402,7 +403,8 @@ def test_ids_are_read_from_both_kinds_of_list(
         ("ids.txt", "12\ntwelve\n"),
         ("ids.txt", "99999999999999999999\n"),
         ("ids.txt", "-5\n"),
-        ("ids.txt", b"\xff\xfe"),
+        ("ids.txt", b"\xff\xfe1"),
+        ("ids.txt", b"\xe9"),
         ("ids.json", '{"mapillary_img_id": 12}'),
         ("ids.json", '[{"id": 12}]'),
         ("ids.json", '[{"mapillary_img_id": 1.5}]'),

@@ -1,4 +1,4 @@
-"""The pictures: whole, small, quickly drawn, on a background of their own, and true."""
+"""The pictures: whole, small, quickly drawn, on a background of their own, and right."""
 
 import base64
 import io
@@ -76,6 +76,46 @@ def test_pictures_of_large_cities_are_small_and_opaque(draw: Callable[[], bytes]
     pixels = np.asarray(opened(picture).convert("RGBA"))
     assert (pixels[..., 3] == 255).all()
     assert pixels[2, 2].tolist() == [255, 255, 255, 255]
+
+
+NARROW_BOXES = {
+    "tall": BoundingBox(west=8.4, south=47, east=8.4001, north=48),
+    "flat": BoundingBox(west=8, south=47, east=9, north=47.0001),
+    "tiny": BoundingBox(west=8.4, south=47, east=8.4001, north=47.0001),
+    "in the far north": BoundingBox(west=8.4, south=84.9, east=8.5, north=85.05),
+}
+
+
+@pytest.mark.parametrize("box", NARROW_BOXES.values(), ids=NARROW_BOXES)
+def test_boxes_of_every_shape_can_be_drawn(box: BoundingBox) -> None:
+    lon, lat = np.linspace(box.west, box.east, 12), np.linspace(box.south, box.north, 12)
+    lines = shapely.linestrings([np.column_stack([lon, lat])])
+    tiles = list(mercantile.tiles(*box.bounds, 14))
+    for picture in (
+        maps.street_points_map(lines, lon, lat, box),
+        maps.selection_map(lon, lat, np.arange(12.0), box, 100),
+        maps.density_map(np.ones((160, 1), int), box),
+        maps.tiles_map(dict.fromkeys(tiles, 3), box),
+    ):
+        assert 100 < opened(picture).height < 2000
+
+
+@pytest.mark.parametrize("box", NARROW_BOXES.values(), ids=NARROW_BOXES)
+def test_the_density_grid_of_every_box_is_bounded(project: Project, box: BoundingBox) -> None:
+    city = project.write_city(bounding_box=box.model_dump(), srid=None)
+    with project.postgis.transaction() as cursor:
+        cursor.execute("CREATE SCHEMA town")
+        cursor.execute(
+            "CREATE TABLE town.images AS SELECT ST_SetSRID(ST_MakePoint("
+            "%(west)s + share * (%(east)s - %(west)s),"
+            "%(south)s + share * (%(north)s - %(south)s)), 4326) AS geometry "
+            "FROM generate_series(0, 1, 0.01) AS share",
+            box.model_dump(),
+        )
+    density = image_density(project.postgis, city)
+    assert density.sum() == 101
+    assert max(density.shape) == 160
+    assert np.count_nonzero(density) > 50
 
 
 def test_points_without_an_image_have_a_colour_of_their_own() -> None:
