@@ -16,6 +16,7 @@ from dotenv import dotenv_values
 
 from vsvi_assets.city import City, CityFileError, load_cities
 from vsvi_assets.database.debian import UNPACKED, InstallationError, unpack_postgis
+from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_port
 from vsvi_assets.files import atomic_write
 from vsvi_assets.orchestration.resources import PostgisResource
@@ -31,6 +32,7 @@ ERRORS_FOR_PEOPLE = (
     CityFileError,
     InstallationError,
     LocalPostgisError,
+    PostgisError,
     SettingError,
     services.ServiceError,
 )
@@ -39,7 +41,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _explaining(command: Command) -> Command:
-    """Print errors that a person can mend as one message, without a traceback."""
+    """Print errors that a person can fix as one message, without a traceback."""
 
     @wraps(command)
     def run(*args: object, **kwargs: object) -> object:

@@ -40,8 +40,16 @@ def advisory_lock(postgis: Postgis, name: str, *, wait: bool) -> Iterator[None]:
             cursor.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [name])
             [(locked,)] = cursor.fetchall()
             if not locked:
-                raise LockHeldError(name, *_holder(cursor, name))
+                # It may have been released just now.
+                holder, since = _holder(cursor, name) or ("another process", None)
+                raise LockHeldError(name, holder or "another process", since)
         yield
+
+
+def is_locked(postgis: Postgis, name: str) -> bool:
+    """Return whether a session holds the lock `name` of a database."""
+    with postgis.transaction() as cursor:
+        return _holder(cursor, name) is not None
 
 
 def _survive_idle_hours(cursor: psycopg2.extensions.cursor) -> None:
@@ -56,8 +64,8 @@ def _survive_idle_hours(cursor: psycopg2.extensions.cursor) -> None:
     )
 
 
-def _holder(cursor: psycopg2.extensions.cursor, name: str) -> tuple[str, datetime | None]:
-    """Return the application name of the session that holds a lock, and when it began."""
+def _holder(cursor: psycopg2.extensions.cursor, name: str) -> tuple[str, datetime | None] | None:
+    """Return the application name of the session that holds a lock, and when it began (UTC)."""
     cursor.execute(
         """
         SELECT application_name, backend_start
@@ -68,7 +76,5 @@ def _holder(cursor: psycopg2.extensions.cursor, name: str) -> tuple[str, datetim
         """,
         [name],
     )
-    # It may have been released just now.
-    found = cursor.fetchone() or ("another process", None)
-    holder, since = found
-    return holder or "another process", since and since.astimezone(UTC)
+    found = cursor.fetchone()
+    return found and (found[0], found[1] and found[1].astimezone(UTC))

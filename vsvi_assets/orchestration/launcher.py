@@ -1,20 +1,39 @@
-"""Runs whose process is gone: it was killed, or the machine lost its power.
+"""Runs whose process is gone: it was killed, or its machine lost its power.
 
 Nobody else notices: Dagster's code server reports the end of the processes that it started,
 unless it ends together with them. A run that seems to go on would hold back all later ones,
 by its place in the pool `mapillary` and by the bounds on runs in dagster.yaml.
+
+Several machines may share Dagster's database, so nothing here judges the runs of another
+machine: whoever launched a run is asked. A run in the process of a command is launched by
+nobody. It lives as long as that process holds a lock of the cities' database.
 """
 
-import fcntl
+import json
 import os
-from contextlib import suppress
+import socket
 from pathlib import Path
 
-from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster import (
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    DefaultRunLauncher,
+    RunsFilter,
+)
+from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
-COMMAND_LINE_TAG = "vsvi/command_line"
-"""The run tag that holds the path of the file which the command locks while it runs."""
+from vsvi_assets.database.locks import is_locked
+from vsvi_assets.orchestration.resources import PostgisResource
+from vsvi_assets.settings import Settings
+
+LOCK_TAG = "vsvi/lock"
+"""The run tag with the name of the lock that the run's process holds while it lives."""
+
+HOST_TAG = "vsvi/host"
+"""The run tag with the name of the machine on which the run's process was started."""
 
 UNFINISHED = [
     DagsterRunStatus.NOT_STARTED,
@@ -28,48 +47,81 @@ class WatchedRunLauncher(DefaultRunLauncher):
     """Dagster's default launcher, which the daemon can also ask whether a run still has a process.
 
     With it, run monitoring ends runs that lost theirs, and run retries take them up again.
+    Runs that were started on another machine, or by an unknown one, count as alive.
     """
 
     @property
     def supports_check_run_worker_health(self) -> bool:
         return True
 
+    def launch_run(self, context: LaunchRunContext) -> None:
+        super().launch_run(context)
+        run_id = context.dagster_run.run_id
+        run = self._instance.get_run_by_id(run_id)
+        if run and _is_this_machine(json.loads(run.tags[GRPC_INFO_TAG])):
+            self._instance.add_run_tags(run_id, {HOST_TAG: this_machine()})
+
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        lost = is_lost(self._instance, run)
+        if lock := run.tags.get(LOCK_TAG):
+            lost = not _is_held(lock)
+        else:
+            is_here = run.tags.get(HOST_TAG) == this_machine()
+            lost = is_here and _lost_its_process(self._instance, run)
         return CheckRunHealthResult(WorkerStatus.NOT_FOUND if lost else WorkerStatus.RUNNING)
 
 
-def end_lost_runs(instance: DagsterInstance, locked_here: Path) -> None:
-    """Record as failed all runs that lost their process, and free their places in pools.
+def this_machine() -> str:
+    """Return a name of this machine by which no other is called: many are "localhost"."""
+    machine_id = Path("/etc/machine-id")
+    known = machine_id.read_text().strip() if machine_id.is_file() else ""
+    return f"{socket.gethostname()} {known}".strip()
+
+
+def end_lost_runs(instance: DagsterInstance, held_lock: str) -> None:
+    """Record that runs without a process have ended, and free their places in pools.
 
     Parameters
     ----------
     instance
         Where the runs are recorded.
-    locked_here
-        The file that this process itself has locked: runs of earlier holders are lost.
+    held_lock
+        The lock that this process holds by now: runs of earlier holders are lost.
     """
     for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
-        if run.tags.get(COMMAND_LINE_TAG) == str(locked_here) or is_lost(instance, run):
+        if run.tags.get(LOCK_TAG) != held_lock and not _is_lost(instance, run):
+            continue
+        if run.status == DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, "Its process ended while it was being canceled.")
+        else:
             instance.report_run_failed(run, "Its process ended before the run did.")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
-def is_lost(instance: DagsterInstance, run: DagsterRun) -> bool:
-    """Return whether a run that is not finished has certainly no process on this machine."""
-    if lock := run.tags.get(COMMAND_LINE_TAG):
-        return not _is_locked(Path(lock))
+def _is_lost(instance: DagsterInstance, run: DagsterRun) -> bool:
+    if lock := run.tags.get(LOCK_TAG):
+        return not _is_held(lock)
+    launcher = instance.run_launcher
+    # A run that is only about to start has no process yet, wherever it will run.
+    started = run.status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING)
+    if not (started and launcher.supports_check_run_worker_health):
+        return False
+    health = launcher.check_run_worker_health(run)
+    return not health.transient and health.status in (WorkerStatus.NOT_FOUND, WorkerStatus.FAILED)
+
+
+def _is_held(lock: str) -> bool:
+    data_dir = Settings.from_environment().data_dir
+    return is_locked(PostgisResource(data_dir=str(data_dir)).database(), lock)
+
+
+def _is_this_machine(code_server: dict[str, object]) -> bool:
+    """Return whether a code server, which starts the processes of runs, runs on this machine."""
+    return "socket" in code_server or code_server["host"] in ("localhost", "127.0.0.1", "::1")
+
+
+def _lost_its_process(instance: DagsterInstance, run: DagsterRun) -> bool:
     process_ids = _process_ids(instance, run)
     return bool(process_ids) and not any(map(_is_dagster, process_ids))
-
-
-def _is_locked(path: Path) -> bool:
-    with suppress(FileNotFoundError), path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _process_ids(instance: DagsterInstance, run: DagsterRun) -> set[int]:

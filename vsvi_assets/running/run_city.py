@@ -6,6 +6,7 @@ and the benchmarks all run a city by `run_city`.
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +29,17 @@ from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._utils.error import SerializableErrorInfo
 
 from vsvi_assets.city import City
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.errors import LockHeldError, PostgisError
+from vsvi_assets.database.locks import advisory_lock
 from vsvi_assets.orchestration.build import build_cities_defs
 from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key
-from vsvi_assets.orchestration.launcher import COMMAND_LINE_TAG, end_lost_runs
+from vsvi_assets.orchestration.launcher import LOCK_TAG, end_lost_runs
 from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.orchestration.retries import is_partial, reason
 from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
 from vsvi_assets.photographs.inventory import Inventory, take_inventory
 from vsvi_assets.progress import Advance, Progress, Tell
-from vsvi_assets.running.services import lock_path, only_process
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.plan import DownloadPlan, make_plan
 
@@ -47,6 +50,10 @@ METADATA_ASSETS = (
     "selected_image_ids",
     "download_plan",
 )
+
+
+class CityBusyError(PostgisError):
+    """Another process runs the city."""
 
 
 @dataclass
@@ -144,8 +151,8 @@ def run_city(
         When Ctrl-C interrupted it; the run is then recorded as canceled.
     """
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
-    with only_process(city):
-        end_lost_runs(instance, locked_here=lock_path(city))
+    with only_process(city, postgis):
+        end_lost_runs(instance, city_lock(city))
         runs = _Runs(city, settings, instance, progress, resource_overrides)
         runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
         run = runs.run
@@ -163,6 +170,31 @@ def run_city(
             if not (check.passed or check.blocking) and check.severity == AssetCheckSeverity.ERROR
         ]
         return run
+
+
+def city_lock(city: City) -> str:
+    """Return the name of the lock that a process holds while it runs the city."""
+    return f"city {city.name}"
+
+
+@contextmanager
+def only_process(city: City, postgis: Postgis) -> Iterator[None]:
+    """Make sure that no other process, on whatever machine, runs the city by `run_city`.
+
+    Raises
+    ------
+    CityBusyError
+        When one does.
+    """
+    try:
+        with advisory_lock(postgis, city_lock(city), wait=False):
+            yield
+    except LockHeldError as error:
+        since = f", since {error.since:%Y-%m-%d %H:%M} UTC" if error.since else ""
+        raise CityBusyError(
+            f"{city.name} is being run by {error.holder}{since}. Wait until it has ended, or stop "
+            "it with Ctrl-C in its terminal."
+        ) from error
 
 
 def command_line_instance(home: str) -> DagsterInstance:
@@ -257,7 +289,7 @@ class _Runs:
             tags={
                 **tags,
                 CITY_TAG: self._city.name,
-                COMMAND_LINE_TAG: str(lock_path(self._city)),
+                LOCK_TAG: city_lock(self._city),
             },
         )
         interrupted = RunFailureReason.UNEXPECTED_TERMINATION

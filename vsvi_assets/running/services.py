@@ -12,8 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -21,7 +20,6 @@ from pathlib import Path
 import requests
 from dotenv import dotenv_values
 
-from vsvi_assets.city import City
 from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.files import atomic_write
 from vsvi_assets.settings import Settings, TokenMissingError
@@ -35,36 +33,6 @@ _START_SECONDS = 60
 
 class ServiceError(Exception):
     """A service cannot be started or stopped; the message says what to do."""
-
-
-class CityBusyError(ServiceError):
-    """Another process is materializing the city."""
-
-
-def lock_path(city: City) -> Path:
-    """Return the file that `only_process` locks."""
-    return city.folder / ".materialize.lock"
-
-
-@contextmanager
-def only_process(city: City) -> Iterator[None]:
-    """Make sure that no other `vsvi` materializes the city meanwhile.
-
-    Raises
-    ------
-    CityBusyError
-        When one does.
-    """
-    path = lock_path(city)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CityBusyError(
-                f"{city.name} is being materialized by another vsvi; wait for it, or stop it."
-            ) from error
-        yield
 
 
 @dataclass(frozen=True)

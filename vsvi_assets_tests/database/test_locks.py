@@ -13,7 +13,7 @@ import pytest
 
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import LockHeldError, ServerUnreachableError
-from vsvi_assets.database.locks import advisory_lock
+from vsvi_assets.database.locks import advisory_lock, is_locked
 
 
 def hold(url: str, name: str, held: threading.Event) -> None:
@@ -24,7 +24,10 @@ def hold(url: str, name: str, held: threading.Event) -> None:
 
 def test_a_lock_that_is_held_is_refused_and_says_by_whom(postgis_url: str) -> None:
     postgis = Postgis(postgis_url)
+    assert not is_locked(postgis, "city town")
     with advisory_lock(postgis, "city town", wait=False):
+        assert is_locked(postgis, "city town")
+        assert not is_locked(postgis, "city another")
         with advisory_lock(postgis, "city another", wait=False):
             pass
         with (
@@ -60,7 +63,7 @@ def test_a_lock_ends_with_the_process_that_held_it(postgis_url: str) -> None:
 WAIT_FOR_THE_LOCK = """
 import sys
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.locks import advisory_lock
+from vsvi_assets.database.locks import advisory_lock, is_locked
 print("waits", flush=True)
 with advisory_lock(Postgis(sys.argv[1]), "city town", wait=True):
     print("has it", flush=True)

@@ -27,9 +27,9 @@ from vsvi_assets.city import City
 from vsvi_assets.database import tables
 from vsvi_assets.mapillary.pacing import TILES_PER_DAY
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, asset_key
-from vsvi_assets.orchestration.launcher import COMMAND_LINE_TAG, end_lost_runs
+from vsvi_assets.orchestration.launcher import HOST_TAG, LOCK_TAG, end_lost_runs, this_machine
 from vsvi_assets.progress import LogProgress
-from vsvi_assets.running.services import lock_path, only_process
+from vsvi_assets.running.run_city import CityBusyError, city_lock, only_process
 from vsvi_assets.sandbox import TOKEN, Fault, Faults, StreetImage
 from vsvi_assets.views.plan import SAMPLE_OF_A_KIND
 from vsvi_assets.views.status import verify_lines
@@ -333,16 +333,20 @@ def test_runs_that_lost_their_process_are_ended_and_others_are_not(
     postgres_project: Project,
 ) -> None:
     project = postgres_project
-    idle, busy = project.write_city("idle"), project.write_city("busy")
+    idle, busy, ours = map(project.write_city, ("idle", "busy", "ours"))
     ended = subprocess.Popen(["true"])
     ended.wait()
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "dagster"])
+    here, elsewhere = {HOST_TAG: this_machine()}, {HOST_TAG: "lab-server 0123"}
     tags: dict[str, dict[str, str]] = {
-        "killed command": {COMMAND_LINE_TAG: str(lock_path(idle))},
-        "killed worker": {},
-        "running command": {COMMAND_LINE_TAG: str(lock_path(busy))},
-        "running worker": {},
-        "unknown": {},
+        "killed command": {LOCK_TAG: city_lock(idle)},
+        "earlier command": {LOCK_TAG: city_lock(ours)},
+        "killed worker": here,
+        "running command": {LOCK_TAG: city_lock(busy)},
+        "running worker": here,
+        "worker of another machine": elsewhere,
+        "worker of an unknown machine": {},
+        "worker that is about to start": here,
     }
     runs = {
         name: project.instance.add_run(
@@ -350,19 +354,34 @@ def test_runs_that_lost_their_process_are_ended_and_others_are_not(
         )
         for name, run_tags in tags.items()
     }
-    for name, process in {"killed worker": ended, "running worker": worker}.items():
-        data = EngineEventData.in_process(process.pid)
-        project.instance.report_engine_event("Started process for run", runs[name], data)
-    with only_process(busy):
+    for name, run in runs.items():
+        if name != "worker that is about to start" and LOCK_TAG not in run.tags:
+            data = EngineEventData.in_process((worker if "running" in name else ended).pid)
+            project.instance.report_engine_event("Started process for run", run, data)
+    with only_process(busy, project.postgis), only_process(ours, project.postgis):
         launcher = project.instance.run_launcher
         healths = {name: launcher.check_run_worker_health(run).status for name, run in runs.items()}
-        end_lost_runs(project.instance, locked_here=project.folder / "lock")
+        end_lost_runs(project.instance, city_lock(ours))
     unfinished = {run.run_id for run in project.instance.get_runs() if not run.is_finished}
     worker.kill()
     worker.wait()
     left = {name for name, run in runs.items() if run.run_id in unfinished}
-    assert left == {"running command", "running worker", "unknown"}
-    assert {name for name, health in healths.items() if health == WorkerStatus.RUNNING} == left
+    assert runs.keys() - left == {"killed command", "earlier command", "killed worker"}
+    alive = {name for name, health in healths.items() if health == WorkerStatus.RUNNING}
+    assert alive == left | {"earlier command"}
+
+
+def test_a_city_is_run_by_one_process_at_a_time(project: Project) -> None:
+    city = project.write_city()
+    with (
+        only_process(city, project.postgis),
+        pytest.raises(
+            CityBusyError, match=rf"town is being run by .* process {os.getpid()}, since"
+        ),
+    ):
+        project.run_city(city)
+    assert project.instance.get_runs() == []
+    assert project.run_city(city, tiles_only=True).success
 
 
 # The database
