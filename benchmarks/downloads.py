@@ -15,7 +15,7 @@ from benchmarks.surroundings import Home, emptied, requests_made, require, servi
 from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.tables import SELECTION_COLUMNS, selected_images_table
+from vsvi_assets.database.tables import SELECTION_SCHEMA, selected_images_table
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, Mapillary
 from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
@@ -182,7 +182,7 @@ def present(home: Home, images: int, repeat: int) -> Iterator[Row]:
             [job.sequence_id for job in jobs(sequences, 20) for _ in job.image_ids],
             pa.nulls(sequences * 20, pa.float64()),
         ],
-        names=list(SELECTION_COLUMNS),
+        names=SELECTION_SCHEMA.names,
     )
     Postgis(home.postgis.vsvi_url).replace_tables("present", [selected_images_table(selection)])
     with serving(world, sequences, 20, 2000) as environment:

@@ -146,22 +146,22 @@ class Postgis:
     def read(
         self,
         query: sql.Composable,
-        columns: Mapping[str, pa.DataType],
+        schema: pa.Schema,
         parameters: Mapping[str, object] | None = None,
     ) -> pa.Table:
-        """Return a query's result, whose columns have the given names and types."""
+        """Return a query's result, whose columns have the names and types of `schema`."""
         answer = io.BytesIO()
         with self.transaction() as cursor:
             bound = cursor.mogrify(query, parameters).decode()
             cursor.copy_expert(f"COPY ({bound}) TO STDOUT (FORMAT csv)", answer)
         if not answer.tell():
-            return pa.schema(columns.items()).empty_table()
+            return schema.empty_table()
         answer.seek(0)
         return pa.csv.read_csv(
             answer,
-            read_options=pa.csv.ReadOptions(column_names=list(columns)),
+            read_options=pa.csv.ReadOptions(column_names=schema.names),
             convert_options=pa.csv.ConvertOptions(
-                column_types=columns,
+                column_types=schema,
                 null_values=[""],
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,

@@ -56,7 +56,7 @@ def image_density(postgis: Postgis, city: City) -> NDArray[np.int64]:
     ).format(sql.Identifier(city.name))
     cells = postgis.read(
         query,
-        {"row": pa.int64(), "column": pa.int64(), "images": pa.int64()},
+        pa.schema({"row": pa.int64(), "column": pa.int64(), "images": pa.int64()}),
         {**box.model_dump(), "rows": rows, "columns": columns},
     )
     counts = np.zeros((rows, columns), np.int64)
@@ -72,7 +72,9 @@ def street_point_positions(postgis: Postgis, city: City) -> pa.Table:
     query = sql.SQL(
         "SELECT id, ST_X(geometry), ST_Y(geometry) FROM {}.street_points ORDER BY id"
     ).format(sql.Identifier(city.name))
-    return postgis.read(query, {"id": pa.int64(), "lon": pa.float64(), "lat": pa.float64()})
+    return postgis.read(
+        query, pa.schema({"id": pa.int64(), "lon": pa.float64(), "lat": pa.float64()})
+    )
 
 
 def selected_capture_years(postgis: Postgis, city: City) -> CaptureYears:
@@ -88,7 +90,9 @@ def selected_capture_years(postgis: Postgis, city: City) -> CaptureYears:
         GROUP BY 1, 2 ORDER BY 1
         """
     ).format(schema=sql.Identifier(city.name))
-    rows = postgis.read(query, {"year": pa.int64(), "is_pano": pa.bool_(), "images": pa.int64()})
+    rows = postgis.read(
+        query, pa.schema({"year": pa.int64(), "is_pano": pa.bool_(), "images": pa.int64()})
+    )
     flat: dict[int, int] = {}
     panoramas: dict[int, int] = {}
     unknown = 0

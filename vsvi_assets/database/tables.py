@@ -13,16 +13,13 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import NewTable, Postgis
+from vsvi_assets.database.queries import nearest_image
+from vsvi_assets.database.schema import SELECTED_IMAGES
 
 SEARCHES = 4
 """Connections that look for nearest images at a time. PostgreSQL has no parallel plan for it."""
 
-SELECTION_COLUMNS = {
-    "street_point_id": pa.int64(),
-    "image_id": pa.int64(),
-    "sequence_id": pa.string(),
-    "distance": pa.float64(),
-}
+SELECTION_SCHEMA = SELECTED_IMAGES.arrow_schema()
 
 
 class SelectedImage(NamedTuple):
@@ -178,30 +175,18 @@ def select_images(postgis: Postgis, city: City) -> pa.Table:
     query = sql.SQL("SELECT NULL, id, sequence_id, NULL FROM {images}{condition} ORDER BY id")
     condition = sql.SQL("" if listed is None else " WHERE id = ANY(%(ids)s)")
     return postgis.read(
-        query.format(images=images, condition=condition), SELECTION_COLUMNS, {"ids": listed}
+        query.format(images=images, condition=condition), SELECTION_SCHEMA, {"ids": listed}
     )
 
 
 def _nearest_images(postgis: Postgis, city: City) -> pa.Table:
     query = sql.SQL(
         """
-        SELECT point.id, nearest.id, nearest.sequence_id, nearest.distance
-        FROM {schema}.street_points AS point
-        CROSS JOIN LATERAL (
-            -- By distance alone, since that is the order in which the index finds them.
-            SELECT * FROM (
-                SELECT id, sequence_id, image.geo <-> point.geo AS distance
-                FROM {schema}.images AS image
-                WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s)
-                ORDER BY distance
-                FETCH FIRST ROW WITH TIES
-            ) AS equally_near
-            ORDER BY id
-            LIMIT 1
-        ) AS nearest
+        SELECT point.id, nearest.image_id, nearest.sequence_id, nearest.distance
+        FROM {schema}.street_points AS point CROSS JOIN LATERAL ({nearest}) AS nearest
         WHERE point.id %% %(searches)s = %(search)s
         """
-    ).format(schema=sql.Identifier(city.name))
+    ).format(schema=sql.Identifier(city.name), nearest=nearest_image(city, among=sql.SQL("true")))
 
     def search(number: int) -> pa.Table:
         parameters = {
@@ -209,7 +194,7 @@ def _nearest_images(postgis: Postgis, city: City) -> pa.Table:
             "searches": SEARCHES,
             "search": number,
         }
-        return postgis.read(query, SELECTION_COLUMNS, parameters)
+        return postgis.read(query, SELECTION_SCHEMA, parameters)
 
     with postgis.unreplaced(city.name), ThreadPoolExecutor(SEARCHES) as pool:
         found = pa.concat_tables(pool.map(search, range(SEARCHES)))

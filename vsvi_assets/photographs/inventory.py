@@ -1,15 +1,13 @@
 """What a city has on disk, held against what is selected for it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
-
-from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.queries import selected_ids_by_sequence
 from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar, image_path, known_images
 
 
@@ -63,7 +61,7 @@ def take_inventory(
     """
     inventory = Inventory()
     selected_sequences = set()
-    for sequence_id, image_ids in _selected_by_sequence(city, postgis, sequence_ids):
+    for sequence_id, image_ids in selected_ids_by_sequence(postgis, city, sequence_ids):
         selected_sequences.add(sequence_id)
         _count_sequence(inventory, city.sequences_folder / sequence_id, image_ids)
     if sequence_ids is not None:
@@ -109,21 +107,6 @@ def _count_sequence(inventory: Inventory, folder: Path, image_ids: list[int]) ->
                 inventory.unread.append(image_id)
     if missing:
         inventory.missing[folder.name] = missing
-
-
-def _selected_by_sequence(
-    city: City, postgis: Postgis, sequence_ids: Sequence[str] | None
-) -> Iterator[tuple[str, list[int]]]:
-    query = sql.SQL(
-        """
-        SELECT DISTINCT sequence_id COLLATE "C", image_id FROM {}.selected_images
-        WHERE %(sequences)s IS NULL OR sequence_id = ANY(%(sequences)s) ORDER BY 1, 2
-        """
-    ).format(sql.Identifier(city.name))
-    sequences = None if sequence_ids is None else list(sequence_ids)
-    rows = postgis.stream(query, {"sequences": sequences})
-    for sequence_id, group in groupby(rows, key=lambda row: row[0]):
-        yield sequence_id, [image_id for _, image_id in group]
 
 
 def _folders(folder: Path) -> list[os.DirEntry[str]]:

@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.queries import selected_images_shuffled
 from vsvi_assets.files import atomic_write, gigabytes
 from vsvi_assets.mapillary.client import (
     IMAGES_PER_REQUEST,
@@ -143,7 +143,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
     """
     inventory = take_inventory(city, postgis)
     missing = set(chain.from_iterable(inventory.missing.values())).difference(inventory.unread)
-    selected = _selected_images(city, postgis)
+    selected = selected_images_shuffled(postgis, city)
     panoramas = pc.sum(_those_of(selected, missing)["is_pano"]).as_py() or 0
     known = _read_sample(city)
     # What is on disk is not fetched for its size.
@@ -253,22 +253,6 @@ def fit_message(city: City, plan: DownloadPlan, needed: str, fits: bool) -> str:
         "ask for less in the city file: a smaller image_size or box, a larger interval, a lower "
         "required_disk_space."
     )
-
-
-def _selected_images(city: City, postgis: Postgis) -> pa.Table:
-    """Return `id` and `is_pano` of the selected images, in an order that seems random.
-
-    The order is that of a hash, so that a selection that changes a little keeps most of the
-    images at its head.
-    """
-    query = sql.SQL(
-        """
-        SELECT id, is_pano IS TRUE FROM {schema}.images
-        WHERE id IN (SELECT image_id FROM {schema}.selected_images)
-        ORDER BY md5(%(city)s || id)
-        """
-    ).format(schema=sql.Identifier(city.name))
-    return postgis.read(query, {"id": pa.int64(), "is_pano": pa.bool_()}, {"city": city.name})
 
 
 def _those_of(images: pa.Table, ids: Collection[int]) -> pa.Table:

@@ -15,10 +15,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.queries import coverage
 from vsvi_assets.photographs.inventory import whole_images
 from vsvi_assets.photographs.sidecar import read_sidecar, sequence_folder
 
@@ -27,20 +27,6 @@ ON_DISK, GAP, MISSING, UNAVAILABLE = range(4)
 
 NO_IMAGE = -1
 UNKNOWN_TIME = 0
-
-_POINT_COLUMNS = {
-    "lon": pa.float64(),
-    "lat": pa.float64(),
-    "street": pa.string(),
-    "image_id": pa.int64(),
-    "distance": pa.float64(),
-    "sequence_id": pa.string(),
-    "captured_at": pa.int64(),
-    "compass_angle": pa.float64(),
-    "is_pano": pa.bool_(),
-    "image_lon": pa.float64(),
-    "image_lat": pa.float64(),
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,7 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
 
     Each street point is shown with the nearest selected image within `max_distance`.
     """
-    points = postgis.read(_points_query(city), _POINT_COLUMNS, {"max_distance": city.max_distance})
+    points = coverage(postgis, city)
     image_ids = pc.unique(points["image_id"].combine_chunks().drop_null()).sort()
     image_of_point = _positions(points["image_id"].combine_chunks(), image_ids)
     images = points.take(pc.index_in(image_ids, points["image_id"].combine_chunks()))
@@ -91,40 +77,6 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
         unavailable=counts[UNAVAILABLE],
         images=len(images),
     )
-
-
-def _points_query(city: City) -> sql.Composable:
-    """Select each street point with the nearest selected image, in `_POINT_COLUMNS`."""
-    schema = sql.Identifier(city.name)
-    if city.selection == "nearest" and city.imgid_file is None:
-        selected = sql.SQL(
-            """
-            SELECT image_id, sequence_id, distance FROM {schema}.selected_images
-            WHERE street_point_id = point.id
-            """
-        )
-    else:
-        selected = sql.SQL(
-            """
-            SELECT id AS image_id, sequence_id, near.geo <-> point.geo AS distance
-            FROM {schema}.images AS near
-            WHERE ST_DWithin(near.geo, point.geo, %(max_distance)s)
-                AND id IN (SELECT image_id FROM {schema}.selected_images)
-            ORDER BY near.geo <-> point.geo, id
-            LIMIT 1
-            """
-        )
-    return sql.SQL(
-        """
-        SELECT ST_X(point.geometry), ST_Y(point.geometry), point.street, selected.image_id,
-            selected.distance, selected.sequence_id, image.captured_at, image.compass_angle,
-            image.is_pano, ST_X(image.geometry), ST_Y(image.geometry)
-        FROM {schema}.street_points AS point
-        LEFT JOIN LATERAL ({selected}) AS selected ON true
-        LEFT JOIN {schema}.images AS image ON image.id = selected.image_id
-        ORDER BY point.id
-        """
-    ).format(schema=schema, selected=selected.format(schema=schema))
 
 
 def _positions(values: pa.Array, of: pa.Array) -> NDArray[np.int32]:

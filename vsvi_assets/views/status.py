@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from psycopg2 import errors, sql
-
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.queries import count_points_without_image, row_count
+from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS
 from vsvi_assets.mapillary.errors import InvalidSidecarError
 from vsvi_assets.photographs.inventory import Inventory, take_inventory
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME, differences, strangers
@@ -30,14 +30,14 @@ def city_status(city: City, postgis: Postgis) -> CityStatus:
     times = [
         path.stat().st_mtime for key in city.tile_keys if (path := city.tile_path(key)).exists()
     ]
-    selected = _count(postgis, city, "selected_images") is not None
+    selected = row_count(postgis, city, SELECTED_IMAGES) is not None
     return CityStatus(
-        street_points=_count(postgis, city, "street_points"),
-        points_without_image=_points_without_image(postgis, city) if selected else None,
+        street_points=row_count(postgis, city, STREET_POINTS),
+        points_without_image=count_points_without_image(postgis, city) if selected else None,
         tiles=len(city.tile_keys),
         tiles_on_disk=len(times),
         tiles_refreshed=datetime.fromtimestamp(max(times), UTC) if times else None,
-        images=_count(postgis, city, "images"),
+        images=row_count(postgis, city, IMAGES),
         inventory=take_inventory(city, postgis) if selected else None,
     )
 
@@ -93,31 +93,3 @@ def verify_lines(city: City) -> list[str]:
         lines += [f"{folder.name}/{image_id}.jpg: {what}" for image_id, what in wrong.items()]
         lines += [f"{folder.name}/{name}: not in {SIDECAR_NAME}" for name in unlisted]
     return lines
-
-
-def _count(postgis: Postgis, city: City, table: str) -> int | None:
-    query = sql.SQL("SELECT count(*) FROM {}.{}").format(
-        sql.Identifier(city.name), sql.Identifier(table)
-    )
-    try:
-        with postgis.transaction() as cursor:
-            cursor.execute(query)
-            [(count,)] = cursor.fetchall()
-    except (errors.UndefinedTable, errors.InvalidSchemaName):
-        return None
-    return int(count)
-
-
-def _points_without_image(postgis: Postgis, city: City) -> int:
-    query = sql.SQL(
-        """
-        SELECT count(*) FROM {schema}.street_points AS point
-        WHERE NOT EXISTS (
-            SELECT FROM {schema}.selected_images WHERE street_point_id = point.id
-        )
-        """
-    ).format(schema=sql.Identifier(city.name))
-    with postgis.transaction() as cursor:
-        cursor.execute(query)
-        [(count,)] = cursor.fetchall()
-    return int(count)

@@ -1,0 +1,156 @@
+"""What is asked of a city's tables, each question a function."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import pyarrow as pa
+from psycopg2 import sql
+
+from vsvi_assets.city import City
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS, Table
+
+COVERAGE_SCHEMA = pa.schema(
+    [
+        pa.field("street_point_id", pa.int64(), nullable=False),
+        pa.field("lon", pa.float64(), nullable=False),
+        pa.field("lat", pa.float64(), nullable=False),
+        *STREET_POINTS.arrow_schema("street"),
+        pa.field("image_id", pa.int64()),
+        *SELECTED_IMAGES.arrow_schema("distance"),
+        pa.field("sequence_id", pa.string()),
+        *IMAGES.arrow_schema("captured_at", "compass_angle", "is_pano"),
+        pa.field("image_lon", pa.float64()),
+        pa.field("image_lat", pa.float64()),
+    ]
+)
+
+
+def row_count(postgis: Postgis, city: City, table: Table) -> int | None:
+    """Count the rows of a city's table; None where it is not made yet."""
+    name = sql.Identifier(city.name, table.name)
+    with postgis.transaction() as cursor:
+        cursor.execute("SELECT to_regclass(%s)", [name.as_string(cursor)])
+        if cursor.fetchone() == (None,):
+            return None
+        cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(name))
+        [(count,)] = cursor.fetchall()
+    return int(count)
+
+
+def nearest_image(city: City, *, among: sql.Composable) -> sql.Composed:
+    """Return a subquery for the image nearest to the row `point`, within `max_distance` metres.
+
+    It has at most one row, of `image_id`, `sequence_id` and `distance` (metres); of images
+    equally near it is the one with the lowest id. It takes the parameter `max_distance`.
+
+    Parameters
+    ----------
+    among
+        A condition on `image`, a row of the table `images`.
+    """
+    return sql.SQL(
+        """
+        SELECT image_id, sequence_id, distance FROM (
+            -- By distance alone, since that is the order in which the index finds them.
+            SELECT id AS image_id, sequence_id, image.geo <-> point.geo AS distance
+            FROM {schema}.images AS image
+            WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s) AND {among}
+            ORDER BY distance
+            FETCH FIRST ROW WITH TIES
+        ) AS equally_near
+        ORDER BY image_id
+        LIMIT 1
+        """
+    ).format(schema=sql.Identifier(city.name), among=among)
+
+
+def nearest_selected_image(city: City) -> sql.Composed:
+    """Return `nearest_image` among the selected ones, which the selection may have found."""
+    schema = sql.Identifier(city.name)
+    if city.selection == "nearest" and city.imgid_file is None:
+        return sql.SQL(
+            "SELECT image_id, sequence_id, distance FROM {schema}.selected_images"
+            " WHERE street_point_id = point.id"
+        ).format(schema=schema)
+    among = sql.SQL("id IN (SELECT image_id FROM {schema}.selected_images)")
+    return nearest_image(city, among=among.format(schema=schema))
+
+
+def coverage(postgis: Postgis, city: City) -> pa.Table:
+    """Return each street point with the nearest selected image within `max_distance`.
+
+    Returns
+    -------
+    pyarrow.Table
+        `COVERAGE_SCHEMA`: positions in degrees (EPSG:4326), distance in metres; the columns
+        of the image are null where there is none. Ordered by the points' ids.
+    """
+    query = sql.SQL(
+        """
+        SELECT point.id, ST_X(point.geometry), ST_Y(point.geometry), point.street,
+            nearest.image_id, nearest.distance, nearest.sequence_id, image.captured_at,
+            image.compass_angle, image.is_pano, ST_X(image.geometry), ST_Y(image.geometry)
+        FROM {schema}.street_points AS point
+        LEFT JOIN LATERAL ({nearest}) AS nearest ON true
+        LEFT JOIN {schema}.images AS image ON image.id = nearest.image_id
+        ORDER BY point.id
+        """
+    ).format(schema=sql.Identifier(city.name), nearest=nearest_selected_image(city))
+    return postgis.read(query, COVERAGE_SCHEMA, {"max_distance": city.max_distance})
+
+
+def count_points_without_image(postgis: Postgis, city: City) -> int:
+    """Count the street points that have no selected image within `max_distance`."""
+    query = sql.SQL(
+        "SELECT count(*) FROM {schema}.street_points AS point WHERE NOT EXISTS ({nearest})"
+    ).format(schema=sql.Identifier(city.name), nearest=nearest_selected_image(city))
+    with postgis.transaction() as cursor:
+        cursor.execute(query, {"max_distance": city.max_distance})
+        [(count,)] = cursor.fetchall()
+    return int(count)
+
+
+def selected_ids_by_sequence(
+    postgis: Postgis, city: City, sequence_ids: Sequence[str] | None = None
+) -> Iterator[tuple[str, list[int]]]:
+    """Yield each sequence, of the named ones or of all, with the ids of its selected images.
+
+    Sequences come in the order of their ids (by bytes), and so do images. A sequence of which
+    no image is selected is left out.
+    """
+    query = sql.SQL(
+        """
+        SELECT DISTINCT sequence_id COLLATE "C", image_id FROM {}.selected_images
+        WHERE %(sequences)s::text[] IS NULL OR sequence_id = ANY(%(sequences)s)
+        ORDER BY 1, 2
+        """
+    ).format(sql.Identifier(city.name))
+    sequences = None if sequence_ids is None else list(sequence_ids)
+    rows = postgis.stream(query, {"sequences": sequences})
+    for sequence_id, group in groupby(rows, key=lambda row: row[0]):
+        yield sequence_id, [image_id for _, image_id in group]
+
+
+def selected_ids(postgis: Postgis, city: City) -> pa.ChunkedArray:
+    """Return the ids (int64) of the selected images, each once, in their order."""
+    query = sql.SQL("SELECT DISTINCT image_id FROM {}.selected_images ORDER BY 1").format(
+        sql.Identifier(city.name)
+    )
+    return postgis.read(query, SELECTED_IMAGES.arrow_schema("image_id"))["image_id"]
+
+
+def selected_images_shuffled(postgis: Postgis, city: City) -> pa.Table:
+    """Return `id` (int64) and `is_pano` (bool) of the selected images, as if at random.
+
+    The order is that of a hash, so that a selection that changes a little keeps most of the
+    images at its head. An image of unknown kind counts as flat.
+    """
+    query = sql.SQL(
+        """
+        SELECT id, is_pano IS TRUE FROM {schema}.images
+        WHERE id IN (SELECT image_id FROM {schema}.selected_images)
+        ORDER BY md5(%(city)s || id)
+        """
+    ).format(schema=sql.Identifier(city.name))
+    return postgis.read(query, IMAGES.arrow_schema("id", "is_pano"), {"city": city.name})
