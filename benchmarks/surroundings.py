@@ -79,6 +79,7 @@ class Home:
             "VSVI_DATA_DIR": str(self.folder / "data"),
             "VSVI_POSTGRES_URL": self.postgis.vsvi_url,
             "DAGSTER_HOME": str(self.folder),
+            "VSVI_DAGSTER_DIR": str(self.folder / "data" / "dagster"),
             **dagster_settings(self.postgis),
         }
 

@@ -80,8 +80,8 @@ def main() -> None:
 @main.command()
 @_explaining
 def up() -> None:
-    """Start PostGIS (and without a token the sandbox), and tell Dagster of them in .env."""
-    for line in services.up().lines:
+    """Start PostGIS, the server of the reports and, for the cities on it, the sandbox."""
+    for line in _start_all().lines:
         click.echo(line)
 
 
@@ -100,7 +100,7 @@ def install_postgis() -> None:
 @_explaining
 def down() -> None:
     """Stop what `vsvi up` started."""
-    stopped = services.down()
+    stopped = services.stop_all(services.user_environment())
     click.echo(f"Stopped: {', '.join(stopped)}" if stopped else "Nothing runs.")
 
 
@@ -111,7 +111,7 @@ def down() -> None:
 @_explaining
 def materialize(city_name: str, tiles_only: bool, overwrite: bool) -> None:
     """Run all assets of CITY in order. What is on disk and whole is not fetched again."""
-    services.up()
+    _start_all()
     _materialize(city_name, tiles_only=tiles_only, overwrite=overwrite)
 
 
@@ -120,15 +120,15 @@ def materialize(city_name: str, tiles_only: bool, overwrite: bool) -> None:
 @_explaining
 def plan(city_name: str) -> None:
     """Tell what the photographs of CITY will take, after running all that comes before them."""
-    services.up()
+    _start_all()
     _materialize(city_name, plan_only=True)
 
 
 @main.command()
 @_explaining
 def demo() -> None:
-    """Run the demo city on the sandbox, whichever services are set."""
-    for line in services.up(sandbox=True).lines:
+    """Run the demo city on the sandbox."""
+    for line in _start_all().lines:
         click.echo(line)
     _materialize("demo")
 
@@ -139,8 +139,7 @@ def demo() -> None:
 @_explaining
 def status(city_name: str, verify: bool) -> None:
     """Tell what of CITY is done, missing, failed, unavailable or orphaned."""
-    services.up()
-    settings = Settings.from_environment()
+    settings = _start_postgis()
     city = _city(city_name)
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
     click.echo("\n".join(status_lines(city, city_status(city, postgis))))
@@ -165,8 +164,7 @@ def status(city_name: str, verify: bool) -> None:
 @_explaining
 def qgis(city_name: str) -> None:
     """Write a QGIS project of CITY's tables, and tell how to open it."""
-    services.up()
-    settings = Settings.from_environment()
+    settings = _start_postgis()
     city = _city(city_name)
     city.folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(city.qgis_project_path) as file:
@@ -186,7 +184,7 @@ def doctor() -> None:
     from vsvi_assets.running.doctor import Verdict, examine
 
     with suppress(LocalPostgisError):  # it is among the findings
-        services.up()
+        _start_all()
     verdicts = []
     for finding in examine(Settings.from_environment()):
         click.echo(str(finding))
@@ -217,25 +215,20 @@ def sandbox(
     address_file: Path | None,
 ) -> None:
     """Serve a generated city, or recorded data, in place of Mapillary and OpenStreetMap."""
-    from vsvi_assets.sandbox import RecordingError, Sandbox, demo_world, recorded_world
-
-    if tiles or osm or jpegs:
-        try:
-            world = recorded_world(tiles, osm, jpegs)
-        except RecordingError as error:
-            raise click.ClickException(str(error)) from error
-    else:
-        world = demo_world()
+    from vsvi_assets.sandbox import Sandbox, SandboxError, demo_world, recorded_world
 
     def ready(sandbox: Sandbox) -> None:
-        settings = {**sandbox.environment(), "PID": str(os.getpid())}
-        text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
         if address_file:
-            with atomic_write(address_file) as file:
-                file.write(text.encode())
-        click.echo(f"The sandbox answers at these addresses:\n{text}")
+            _write_address(address_file, {"VSVI_SANDBOX_URL": sandbox.url})
+        click.echo(f"The sandbox answers at {sandbox.url}, for cities with this setting:")
+        click.echo(f"VSVI_SANDBOX_URL={sandbox.url}")
 
-    Sandbox(world, port=port).run(ready)
+    try:
+        recorded = tiles or osm or jpegs
+        world = recorded_world(tiles, osm, jpegs) if recorded else demo_world()
+        Sandbox(world, port=port).run(ready)
+    except SandboxError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command(hidden=True)
@@ -245,9 +238,34 @@ def pages(address_file: Path) -> None:
     # Links to a report outlive the server, so it comes back to the same port.
     known = dotenv_values(address_file).get("VSVI_PAGES_URL") if address_file.is_file() else None
     server = Pages(Settings.from_environment().data_dir, urlsplit(known or "").port or free_port())
-    with atomic_write(address_file) as file:
-        file.write(f"VSVI_PAGES_URL={server.url}\nPID={os.getpid()}\n".encode())
+    _write_address(address_file, {"VSVI_PAGES_URL": server.url})
     server.serve_forever()
+
+
+def _write_address(path: Path, address: dict[str, str]) -> None:
+    """Say where a server answers, for `services` to read."""
+    with atomic_write(path) as file:
+        file.write(services.env_lines({**address, "PID": str(os.getpid())}).encode())
+
+
+def _start_postgis() -> Settings:
+    """Start PostGIS alone, for commands that read from it; return where it is."""
+    started = services.start_postgis(services.user_environment())
+    os.environ.update(started.environment)
+    return started.settings
+
+
+def _start_all() -> services.Started:
+    """Start all services, and let Dagster, which reads the environment, find them."""
+    environment = services.user_environment()
+    settings = Settings.from_environment(environment)
+    try:
+        cities, _ = load_cities(settings.cities_dir, settings.data_dir)
+    except CityFileError:
+        cities = []  # of which more is said where a city is asked for
+    started = services.start_all(environment, cities)
+    os.environ.update(started.environment)
+    return started
 
 
 def _materialize(

@@ -97,6 +97,7 @@ def project(
     environment = {
         "VSVI_CITIES_DIR": str(tmp_path / "cities"),
         "VSVI_DATA_DIR": str(tmp_path / "data"),
+        "VSVI_DAGSTER_DIR": str(tmp_path / "data" / "dagster"),
         "VSVI_POSTGRES_URL": postgis_url,
         "VSVI_PAGES_URL": "http://127.0.0.1:9",  # so that no command starts a server
         "VSVI_RETRY_DELAY": "1",

@@ -95,12 +95,7 @@ class Project:
     @property
     def resources(self) -> Mapping[str, object]:
         """The resources that differ from the project's own: a client that soon tries again."""
-        mapillary = MapillaryResource(
-            tiles_url=self.settings.tiles_url,
-            graph_url=self.settings.graph_url,
-            data_dir=str(self.settings.data_dir),
-            backoff=0.01,
-        )
+        mapillary = MapillaryResource(data_dir=str(self.settings.data_dir), backoff=0.01)
         return {"mapillary": mapillary}
 
     def defs(self) -> Definitions:

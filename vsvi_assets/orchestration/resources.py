@@ -19,27 +19,22 @@ from vsvi_assets.settings import Settings
 class MapillaryResource(ConfigurableResource):
     """Mapillary's tile, graph and image servers."""
 
-    tiles_url: str
-    graph_url: str
     data_dir: str
     backoff: float = 1.0
     """Seconds, to the base of which the pauses between attempts grow."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "MapillaryResource":
-        """Return the resource for the services that the settings name."""
-        return cls(
-            tiles_url=settings.tiles_url,
-            graph_url=settings.graph_url,
-            data_dir=str(settings.data_dir),
-        )
+        """Return the resource for the cities of these settings."""
+        return cls(data_dir=str(settings.data_dir))
 
     def client(self, city: City) -> Mapillary:
-        """Return a client that tries as often as the city file says."""
+        """Return a client of the city's services, which tries as often as the city file says."""
+        services = Settings.from_environment().services_of(city.services)
         return Mapillary(
-            Settings.from_environment().token,
-            tiles_url=self.tiles_url,
-            graph_url=self.graph_url,
+            services.token,
+            tiles_url=services.tiles_url,
+            graph_url=services.graph_url,
             num_retries=city.num_retries,
             backoff=self.backoff,
             tile_budget=self.tile_budget(),

@@ -8,17 +8,9 @@ itself is found wherever the photographs lie. Nothing else is served.
 import os
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote
 
-from vsvi_assets.city import REPORT_NAME, City
+from vsvi_assets.city import REPORT_NAME
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME
-
-
-def report_link(city: City, pages_url: str | None) -> str:
-    """Return the address of a city's coverage report: of the file itself where none serves it."""
-    if pages_url is None:
-        return city.coverage_report_path.as_uri()
-    return pages_url + quote(os.path.normpath(city.coverage_report_path))
 
 
 class Pages(ThreadingHTTPServer):
@@ -48,7 +40,7 @@ class Pages(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def is_page(self, path: Path) -> bool:
-        """Tell whether a file is a coverage report or one of the project's photographs."""
+        """Return whether a file is a coverage report or one of the project's photographs."""
         if path.suffix == ".jpg":
             return path.with_name(SIDECAR_NAME).is_file()
         return path.name == REPORT_NAME and path.parent.parent == self._data_dir

@@ -1,103 +1,127 @@
-"""What runs beside Dagster: the PostGIS cluster, the server of the coverage reports and,
-without a token, the sandbox.
+"""Starts and stops what runs beside Dagster: PostGIS, the server of the reports, the sandbox.
 
 Where they are reached is written into a block of `.env`, which Dagster's own commands read,
-so that `dagster dev` finds them once `vsvi up` was run.
+so that `dagster dev` finds them once `vsvi up` was run. Nothing here changes the environment of
+this process: what starts something returns the environment under which it is reached.
 """
 
 import fcntl
+import http.client
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryFile
+from urllib.parse import urlsplit
 
-import requests
+import yaml
 from dotenv import dotenv_values
 
+from vsvi_assets.city import City
 from vsvi_assets.database.server import LocalPostgis
-from vsvi_assets.files import atomic_write
-from vsvi_assets.settings import Settings, TokenMissingError
+from vsvi_assets.files import TextFileError, atomic_write, read_text
+from vsvi_assets.settings import Settings
 
 ENV_FILE = Path(".env")
 _BEGIN = "# Written by `vsvi up`; what is set outside of this block wins."
 _END = "# End of what `vsvi up` wrote."
 _BLOCK = re.compile(rf"\n?{re.escape(_BEGIN)}.*?{re.escape(_END)}\n", re.DOTALL)
-_START_SECONDS = 60
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
 
 
 class ServiceError(Exception):
     """A service cannot be started or stopped; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Services:
-    """What runs: a line on each for people, and the settings under which it is reached."""
+@dataclass
+class Started:
+    """What runs: the environment under which it is reached, and a line on each for people."""
 
-    lines: list[str]
     environment: dict[str, str]
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of that environment."""
+        return Settings.from_environment(self.environment)
 
 
-def load_environment() -> None:
-    """Take the user's own settings of `.env` into the environment, which wins over them."""
-    for name, value in _users_settings().items():
-        os.environ.setdefault(name, value)
+def user_environment() -> dict[str, str]:
+    """Return the environment of this process, and what the user set in `.env` where it is silent.
 
-
-def up(*, sandbox: bool | None = None) -> Services:
-    """Start what is missing, set the environment of this process, and write it to `.env`.
-
-    Parameters
-    ----------
-    sandbox
-        Whether to run on the sandbox. None: where no Mapillary token is set and the services'
-        addresses are Mapillary's own. True only holds for this process, not for `.env`.
+    What `vsvi up` wrote into `.env` is left out: it may be of another time.
 
     Raises
     ------
-    LocalPostgisError, ServiceError
-        When a service does not start.
+    ServiceError
+        When `.env` cannot be read.
     """
-    load_environment()
-    if "DAGSTER_HOME" not in os.environ and not Path("dagster.yaml").is_file():
-        raise ServiceError(
-            "There is no dagster.yaml here: run vsvi in the project's folder, or set DAGSTER_HOME."
-        )
-    settings = Settings.from_environment()
-    found: dict[str, str] = {"DAGSTER_HOME": str(Path.cwd())}
-    lines = []
-    if not (settings.postgres_url and "DAGSTER_POSTGRES_URL" in os.environ):
-        cluster = LocalPostgis(settings.data_dir)
-        cluster.start()
+    text = _BLOCK.sub("", _env_text())
+    in_file = {name: value for name, value in dotenv_values(stream=StringIO(text)).items() if value}
+    return in_file | os.environ
+
+
+def start_postgis(environment: Mapping[str, str]) -> Started:
+    """Start the project's own PostGIS server, unless the environment names another database.
+
+    Raises
+    ------
+    LocalPostgisError, ServiceError, SettingError
+        When it does not start.
+    """
+    started = Started(dict(environment))
+    settings = started.settings
+    if settings.postgres_url is None:
+        _start_cluster(settings.data_dir)
+    return started
+
+
+def start_all(environment: Mapping[str, str], cities: Collection[City]) -> Started:
+    """Start all that `dagster dev` and runs need, and write the addresses to `.env`.
+
+    That is PostGIS, the server of the reports and, where one of the cities uses it, the
+    sandbox; each only where the environment does not name another one.
+
+    Raises
+    ------
+    LocalPostgisError, ServiceError, SettingError
+        When a service does not start, or DAGSTER_HOME is another project's.
+    """
+    home = str(dagster_home(environment))
+    started = Started({**environment, "DAGSTER_HOME": home})
+    settings = started.settings
+    found = {"DAGSTER_HOME": home, "VSVI_DAGSTER_DIR": str(settings.data_dir / "dagster")}
+    if not (settings.postgres_url and "DAGSTER_POSTGRES_URL" in environment):
+        cluster = _start_cluster(settings.data_dir)
         found |= dagster_settings(cluster)
-        lines.append(f"PostGIS: {cluster.version()} in {cluster.folder}")
+        started.lines.append(f"PostGIS: {cluster.version()} in {cluster.folder}")
     if settings.pages_url is None:
-        found |= _Server("pages", settings.data_dir).start()
-        lines.append(f"Reports: {found['VSVI_PAGES_URL']}, with links from the assets' pages")
-    for_this_process = dict(found)
-    if sandbox or (sandbox is None and _wants_sandbox(settings)):
-        served = _Server("sandbox", settings.data_dir).start()
-        for_this_process |= served
-        if not sandbox:
-            found |= served
-        lines.append(f"Sandbox: {served['MAPILLARY_TILES_URL']}, in place of Mapillary and OSM")
-    if sandbox:
-        os.environ.update(for_this_process)
-    for name, value in for_this_process.items():
-        os.environ.setdefault(name, value)
-    _write_block({name: value for name, value in found.items() if os.environ[name] == value})
-    return Services(lines, for_this_process)
+        found |= _Server("pages", settings.data_dir).start(environment)
+        started.lines.append(
+            f"Reports: {found['VSVI_PAGES_URL']}, with links from the assets' pages"
+        )
+    on_sandbox = ", ".join(city.name for city in cities if city.services == "sandbox")
+    if on_sandbox and settings.sandbox_url is None:
+        found |= _Server("sandbox", settings.data_dir).start(environment)
+        started.lines.append(
+            f"Sandbox: {found['VSVI_SANDBOX_URL']}, in place of Mapillary and OSM for {on_sandbox}"
+        )
+    found = {name: value for name, value in found.items() if not environment.get(name)}
+    _write_block(found)
+    started.environment |= found
+    return started
 
 
-def down() -> list[str]:
-    """Stop what `up` started, and say what that was."""
-    load_environment()
-    data_dir = Settings.from_environment().data_dir
+def stop_all(environment: Mapping[str, str]) -> list[str]:
+    """Stop what `start_all` started, and say what that was."""
+    data_dir = Settings.from_environment(environment).data_dir
     stopped = []
     if _Server("pages", data_dir).stop():
         stopped.append("Reports")
@@ -108,6 +132,37 @@ def down() -> list[str]:
         cluster.stop()
         stopped.append("PostGIS")
     return stopped
+
+
+def dagster_home(environment: Mapping[str, str]) -> Path:
+    """Return the folder of the project's dagster.yaml: DAGSTER_HOME, or the one we are in.
+
+    Raises
+    ------
+    ServiceError
+        When no dagster.yaml is there, or one of another project.
+    """
+    named = environment.get("DAGSTER_HOME")
+    home = Path(named or Path.cwd()).expanduser()
+    path = home / "dagster.yaml"
+    if home.is_absolute() and _is_ours(path):
+        return home
+    wrong = "is another project's" if path.is_file() else "is not there"
+    advice = (
+        f"DAGSTER_HOME = {named!r} has to be the whole path of the folder with this project's "
+        "dagster.yaml: set it so, or unset it."
+        if named
+        else "Run vsvi in the project's folder, or set DAGSTER_HOME to it."
+    )
+    raise ServiceError(f"{path} {wrong}. {advice}")
+
+
+def _is_ours(dagster_yaml: Path) -> bool:
+    try:
+        storage = yaml.safe_load(read_text(dagster_yaml))["storage"]
+        return bool(storage["postgres"]["postgres_url"]["env"] == "DAGSTER_POSTGRES_URL")
+    except (TextFileError, yaml.YAMLError, KeyError, TypeError):
+        return False
 
 
 def dagster_settings(cluster: LocalPostgis) -> dict[str, str]:
@@ -121,32 +176,57 @@ def dagster_settings(cluster: LocalPostgis) -> dict[str, str]:
     }
 
 
-def _wants_sandbox(settings: Settings) -> bool:
-    if any(os.environ.get(name) for name in ("MAPILLARY_TILES_URL", "MAPILLARY_GRAPH_URL")):
-        return False
+def env_lines(values: Mapping[str, str]) -> str:
+    """Return lines of settings that python-dotenv reads back as they are."""
+    quoted = {
+        name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in values.items()
+    }
+    return "".join(f"{name}='{value}'\n" for name, value in quoted.items())
+
+
+def _start_cluster(data_dir: Path) -> LocalPostgis:
+    _require_writable(data_dir)
+    cluster = LocalPostgis(data_dir)
+    cluster.start()
+    return cluster
+
+
+def _require_writable(data_dir: Path) -> None:
     try:
-        settings.token()
-    except TokenMissingError:
-        return True
-    return False
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=data_dir):
+            return
+    except OSError as error:
+        raise ServiceError(
+            f"The folder {data_dir} cannot be written: {error.strerror}. Set VSVI_DATA_DIR to a "
+            "folder of your own."
+        ) from error
 
 
-def _users_settings() -> dict[str, str]:
-    if not ENV_FILE.is_file():
-        return {}
-    text = _BLOCK.sub("", ENV_FILE.read_text(encoding="utf-8"))
-    return {name: value for name, value in dotenv_values(stream=StringIO(text)).items() if value}
+def _env_text() -> str:
+    if not ENV_FILE.exists():
+        return ""
+    try:
+        return read_text(ENV_FILE.absolute())
+    except TextFileError as error:
+        raise ServiceError(str(error)) from error
 
 
 def _write_block(settings: Mapping[str, str]) -> None:
-    text = ENV_FILE.read_text(encoding="utf-8") if ENV_FILE.is_file() else ""
-    text = _BLOCK.sub("", text)
+    text = _BLOCK.sub("", _env_text())
     if text and not text.endswith("\n"):
         text += "\n"
-    block = "".join(f"{name}='{value}'\n" for name, value in settings.items())
-    with atomic_write(ENV_FILE.absolute()) as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(f"{text}\n{_BEGIN}\n{block}{_END}\n".lstrip("\n").encode())
+    # Dagster reads no other file, so where it is a link, the file that it leads to is rewritten.
+    path = ENV_FILE.resolve()
+    try:
+        with atomic_write(path) as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(f"{text}\n{_BEGIN}\n{env_lines(settings)}{_END}\n".lstrip("\n").encode())
+    except OSError as error:
+        raise ServiceError(
+            f"{path} cannot be written: {error.strerror}. `vsvi up` puts there where Dagster "
+            "finds its services: run it in a folder of your own."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -173,9 +253,9 @@ class _Server:
     def _address(self) -> Path:
         return self._folder / f"{self.command}.env"
 
-    def start(self) -> dict[str, str]:
+    def start(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Start the server unless it runs; return the settings under which it is reached."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        _require_writable(self._folder)
         log_path = self._folder / f"{self.command}.log"
         with (self._folder / "start.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -184,6 +264,7 @@ class _Server:
                 with log_path.open("ab") as log:
                     process = subprocess.Popen(
                         [*command, "--address-file", self._address],
+                        env=dict(environment),
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
@@ -192,6 +273,7 @@ class _Server:
                 deadline = time.monotonic() + _START_SECONDS
                 while not self._runs():
                     if process.poll() is not None or time.monotonic() > deadline:
+                        process.kill()
                         raise ServiceError(f"`vsvi {self.command}` does not start; see {log_path}.")
                     time.sleep(0.1)
             served = self._served()
@@ -199,11 +281,15 @@ class _Server:
         return served
 
     def stop(self) -> bool:
-        """Stop the server; return whether it ran."""
+        """Stop the server, by force if it takes too long; return whether it ran."""
         if not self._runs():
             return False
-        os.kill(int(self._served()["PID"]), signal.SIGTERM)
+        pid = int(self._served()["PID"])
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
         while self._runs():
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
         return True
 
@@ -215,10 +301,18 @@ class _Server:
         served = self._served()
         if not served:
             return False
+        address = urlsplit(next(iter(served.values())))
+        # Not by requests, which would ask a proxy of the environment for it.
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=5)
         try:
             # Another program may have taken the port since, but not the process id too.
             os.kill(int(served["PID"]), 0)
-            requests.head(next(iter(served.values())), timeout=5)
-        except (ProcessLookupError, PermissionError, requests.ConnectionError):
+            connection.request("HEAD", "/")
+            connection.getresponse()
+        except TimeoutError:
+            return True
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
         return True

@@ -56,6 +56,13 @@ class CoverageReport:
     images: int
 
 
+def report_link(city: City, pages_url: str | None) -> str:
+    """Return the address of a city's coverage report: of the file itself where none serves it."""
+    if pages_url is None:
+        return city.coverage_report_path.as_uri()
+    return pages_url + quote(os.path.normpath(city.coverage_report_path))
+
+
 def make_report(city: City, postgis: Postgis) -> CoverageReport:
     """Report on a city's tables and on what is on disk of its selection.
 

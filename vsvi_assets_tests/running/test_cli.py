@@ -89,16 +89,20 @@ def sandbox(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 def test_up_starts_what_is_missing_and_down_stops_it(shell: Shell) -> None:
     env = shell.folder / ".env"
     env.write_text("VSVI_SEQUENCES_PER_RUN=5\n")
+    shell.write_city("made_up", services="sandbox")
+    shell.write_city("real")
 
     for _ in range(2):
         printed = shell.vsvi("up")
         assert "PostGIS: PostgreSQL" in printed
-        assert "in place of Mapillary and OSM" in printed
+        assert "in place of Mapillary and OSM for made_up\n" in printed
 
     settings = dotenv_values(env)
     assert settings["VSVI_SEQUENCES_PER_RUN"] == "5"
     assert str(settings["DAGSTER_POSTGRES_URL"]).startswith("postgresql+psycopg2://")
-    assert str(settings["MAPILLARY_TILES_URL"]).startswith("http://127.0.0.1:")
+    assert str(settings["VSVI_SANDBOX_URL"]).startswith("http://127.0.0.1:")
+    assert settings["VSVI_DAGSTER_DIR"] == str(shell.postgis.data_dir / "dagster")
+    assert not [name for name in settings if name.startswith(("MAPILLARY", "OVERPASS"))]
     assert env.read_text().count("DAGSTER_POSTGRES_URL") == 1
     assert env.stat().st_mode & 0o077 == 0
     assert shell.postgis.is_running()
@@ -107,8 +111,10 @@ def test_up_starts_what_is_missing_and_down_stops_it(shell: Shell) -> None:
     assert not shell.postgis.is_running()
     assert shell.vsvi("down") == "Nothing runs.\n"
 
-    shell.vsvi("up")
+    (shell.folder / "cities/made_up.json").unlink()
+    assert "Sandbox" not in shell.vsvi("up")
     assert dotenv_values(env)["VSVI_PAGES_URL"] == settings["VSVI_PAGES_URL"]
+    assert "VSVI_SANDBOX_URL" not in dotenv_values(env)
 
 
 def test_a_city_from_its_box_to_its_photographs(shell: Shell, sandbox: Sandbox) -> None:
@@ -211,7 +217,7 @@ def test_what_people_get_wrong_is_told_without_a_traceback(
 
     (shell.folder / "dagster.yaml").rename(tmp_path / "dagster.yaml")
     try:
-        assert "There is no dagster.yaml here" in shell.vsvi("up", status=1)
+        assert "dagster.yaml is not there. Run vsvi in" in shell.vsvi("up", status=1)
     finally:
         (tmp_path / "dagster.yaml").rename(shell.folder / "dagster.yaml")
 
@@ -219,10 +225,13 @@ def test_what_people_get_wrong_is_told_without_a_traceback(
 def test_the_sandbox_serves_until_it_is_stopped(shell: Shell) -> None:
     process = shell.start("sandbox")
     assert process.stdout
-    assert process.stdout.readline() == "The sandbox answers at these addresses:\n"
+    assert "The sandbox answers at http://127.0.0.1:" in process.stdout.readline()
     name, url = process.stdout.readline().strip().split("=")
-    assert name == "MAPILLARY_TILES_URL"
-    assert url.startswith("http://127.0.0.1:")
+    assert name == "VSVI_SANDBOX_URL"
+    port = url.rpartition(":")[2]
+    assert f"Error: Port {port} of 127.0.0.1 is in use" in shell.vsvi(
+        "sandbox", "--port", port, status=1
+    )
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 0

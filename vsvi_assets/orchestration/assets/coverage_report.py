@@ -6,9 +6,8 @@ from vsvi_assets.city import City
 from vsvi_assets.orchestration.columns import COVERAGE_REPORT
 from vsvi_assets.orchestration.common import asset_key, identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
-from vsvi_assets.running.pages import report_link
 from vsvi_assets.settings import Settings
-from vsvi_assets.views.report import make_report
+from vsvi_assets.views.report import make_report, report_link
 
 
 def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:

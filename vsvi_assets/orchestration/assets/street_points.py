@@ -29,7 +29,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
             network = streets.download_network(
                 box,
                 city.network_type,
-                overpass_url=settings.overpass_url,
+                overpass_url=settings.services_of(city.services).overpass_url,
                 cache_folder=settings.data_dir / "osmnx",
             )
         points = streets.street_points(network, box, city.projected_srid, city.interval)
