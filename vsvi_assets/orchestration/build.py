@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Mapping, Sequence
 
-from dagster import AssetKey, AssetSpec, Definitions, LoggerDefinition, in_process_executor
+from dagster import AssetKey, AssetSpec, Definitions, LoggerDefinition
 
 from vsvi_assets.city import BrokenCity, City, load_cities
 from vsvi_assets.orchestration.assets import build_city_assets
 from vsvi_assets.orchestration.automation import build_refresh_sensor, with_conditions
 from vsvi_assets.orchestration.checks import build_city_checks
+from vsvi_assets.orchestration.dagster_internals import interruptible_executor
 from vsvi_assets.orchestration.io_managers.filesystem import (
     CoverageReportFile,
     SequenceFolders,
@@ -17,6 +18,7 @@ from vsvi_assets.orchestration.io_managers.filesystem import (
 )
 from vsvi_assets.orchestration.io_managers.postgis import PostgisIOManager
 from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
+from vsvi_assets.orchestration.retries import RetriedIOManager
 from vsvi_assets.progress import LogProgress
 from vsvi_assets.settings import Settings
 
@@ -64,16 +66,16 @@ def build_cities_defs(
             "mapillary": MapillaryResource.from_settings(settings),
             "progress": LogProgress(),
             "postgis": postgis,
-            "street_points_file": StreetPointsFile(by_name),
-            "tile_files": TileFiles(by_name),
-            "postgis_tables": PostgisIOManager(postgis),
-            "sequence_folders": SequenceFolders(by_name),
-            "coverage_report_file": CoverageReportFile(by_name),
+            "street_points_file": RetriedIOManager(StreetPointsFile(by_name)),
+            "tile_files": RetriedIOManager(TileFiles(by_name)),
+            "postgis_tables": RetriedIOManager(PostgisIOManager(postgis)),
+            "sequence_folders": RetriedIOManager(SequenceFolders(by_name)),
+            "coverage_report_file": RetriedIOManager(CoverageReportFile(by_name)),
             **(resource_overrides or {}),
         },
         loggers=loggers,
         # A run's steps follow from each other, so a process for each would only cost time.
-        executor=in_process_executor,
+        executor=interruptible_executor,
     )
 
 

@@ -1,18 +1,12 @@
 """What the assets of a city have in common."""
 
-import warnings
 from typing import Any
 
 from dagster import Any as DagsterAny
-from dagster import AssetIn, AssetKey, BetaWarning, Config
+from dagster import AssetIn, AssetKey, Config
 from pydantic import Field
 
 from vsvi_assets.city import City
-from vsvi_assets.orchestration.retries import ServiceRetryPolicy
-from vsvi_assets.settings import Settings
-
-# Backfill policies are as good as settled, and users can do nothing about the warning.
-warnings.filterwarnings("ignore", category=BetaWarning, message=".*backfill_policy.*")
 
 MAPILLARY_POOL = "mapillary"
 """The pool that bounds how many runs ask Mapillary at a time."""
@@ -40,15 +34,14 @@ def asset_key(city: City, name: str) -> AssetKey:
     return AssetKey([city.name, name])
 
 
-def identity(city: City, settings: Settings, name: str, kinds: set[str]) -> dict[str, Any]:
-    """Return what each asset of a city has: key, group, owners, kinds, tags, retry policy."""
+def identity(city: City, name: str, kinds: set[str]) -> dict[str, Any]:
+    """Return what each asset of a city has: key, group, owners, kinds, tags."""
     return {
         "key": asset_key(city, name),
         "group_name": city.group,
         "owners": [OWNERS],
         "kinds": kinds,
         "tags": {CITY_TAG: city.name},
-        "retry_policy": ServiceRetryPolicy.of(settings),
     }
 
 

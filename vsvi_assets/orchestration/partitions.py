@@ -7,10 +7,8 @@ from contextlib import closing
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dagster import AssetExecutionContext, AssetMaterialization, AssetObservation
-from dagster._core.execution.context.metadata_logging import (
-    AssetMetadataHandle,
-    OutputMetadataAccumulator,
-)
+
+from vsvi_assets.orchestration.dagster_internals import add_partition_metadata, record_together
 
 Value = TypeVar("Value")
 
@@ -38,21 +36,19 @@ def hand_over(
 
     Where all goes well, Dagster itself records a materialization of every partition at the end
     of the run, with the metadata given here. Where the run breaks off, at whatever point, it
-    would record none: those stored until then are recorded here, so that a retry takes the
-    rest.
+    would record none: those stored until then are recorded here, together, so that a retry
+    takes the rest.
 
     In a run that lasts, partitions are recorded as they come too, so that the UI shows them
-    as materialized. Since a record takes tens of milliseconds and is repeated at the end, one
-    is made a second at the most: many partitions a second are soon over.
+    as materialized. A record takes tens of milliseconds and is repeated at the end, so there
+    is at most one per second.
     """
     stored: dict[str, Mapping[str, Any]] = {}
     unrecorded: deque[str] = deque()
     next_record = time.monotonic() + SECONDS_BEFORE_RECORDING
 
-    def record(key: str) -> None:
-        context.log_event(
-            AssetMaterialization(context.asset_key, partition=key, metadata=stored[key])
-        )
+    def materialization(key: str) -> AssetMaterialization:
+        return AssetMaterialization(context.asset_key, partition=key, metadata=stored[key])
 
     try:
         with closing(partitions):
@@ -66,23 +62,9 @@ def hand_over(
                         AssetObservation(context.asset_key, partition=key, metadata=metadata)
                     )
                 if unrecorded and time.monotonic() >= next_record:
-                    record(unrecorded.popleft())
+                    context.log_event(materialization(unrecorded.popleft()))
                     next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
     except BaseException:
-        for key in unrecorded:
-            record(key)
+        record_together(context, [materialization(key) for key in unrecorded])
         raise
-    _add_metadata(context, stored)
-
-
-def _add_metadata(context: AssetExecutionContext, stored: Mapping[str, Mapping[str, Any]]) -> None:
-    """Do what `context.add_asset_metadata` does for each partition, for all at once.
-
-    That one reads all keys of the asset for every partition: where there are 20,000 of them,
-    it takes longer than the partition itself.
-    """
-    step = context.get_step_execution_context()
-    metadata = dict(step._metadata_accumulator.per_output_metadata)
-    for key, value in stored.items():
-        metadata[AssetMetadataHandle(asset_key=context.asset_key, partition_key=key)] = value
-    step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata=metadata)
+    add_partition_metadata(context, stored)

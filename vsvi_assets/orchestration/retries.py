@@ -1,118 +1,115 @@
-"""Which errors another try may mend: those of services that are busy, or away for minutes."""
+"""Decides what follows from an error in a step: a retry in a while, or the end of the run.
 
-import sys
-import time
-from collections.abc import Mapping
-from itertools import islice
+The clients repeat each request within seconds; a retry of the step serves outages of minutes.
+What an attempt stored is there for the next, which does the rest.
+
+The assets have no `RetryPolicy`: with one, Dagster would also run a step again that was
+interrupted on purpose.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import psycopg2
-from dagster import Backoff, Failure, Jitter, RetryPolicy, get_dagster_logger
-from dagster._utils.error import SerializableErrorInfo
-
-from vsvi_assets.database.errors import ServerUnreachableError
-from vsvi_assets.mapillary.coverage import TilesFailedError
-from vsvi_assets.mapillary.errors import TransientError
-from vsvi_assets.settings import Settings
-from vsvi_assets.streets import OverpassError
-
-REASONS_SHOWN = 5
-
-
-class ImagesFailedError(Exception):
-    """Images that could not be downloaded, after everything else was."""
-
-    def __init__(self, failed: Mapping[int, str]) -> None:
-        reasons = "\n".join(
-            f"image {id_}: {why}" for id_, why in islice(failed.items(), REASONS_SHOWN)
-        )
-        super().__init__(
-            f"{len(failed)} images could not be downloaded; all others were. Run it again to ask "
-            f"for these alone. The first reasons:\n{reasons}"
-        )
-        self.failed = failed
-
-
-MAY_PASS = (
-    TransientError,
-    TilesFailedError,
-    ImagesFailedError,
-    OverpassError,
-    psycopg2.OperationalError,
-    psycopg2.InterfaceError,
-    ServerUnreachableError,
+from dagster import (
+    Backoff,
+    DagsterError,
+    DagsterEvent,
+    Failure,
+    InputContext,
+    IOManager,
+    OpExecutionContext,
+    OutputContext,
+    RetryPolicy,
+    RetryRequested,
 )
 
+from vsvi_assets.settings import Settings
 
-class ServiceRetryPolicy(RetryPolicy):
-    """Runs a step once more after errors that may pass, and after no others.
+MAX_RETRIES = 3
 
-    The clients already repeat each request within seconds; this serves outages of minutes.
-    What an attempt stored is there for the next, which takes the rest. A plain `RetryPolicy`
-    would also repeat what no time mends (a refused token, a full disk, a fault of this
-    program), and what was interrupted on purpose; and its waiting cannot be interrupted.
+ALL_ELSE_IS_DONE = "all else is done"
+"""The label in a failure's metadata that says so."""
 
-    Dagster asks for the delay while it handles the error of the step, which decides here.
+
+@contextmanager
+def retry_boundary() -> Iterator[None]:
+    """Turn an error in a step into a retry where it may pass, and otherwise into a failure.
+
+    An error may pass when it says so itself, by an attribute `may_pass`. While a step waits
+    for its retry it holds no place in its pool. A failure is final: Dagster makes no other
+    attempt. Its description is the error's message.
+
+    Raises
+    ------
+    dagster.RetryRequested
+        When another attempt may succeed: at most three times, after 30, 90 and 210 seconds
+        (where VSVI_RETRY_DELAY is 30).
+    dagster.Failure
+        For any other error.
     """
-
-    @classmethod
-    def of(cls, settings: Settings) -> "ServiceRetryPolicy":
-        """Return the policy of all assets: exponential delays, with jitter."""
-        return cls(
-            max_retries=3,
-            delay=settings.retry_delay,
-            backoff=Backoff.EXPONENTIAL,
-            jitter=Jitter.PLUS_MINUS,
-        )
-
-    def calculate_delay(self, attempt_num: int) -> float:
-        """Wait, and return how much longer is to be waited: nothing.
-
-        Raises
-        ------
-        dagster.Failure
-            When the error that is being handled is not one that may pass.
-        BaseException
-            The interruption that is being handled.
-        """
-        error = sys.exception()
-        if not isinstance(error, Exception):
-            raise
-        if not isinstance(error, MAY_PASS) or _is_lasting(error):
-            raise Failure(str(error), allow_retries=False) from error
-        if attempt_num <= self.max_retries:
-            delay = max(super().calculate_delay(attempt_num), 0.0)
-            get_dagster_logger().warning(
-                f"{str(error).strip()}\nTried again in {delay:.0f} seconds, "
-                f"for the {attempt_num}. time of {self.max_retries}."
+    try:
+        yield
+    except (DagsterError, Failure, RetryRequested):
+        raise
+    except Exception as error:
+        step = OpExecutionContext.get()
+        retry = step.retry_number + 1
+        if retry <= MAX_RETRIES and may_pass(error):
+            seconds = _delay(retry)
+            step.log.warning(
+                f"{message_of(error)}\nRetry {retry} of {MAX_RETRIES} in {seconds:g} seconds."
             )
-            time.sleep(delay)
-        return 0.0
+            raise RetryRequested(MAX_RETRIES, seconds) from error
+        metadata = {ALL_ELSE_IS_DONE: True} if getattr(error, "all_else_is_done", False) else None
+        raise Failure(message_of(error), metadata, allow_retries=False) from error
 
 
-def _is_lasting(error: Exception) -> bool:
-    return isinstance(error, psycopg2.errors.DiskFull) or (
-        isinstance(error, TilesFailedError) and not error.may_pass
-    )
+class RetriedIOManager(IOManager):
+    """Stores and loads by another IO manager, within the boundary."""
+
+    def __init__(self, manager: IOManager) -> None:
+        self._manager = manager
+
+    @retry_boundary()
+    def handle_output(self, context: OutputContext, obj: Any) -> None:
+        self._manager.handle_output(context, obj)
+
+    @retry_boundary()
+    def load_input(self, context: InputContext) -> Any:
+        return self._manager.load_input(context)
 
 
-def is_partial(error: SerializableErrorInfo) -> bool:
-    """Return whether a step failed of single images alone, after all else was done."""
-    return _unwrapped(error).cls_name == ImagesFailedError.__name__
+def may_pass(error: Exception) -> bool:
+    """Return whether the same may succeed in some minutes."""
+    if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
+        return not isinstance(error, psycopg2.errors.DiskFull)
+    return bool(getattr(error, "may_pass", False))
 
 
-def reason(error: SerializableErrorInfo) -> str:
-    """Return what went wrong in a step, without Dagster's wrapping and without a traceback.
-
-    The project's own errors speak for themselves; of others the class is told too.
-    """
-    error = _unwrapped(error)
-    name, _, text = error.message.strip().partition(": ")
-    return text if name.startswith("vsvi_assets.") else error.message.strip()
+def message_of(error: Exception) -> str:
+    """Return the error's message; where the error is not the project's own, after its class."""
+    message = str(error).strip()
+    is_own = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return message if is_own else f"{type(error).__name__}: {message}"
 
 
-def _unwrapped(error: SerializableErrorInfo) -> SerializableErrorInfo:
-    while error.cause and (error.cls_name or "").startswith(
-        ("Dagster", "RetryRequested", "Failure")
-    ):
-        error = error.cause
-    return error
+def reason(event: DagsterEvent) -> str:
+    """Return why the step failed whose failure `event` records, without a traceback."""
+    failure = event.step_failure_data
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    return failure.error.message.strip() if failure.error else "failed without a reason"
+
+
+def is_partial(event: DagsterEvent) -> bool:
+    """Return whether the step failed for single images alone, after all else was done."""
+    failure = event.step_failure_data.user_failure_data
+    return failure is not None and ALL_ELSE_IS_DONE in failure.metadata
+
+
+def _delay(retry: int) -> float:
+    seconds = Settings.from_environment().retry_delay
+    policy = RetryPolicy(MAX_RETRIES, delay=seconds, backoff=Backoff.EXPONENTIAL)
+    return policy.calculate_delay(retry)

@@ -9,12 +9,13 @@ that fails with the reason; what became complete is recorded as materialized.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from itertools import groupby
 
 from dagster import (
     AssetExecutionContext,
     AssetKey,
     AssetMaterialization,
+    AssetPartitionStatus,
     BackfillPolicy,
     DagsterInstance,
     DagsterRunStatus,
@@ -26,16 +27,10 @@ from dagster import (
     asset,
     define_asset_job,
 )
-from dagster._core.events import (
-    DagsterEvent,
-    DagsterEventBatchMetadata,
-    generate_event_batch_id,
-)
-from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.common import CITY_TAG, asset_key
+from vsvi_assets.orchestration.dagster_internals import is_in_a_backfill, record_together
 
 UNFINISHED_RUNS = [
     DagsterRunStatus.QUEUED,
@@ -44,12 +39,6 @@ UNFINISHED_RUNS = [
     DagsterRunStatus.STARTED,
     DagsterRunStatus.CANCELING,
 ]
-UNFINISHED_BACKFILLS = [
-    BulkActionStatus.REQUESTED,
-    BulkActionStatus.CANCELING,
-    BulkActionStatus.FAILING,
-]
-
 LACKING_IMAGES = "sequences_that_lack_images"
 """What the runs are called that show sequences as failed."""
 
@@ -110,14 +99,7 @@ def update_sequences(
         for sequence in set(selected).difference(incomplete)
         if statuses.get(sequence) in (None, AssetPartitionStatus.FAILED)
     ]
-    # Stored together: one by one, those of a large folder that is adopted would take minutes.
-    batch = generate_event_batch_id()
-    for materialization in completed:
-        DagsterEvent.asset_materialization(
-            context.get_step_execution_context(),
-            materialization,
-            DagsterEventBatchMetadata(batch, is_end=materialization is completed[-1]),
-        )
+    record_together(context, completed)
 
 
 def _register(
@@ -149,10 +131,8 @@ def _register(
 
 def _is_materializing(instance: DagsterInstance, key: AssetKey) -> bool:
     runs = instance.get_runs(RunsFilter(statuses=UNFINISHED_RUNS))
-    backfills = instance.get_backfills(BulkActionsFilter(statuses=UNFINISHED_BACKFILLS))
-    in_runs = (run.asset_selection or () for run in runs)
-    in_backfills = (backfill.asset_selection or () for backfill in backfills)
-    return any(key in keys for keys in chain(in_runs, in_backfills))
+    in_a_run = any(key in (run.asset_selection or ()) for run in runs)
+    return in_a_run or is_in_a_backfill(instance, key)
 
 
 def _adjacent(keys: Sequence[str], wanted: Collection[str]) -> Iterator[list[str]]:

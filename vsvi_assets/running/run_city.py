@@ -26,7 +26,6 @@ from dagster._core.errors import DagsterAssetCheckFailedError
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
-from dagster._utils.error import SerializableErrorInfo
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
@@ -34,6 +33,7 @@ from vsvi_assets.database.errors import LockHeldError, PostgisError
 from vsvi_assets.database.locks import advisory_lock
 from vsvi_assets.orchestration.build import build_cities_defs
 from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key
+from vsvi_assets.orchestration.dagster_internals import interruptible_waits
 from vsvi_assets.orchestration.launcher import LOCK_TAG, end_lost_runs
 from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.orchestration.retries import is_partial, reason
@@ -266,8 +266,8 @@ class _Runs:
         for first, last in partition_ranges(registered, pending, size):
             result = self._execute(["image_files"], _range_tags(first, last), fetch)
             self.run.image_runs += 1
-            errors = [error for _, error in _step_errors(result)]
-            if not (result.success or (errors and all(map(is_partial, errors)))):
+            failures = _step_failures(result)
+            if not (result.success or (failures and all(map(is_partial, failures)))):
                 return
 
     def materialize_report(self) -> None:
@@ -281,17 +281,14 @@ class _Runs:
             asset_key(self._city, name).to_python_identifier(): config
             for name, config in fetch.items()
         }
-        result = self._job.execute_in_process(
-            asset_selection=[asset_key(self._city, name) for name in names],
-            instance=self._instance,
-            raise_on_error=False,
-            run_config=RunConfig(ops=ops, loggers={"progress": {}}),
-            tags={
-                **tags,
-                CITY_TAG: self._city.name,
-                LOCK_TAG: city_lock(self._city),
-            },
-        )
+        with interruptible_waits():
+            result = self._job.execute_in_process(
+                asset_selection=[asset_key(self._city, name) for name in names],
+                instance=self._instance,
+                raise_on_error=False,
+                run_config=RunConfig(ops=ops, loggers={"progress": {}}),
+                tags={**tags, CITY_TAG: self._city.name, LOCK_TAG: city_lock(self._city)},
+            )
         interrupted = RunFailureReason.UNEXPECTED_TERMINATION
         if not result.success and _run_failure(result).failure_reason == interrupted:
             self._instance.report_run_canceled(result.dagster_run, "Interrupted by the user.")
@@ -305,9 +302,9 @@ class _Runs:
         self, result: ExecuteInProcessResult, checks: Collection[AssetCheckEvaluation]
     ) -> list[str]:
         messages = [
-            f"{self._assets.get(step, step)}: {reason(error)}"
-            for step, error in _step_errors(result)
-            if error.cls_name != DagsterAssetCheckFailedError.__name__
+            f"{self._assets.get(event.step_key or '', event.step_key)}: {reason(event)}"
+            for event in _step_failures(result)
+            if not _is_of_a_check(event)
         ]
         messages += [
             _check_message(check)
@@ -317,7 +314,7 @@ class _Runs:
         if messages or result.success:
             return messages
         error = _run_failure(result).error
-        return [f"{self._city.name}: {reason(error) if error else 'failed without a reason'}"]
+        return [f"{self._city.name}: {error.message if error else 'failed without a reason'}"]
 
     def _name(self, asset: str) -> str:
         return asset_key(self._city, asset).to_user_string()
@@ -405,10 +402,13 @@ def _run_failure(result: ExecuteInProcessResult) -> JobFailureData:
     return failure.job_failure_data
 
 
-def _step_errors(result: ExecuteInProcessResult) -> Iterator[tuple[str, SerializableErrorInfo]]:
-    for event in result.all_events:
-        if event.is_step_failure and event.step_failure_data.error:
-            yield event.step_key or "", event.step_failure_data.error
+def _step_failures(result: ExecuteInProcessResult) -> Sequence[DagsterEvent]:
+    return result.filter_events(lambda event: event.is_step_failure)
+
+
+def _is_of_a_check(event: DagsterEvent) -> bool:
+    error = event.step_failure_data.error
+    return error is not None and error.cls_name == DagsterAssetCheckFailedError.__name__
 
 
 def _check_message(check: AssetCheckEvaluation) -> str:

@@ -64,6 +64,8 @@ class NoStreetsError(ValueError):
 class OverpassError(Exception):
     """Overpass did not give the streets of a bounding box."""
 
+    may_pass = True
+
 
 class StreetsFileError(ValueError):
     """A file is no whole street network."""

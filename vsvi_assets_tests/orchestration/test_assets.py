@@ -40,8 +40,7 @@ def metadata(result: ExecuteInProcessResult, city: City, name: str) -> dict[str 
 def the_failure(result: ExecuteInProcessResult) -> str:
     """Return why the one step failed that did."""
     [failure] = (event for event in result.all_events if event.is_step_failure)
-    assert failure.step_failure_data.error
-    return reason(failure.step_failure_data.error)
+    return reason(failure)
 
 
 # Street points

@@ -102,7 +102,7 @@ def test_faults_of_all_services_at_once_cost_a_city_nothing(project: Project) ->
     assert not_whole(project, city) == []
     stats = project.sandbox.stats
     assert stats.faults.keys() == {"overpass", "tiles", "graph", "images"}
-    assert any("HTTP 504" in line and "Tried again in" in line for line in told)
+    assert any("HTTP 504" in line and "Retry 1 of 3 in" in line for line in told)
 
 
 # What no time mends
@@ -196,7 +196,7 @@ def test_ctrl_c_ends_the_wait_for_another_try_too(
     told: list[str] = []
     with (
         pytest.raises(KeyboardInterrupt),
-        interrupted_when(lambda: any("Tried again" in line for line in told)) as moments,
+        interrupted_when(lambda: any("Retry 1 of 3" in line for line in told)) as moments,
     ):
         project.run_city(project.write_city(), LogProgress(told.append))
     assert time.monotonic() - moments[0] < 5
@@ -411,7 +411,7 @@ def test_a_database_killed_amid_a_load_keeps_the_old_tables_and_gets_the_new_one
             return wanted_images(tile, city)
 
         def start_again(message: str) -> None:
-            if "Tried again" in message:
+            if "Retry 1 of 3" in message:
                 server.start()
 
         monkeypatch.setattr(tables, "wanted_images", killing)

@@ -1,6 +1,8 @@
 """A city's assets, one module each, in the order in which they follow from each other."""
 
-from dagster import AssetsDefinition
+import warnings
+
+from dagster import AssetsDefinition, BetaWarning
 
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.assets.coverage_report import build_coverage_report
@@ -15,12 +17,15 @@ from vsvi_assets.settings import Settings
 
 def build_city_assets(city: City, settings: Settings) -> list[AssetsDefinition]:
     """Build the assets of a city, under the key prefix of its name."""
-    return [
-        build_street_points(city, settings),
-        build_tile_metadata(city, settings),
-        build_postgis_tables(city, settings),
-        build_selected_image_ids(city, settings),
-        build_download_plan(city, settings),
-        build_image_files(city, settings),
-        build_coverage_report(city, settings),
-    ]
+    with warnings.catch_warnings():
+        # Backfill policies are in beta, about which users can do nothing.
+        warnings.simplefilter("ignore", BetaWarning)
+        return [
+            build_street_points(city, settings),
+            build_tile_metadata(city, settings),
+            build_postgis_tables(city, settings),
+            build_selected_image_ids(city, settings),
+            build_download_plan(city, settings),
+            build_image_files(city, settings),
+            build_coverage_report(city, settings),
+        ]

@@ -6,13 +6,14 @@ from vsvi_assets.city import City
 from vsvi_assets.orchestration.columns import COVERAGE_REPORT
 from vsvi_assets.orchestration.common import asset_key, identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
+from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.report import make_report, report_link
 
 
 def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, settings, "coverage_report", {"html"}),
+        **identity(city, "coverage_report", {"html"}),
         ins=upstream(city, "selected_image_ids"),
         deps=[asset_key(city, "image_files")],
         description=(
@@ -23,6 +24,7 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
         metadata={"dagster/column_schema": COVERAGE_REPORT},
         io_manager_key="coverage_report_file",
     )
+    @retry_boundary()
     def coverage_report(selected_image_ids: PostgisSchema) -> Output[str]:
         report = make_report(city, selected_image_ids.postgis)
         return Output(

@@ -27,6 +27,7 @@ from vsvi_assets.orchestration.common import (
 )
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.resources import MapillaryResource
+from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import capture_years_chart, markdown_picture
 from vsvi_assets.views.plan import DownloadPlan, fit_message, make_plan
@@ -34,7 +35,7 @@ from vsvi_assets.views.plan import DownloadPlan, fit_message, make_plan
 
 def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, settings, "download_plan", {"mapillary"}),
+        **identity(city, "download_plan", {"mapillary"}),
         ins=upstream(city, "selected_image_ids"),
         description=(
             "Before step 5. What the selected photographs will take: room on the disk, hours and "
@@ -56,6 +57,7 @@ def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
             ),
         ],
     )
+    @retry_boundary()
     def download_plan(
         context: AssetExecutionContext,
         selected_image_ids: PostgisSchema,

@@ -1,6 +1,7 @@
 """The photographs on disk, sequence by sequence."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from itertools import islice
 
 from dagster import (
     AssetExecutionContext,
@@ -19,7 +20,7 @@ from vsvi_assets.orchestration.common import MAPILLARY_POOL, Fetch, asset_key, i
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.partitions import Partition, hand_over
 from vsvi_assets.orchestration.resources import MapillaryResource
-from vsvi_assets.orchestration.retries import ImagesFailedError
+from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.orchestration.sequence_partitions import sequence_partitions
 from vsvi_assets.photographs.attribution import write_attribution
 from vsvi_assets.photographs.downloads import SequenceJob, SequenceResult, download_sequences
@@ -28,10 +29,28 @@ from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar
 from vsvi_assets.progress import Progress
 from vsvi_assets.settings import Settings
 
+REASONS_SHOWN = 5
+
+
+class ImagesFailedError(Exception):
+    """Images that could not be downloaded, after everything else was."""
+
+    may_pass = True
+    all_else_is_done = True
+
+    def __init__(self, failed: Mapping[int, str]) -> None:
+        reasons = "\n".join(
+            f"image {id_}: {why}" for id_, why in islice(failed.items(), REASONS_SHOWN)
+        )
+        super().__init__(
+            f"{len(failed)} images could not be downloaded; all others were. Run it again to ask "
+            f"for these alone. The first reasons:\n{reasons}"
+        )
+
 
 def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, settings, "image_files", {"mapillary", "jpeg"}),
+        **identity(city, "image_files", {"mapillary", "jpeg"}),
         ins=upstream(city, "selected_image_ids"),
         # So that what is launched with the plan waits for it, and stops where it does not fit.
         deps=[asset_key(city, "download_plan")],
@@ -45,6 +64,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         io_manager_key="sequence_folders",
         pool=MAPILLARY_POOL,
     )
+    @retry_boundary()
     def image_files(
         context: AssetExecutionContext,
         config: Fetch,

@@ -12,12 +12,13 @@ from vsvi_assets.database.schema import IMAGES, STREET_POINTS
 from vsvi_assets.database.tables import images_table, street_points_table
 from vsvi_assets.orchestration.columns import table_schema
 from vsvi_assets.orchestration.common import identity, upstream
+from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
 
 
 def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, settings, "postgis_tables", {"postgres"}),
+        **identity(city, "postgis_tables", {"postgres"}),
         ins=upstream(city, "street_points", "tile_metadata"),
         description=(
             f"Step 3. The tables street_points and images in the schema {city.name}, each with "
@@ -29,6 +30,7 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
         },
         io_manager_key="postgis_tables",
     )
+    @retry_boundary()
     def postgis_tables(
         street_points: gpd.GeoDataFrame, tile_metadata: Mapping[str, pa.Table]
     ) -> list[NewTable]:

@@ -24,6 +24,7 @@ from vsvi_assets.files import atomic_write
 from vsvi_assets.orchestration.columns import SELECTED_IMAGES_TABLE
 from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
+from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.orchestration.sequence_partitions import update_sequences
 from vsvi_assets.photographs.inventory import take_inventory
 from vsvi_assets.settings import Settings
@@ -32,12 +33,13 @@ from vsvi_assets.views.pictures import density_map, markdown_picture, selection_
 
 def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, settings, "selected_image_ids", {"postgres"}),
+        **identity(city, "selected_image_ids", {"postgres"}),
         ins=upstream(city, "postgis_tables"),
         description=f"Step 4. {_description(city)}",
         metadata={"dagster/column_schema": SELECTED_IMAGES_TABLE},
         io_manager_key="postgis_tables",
     )
+    @retry_boundary()
     def selected_image_ids(context: AssetExecutionContext, postgis_tables: PostgisSchema) -> Output:
         selection = select_images(postgis_tables.postgis, city)
         image_ids = pc.unique(selection["image_id"]).sort()

@@ -7,13 +7,14 @@ from vsvi_assets import streets
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.columns import STREET_POINTS_FILE
 from vsvi_assets.orchestration.common import identity
+from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import markdown_picture, street_points_map
 
 
 def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, settings, "street_points", {"osmnx", "geojson"}),
+        **identity(city, "street_points", {"osmnx", "geojson"}),
         description=(
             f"Step 1. Points every {city.interval:g} m along every street of the bounding box "
             "(OpenStreetMap), as one GeoJSON file."
@@ -21,6 +22,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
         metadata={"dagster/column_schema": STREET_POINTS_FILE},
         io_manager_key="street_points_file",
     )
+    @retry_boundary()
     def street_points(context: AssetExecutionContext) -> gpd.GeoDataFrame:
         box = city.bounding_box.bounds
         if city.streets_path:

@@ -22,13 +22,14 @@ from vsvi_assets.orchestration.columns import TILE_FILE
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, identity
 from vsvi_assets.orchestration.partitions import Partition, hand_over
 from vsvi_assets.orchestration.resources import MapillaryResource
+from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.progress import Progress
 from vsvi_assets.settings import Settings
 
 
 def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
-        **identity(city, settings, "tile_metadata", {"mapillary", "geojson"}),
+        **identity(city, "tile_metadata", {"mapillary", "geojson"}),
         description=(
             "Step 2. The metadata of every Mapillary image in the z14 tiles that meet the "
             "box, one GeoJSON file a tile."
@@ -39,6 +40,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
         io_manager_key="tile_files",
         pool=MAPILLARY_POOL,
     )
+    @retry_boundary()
     def tile_metadata(
         context: AssetExecutionContext,
         config: Fetch,

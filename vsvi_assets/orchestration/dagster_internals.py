@@ -1,0 +1,119 @@
+"""What the project needs of Dagster and can get in no public way.
+
+No other module imports from `dagster._…`. Each function says why it is here, and
+test_dagster_internals.py fails when Dagster changes underneath it.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetMaterialization,
+    DagsterEvent,
+    DagsterInstance,
+    Executor,
+    InitExecutorContext,
+    executor,
+    raise_execution_interrupts,
+)
+from dagster._core.events import DagsterEventBatchMetadata, generate_event_batch_id
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.execution.context.metadata_logging import (
+    AssetMetadataHandle,
+    OutputMetadataAccumulator,
+)
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.active import ActiveExecution
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.in_process import InProcessExecutor
+
+SHORTEST_WAIT = 0.1
+"""Seconds between two looks at a pool that is full."""
+
+UNFINISHED_BACKFILLS = [
+    BulkActionStatus.REQUESTED,
+    BulkActionStatus.CANCELING,
+    BulkActionStatus.FAILING,
+]
+
+
+@contextmanager
+def interruptible_waits() -> Iterator[None]:
+    """Let Ctrl-C and Terminate end a run that waits for a retry or for a place in a pool.
+
+    Dagster's in-process executor puts interrupts off until the next step begins: for minutes
+    where a step waits for its retry, and for as long as the pool is full where it waits for a
+    place there, which it does without a pause.
+    """
+    wait = ActiveExecution.sleep_til_ready
+
+    def interruptible_wait(self: ActiveExecution) -> None:
+        with raise_execution_interrupts():
+            time.sleep(max(self.sleep_interval(), SHORTEST_WAIT))
+
+    ActiveExecution.sleep_til_ready = interruptible_wait  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ActiveExecution.sleep_til_ready = wait  # type: ignore[method-assign]
+
+
+class _InterruptibleExecutor(InProcessExecutor):
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        with interruptible_waits():
+            yield from super().execute(plan_context, execution_plan)
+
+
+@executor(name="in_process")
+def interruptible_executor(_: InitExecutorContext) -> Executor:
+    """Execute all steps of a run in its one process, with `interruptible_waits`.
+
+    `execute_in_process` takes no executor: whoever calls it enters `interruptible_waits`.
+    """
+    return _InterruptibleExecutor(RetryMode.ENABLED)
+
+
+def add_partition_metadata(
+    context: AssetExecutionContext, metadata: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give each partition's materialization its metadata, by partition key.
+
+    `context.add_asset_metadata` does so for one partition, and reads all keys of the asset
+    each time: with 20,000 sequences that takes longer than the partition itself.
+    """
+    step = context.get_step_execution_context()
+    added = dict(step._metadata_accumulator.per_output_metadata)
+    for key, values in metadata.items():
+        added[AssetMetadataHandle(asset_key=context.asset_key, partition_key=key)] = values
+    step._metadata_accumulator = OutputMetadataAccumulator(per_output_metadata=added)
+
+
+def record_together(
+    context: AssetExecutionContext, materializations: Sequence[AssetMaterialization]
+) -> None:
+    """Record materializations in batches of DAGSTER_EVENT_BATCH_SIZE.
+
+    `context.log_event` records one at a time, for minutes where there are thousands.
+    """
+    step, batch = context.get_step_execution_context(), generate_event_batch_id()
+    for number, materialization in enumerate(materializations, 1):
+        is_last = number == len(materializations)
+        DagsterEvent.asset_materialization(
+            step, materialization, DagsterEventBatchMetadata(batch, is_last)
+        )
+
+
+def is_in_a_backfill(instance: DagsterInstance, key: AssetKey) -> bool:
+    """Return whether a backfill that is not finished covers the asset.
+
+    Between two of its runs, no run tells of it.
+    """
+    backfills = instance.get_backfills(BulkActionsFilter(statuses=UNFINISHED_BACKFILLS))
+    return any(key in (backfill.asset_selection or ()) for backfill in backfills)

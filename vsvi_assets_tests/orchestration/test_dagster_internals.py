@@ -1,0 +1,139 @@
+"""What dagster_internals promises, so that a change of Dagster shows here."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from dagster import (
+    AssetExecutionContext,
+    AssetKey,
+    AssetMaterialization,
+    DagsterInstance,
+    Definitions,
+    DynamicPartitionsDefinition,
+    EventLogEntry,
+    MaterializeResult,
+    RetryRequested,
+    asset,
+    define_asset_job,
+    materialize,
+)
+
+from vsvi_assets.orchestration.dagster_internals import (
+    add_partition_metadata,
+    interruptible_waits,
+    record_together,
+)
+
+KEYS = [f"key-{number}" for number in range(9)]
+PARTITIONS = DynamicPartitionsDefinition(name="keys")
+RANGE = {
+    "dagster/asset_partition_range_start": KEYS[0],
+    "dagster/asset_partition_range_end": KEYS[-1],
+}
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("keys", KEYS)
+        yield instance
+
+
+@contextmanager
+def interrupted_when(it_is_time: Callable[[], object]) -> Iterator[None]:
+    """Press Ctrl-C once it is time; the block has five seconds to end after that."""
+    moments: list[float] = []
+
+    def press() -> None:
+        while not it_is_time():
+            time.sleep(0.02)
+        moments.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    yield
+    thread.join()
+    assert time.monotonic() - moments[0] < 5
+
+
+def test_ctrl_c_ends_the_wait_for_a_retry(instance: DagsterInstance) -> None:
+    waiting = []
+
+    @asset
+    def failing() -> None:
+        waiting.append(True)
+        raise RetryRequested(seconds_to_wait=60)
+
+    with interruptible_waits(), interrupted_when(lambda: waiting):
+        result = materialize([failing], instance=instance, raise_on_error=False)
+    assert not result.success
+    assert waiting == [True]
+
+
+def test_ctrl_c_ends_the_wait_for_a_place_in_a_pool(tmp_path: Path, postgis_url: str) -> None:
+    @asset(pool="full")
+    def blocked() -> None:
+        pytest.fail("there was no place")
+
+    (tmp_path / "dagster.yaml").write_text(
+        f"storage: {{postgres: {{postgres_url: '{postgis_url}'}}}}\n"
+        "concurrency: {pools: {granularity: op}}\n"
+    )
+    with DagsterInstance.from_config(str(tmp_path)) as instance:
+        instance.event_log_storage.set_concurrency_slots("full", 1)
+        instance.event_log_storage.claim_concurrency_slot("full", "another-run", "step")
+
+        def is_waiting() -> bool:
+            return instance.event_log_storage.get_concurrency_info("full").pending_step_count == 1
+
+        with interruptible_waits(), interrupted_when(is_waiting):
+            result = materialize([blocked], instance=instance, raise_on_error=False)
+        assert not result.success
+
+
+def test_each_partition_is_recorded_with_its_own_metadata(instance: DagsterInstance) -> None:
+    @asset(partitions_def=PARTITIONS)
+    def several(context: AssetExecutionContext) -> None:
+        context.add_output_metadata({"folder": "of all"})
+        add_partition_metadata(context, {key: {"name": key} for key in context.partition_keys})
+
+    job = define_asset_job("job", selection="several")
+    definitions = Definitions([several], jobs=[job])
+    result = definitions.resolve_job_def("job").execute_in_process(instance=instance, tags=RANGE)
+    recorded = {
+        event.partition: {name: value.value for name, value in event.metadata.items()}
+        for event in result.asset_materializations_for_node("several")
+    }
+    assert recorded == {key: {"name": key, "folder": "of all"} for key in KEYS}
+
+
+def test_what_is_recorded_together_is_stored_in_few_writes(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "5")
+    written = []
+    store = instance.event_log_storage.store_event_batch
+
+    def counted(events: Sequence[EventLogEntry]) -> None:
+        written.append(len(events))
+        store(events)
+
+    monkeypatch.setattr(instance.event_log_storage, "store_event_batch", counted)
+
+    @asset
+    def recording(context: AssetExecutionContext) -> MaterializeResult:
+        others = [AssetMaterialization("several", partition=key) for key in KEYS]
+        record_together(context, others)
+        record_together(context, [])
+        return MaterializeResult()
+
+    materialize([recording], instance=instance)
+    assert written == [5, 4]
+    assert instance.get_materialized_partitions(AssetKey("several")) == set(KEYS)
