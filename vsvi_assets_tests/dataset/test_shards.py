@@ -5,18 +5,14 @@ from pathlib import Path
 import pytest
 
 from vsvi_assets.dataset.shards import MissingPhotographError, write_shards
-from vsvi_assets_tests.dataset.parts import row, rows_of
+from vsvi_assets_tests.dataset.parts import photograph, row, rows_of, write_photographs
 
 ROWS = [row(number) for number in range(75)]  # 25 images of two rows each
 
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    folder = tmp_path / "photographs"
-    (folder / "sequence").mkdir(parents=True)
-    for file in {known["file"] for known in ROWS if known["file"]}:
-        (folder / str(file)).write_bytes(f"pixels of {file}".encode())
-    return folder
+    return write_photographs(ROWS, tmp_path / "photographs")
 
 
 def samples(shard: Path) -> dict[str, dict[str, bytes]]:
@@ -41,7 +37,7 @@ def test_each_image_is_one_sample_with_all_its_points(tmp_path: Path, photograph
     merged = {key: sample for shard in shards for key, sample in samples(shard).items()}
     assert set(merged) == {str(known["image_id"]) for known in ROWS if known["image_id"]}
     for key, sample in merged.items():
-        assert sample["jpg"] == f"pixels of sequence/{key}.jpg".encode()
+        assert sample["jpg"] == photograph(int(key))
         points = [known["street_point_id"] for known in ROWS if str(known["image_id"]) == key]
         assert [known["street_point_id"] for known in json.loads(sample["json"])] == points
 

@@ -1,0 +1,166 @@
+"""A city's dataset frozen for publication: a bag of table, manifest, descriptions, photographs."""
+
+import io
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow.compute
+import pyarrow.parquet
+import yaml
+
+from vsvi_assets.dataset.bag import new_bag
+from vsvi_assets.dataset.descriptions import abstract, attribution, citation_file, croissant
+from vsvi_assets.dataset.manifest import (
+    MANIFEST_NAME,
+    PHOTOGRAPHS_FOLDER,
+    TABLE_NAME,
+    Counts,
+    FrozenTable,
+    FrozenTile,
+    Manifest,
+    frozen_photographs,
+    table_rows,
+)
+from vsvi_assets.dataset.shards import MissingPhotographError
+from vsvi_assets.photographs.sidecar import sha256_of
+from vsvi_assets.settings import PROJECT_PAGE
+
+_PACKAGES = ("vsvi-assets", "dagster", "geopandas", "numpy", "osmnx", "pillow", "pyarrow")
+
+
+class ChangedPhotographError(Exception):
+    """A photograph is not the one that was downloaded."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} has another SHA-256 than when it was downloaded. Delete it and run "
+            "`vsvi materialize` for this city, then export and freeze it again."
+        )
+
+
+def freeze(
+    path: Path,
+    *,
+    city: str,
+    city_file: Mapping[str, Any],
+    services: str,
+    tiles: Sequence[FrozenTile],
+    table: Path,
+    photographs: Path | None,
+    now: datetime,
+) -> Manifest:
+    """Write a bag of a city's dataset to `path`, a folder or, ending in `.zip`, a zip file.
+
+    Every photograph is read, and its SHA-256 compared with the table's.
+
+    Parameters
+    ----------
+    table
+        GeoParquet as `vsvi export` writes it, rows of one image beside each other.
+    photographs
+        The folder below which the table's `file` lie; None leaves the photographs out.
+    now
+        The date of the dataset, with timezone.
+
+    Raises
+    ------
+    MissingPhotographError, ChangedPhotographError
+        When a photograph is not what the table says.
+    FileExistsError
+        When `path` is a folder that is there already.
+    """
+    summary = _summary(table)
+    manifest = Manifest(
+        city=city,
+        city_file=dict(city_file),
+        services=services,
+        frozen_at=now.astimezone(UTC),
+        software={"python": platform.python_version()}
+        | {package: version(package) for package in _PACKAGES},
+        tiles=tuple(tiles),
+        table=FrozenTable(file=TABLE_NAME, sha256=sha256_of(table), rows=summary.rows),
+        counts=summary.counts,
+        creators=summary.creators,
+        with_photographs=photographs is not None,
+    )
+    schema = pyarrow.parquet.read_schema(table)
+    texts = {
+        MANIFEST_NAME: _json(manifest.model_dump(mode="json")),
+        "croissant.json": _json(croissant(manifest, schema)),
+        "CITATION.cff": yaml.safe_dump(
+            citation_file(manifest), allow_unicode=True, sort_keys=False
+        ),
+        "ATTRIBUTION.txt": attribution(manifest),
+    }
+    with new_bag(path, _bag_info(manifest)) as bag:
+        with table.open("rb") as file:
+            bag.add(TABLE_NAME, file)
+        for name, text in texts.items():
+            bag.add(name, io.BytesIO(text.encode()))
+        if photographs is not None:
+            for photograph in frozen_photographs(table):
+                source = photographs / photograph.file
+                try:
+                    file = source.open("rb")
+                except FileNotFoundError as error:
+                    raise MissingPhotographError(source) from error
+                with file:
+                    found = bag.add(f"{PHOTOGRAPHS_FOLDER}/{photograph.file}", file)
+                if found != photograph.sha256:
+                    raise ChangedPhotographError(source)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Summary:
+    rows: int
+    counts: Counts
+    creators: dict[str, int]
+
+
+def _summary(table: Path) -> _Summary:
+    """Count what a table holds."""
+    rows = gaps = bytes_ = 0
+    states: Counter[str] = Counter()
+    creators: Counter[str] = Counter()
+    last_image = None
+    for row in table_rows(table, ["image_id", "state", "bytes", "creator", "file"]):
+        rows += 1
+        if row["image_id"] is None:
+            gaps += 1
+        elif row["image_id"] != last_image:
+            last_image = row["image_id"]
+            states[row["state"]] += 1
+            if row["file"] is not None:
+                bytes_ += row["bytes"]
+                creators[row["creator"] or ""] += 1
+    points = pyarrow.parquet.read_table(table, columns=["street_point_id"])
+    counts = Counts(
+        street_points=pyarrow.compute.count_distinct(points["street_point_id"]).as_py(),
+        gaps=gaps,
+        images=states.total(),
+        photographs=creators.total(),
+        bytes=bytes_,
+        states=dict(sorted(states.items())),
+    )
+    return _Summary(rows, counts, dict(creators.most_common()))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+
+
+def _bag_info(manifest: Manifest) -> dict[str, str]:
+    return {
+        "External-Description": abstract(manifest),
+        "External-Identifier": f"sha256:{manifest.table.sha256}",
+        "Bagging-Date": f"{manifest.frozen_at:%Y-%m-%d}",
+        "Bag-Software-Agent": f"vsvi-assets {manifest.software['vsvi-assets']} <{PROJECT_PAGE}>",
+    }

@@ -1,0 +1,143 @@
+"""The manifest of a frozen dataset: what it is made of, and what it takes to fetch it again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from vsvi_assets.dataset.exif import LICENCE, LICENCE_PAGE
+from vsvi_assets.photographs.sidecar import sha256_of
+
+MANIFEST_NAME = "manifest.json"
+TABLE_NAME = "dataset.parquet"
+PHOTOGRAPHS_FOLDER = "photographs"
+STREETS_LICENCE = "© OpenStreetMap contributors, ODbL 1.0"
+STREETS_LICENCE_PAGE = "https://www.openstreetmap.org/copyright"
+
+_ROWS_AT_A_TIME = 10_000
+
+
+class ManifestError(ValueError):
+    """A manifest, or the table beside it, that cannot be used."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FrozenTile(_Part):
+    """A tile's partition key, when it was fetched, and the SHA-256 of its file."""
+
+    tile: str
+    fetched_at: AwareDatetime
+    sha256: str
+
+
+class FrozenTable(_Part):
+    """The table beside the manifest: one row per point and image, gaps included."""
+
+    file: str = Field(pattern=r"^\w[\w.-]*$")
+    sha256: str
+    rows: int
+
+
+class Counts(_Part):
+    """What the table holds.
+
+    `gaps` are street points without an image, `photographs` the images on disk, `bytes` all
+    of these together, `images` the selected ones, and `states` what became of them.
+    """
+
+    street_points: int
+    gaps: int
+    images: int
+    photographs: int
+    bytes: int
+    states: dict[str, int]
+
+
+class Manifest(_Part):
+    """All that is needed to fetch the same photographs again, and to say what they are.
+
+    Attributes
+    ----------
+    city_file
+        The keys of the city file.
+    services
+        Which services the data come from.
+    software
+        Versions by package.
+    creators
+        Number of photographs by creator; the empty name stands for unknown ones.
+    with_photographs
+        Whether the photographs are beside the table.
+    """
+
+    format: Literal["vsvi-dataset-1"] = "vsvi-dataset-1"
+    city: str
+    city_file: dict[str, Any]
+    services: str
+    frozen_at: AwareDatetime
+    software: dict[str, str]
+    tiles: tuple[FrozenTile, ...]
+    table: FrozenTable
+    counts: Counts
+    creators: dict[str, int]
+    licence: str = LICENCE
+    licence_page: str = LICENCE_PAGE
+    streets_licence: str = STREETS_LICENCE
+    with_photographs: bool
+
+
+@dataclass(frozen=True)
+class FrozenPhotograph:
+    """One photograph of a frozen dataset, with the file's path below the photographs."""
+
+    sequence_id: str
+    image_id: int
+    file: str
+    sha256: str
+
+
+def read_manifest(path: Path) -> tuple[Manifest, Path]:
+    """Read a manifest, and find the table beside it.
+
+    Raises
+    ------
+    ManifestError
+        When it is not what `freeze` writes, or the table is missing or another one.
+    """
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: not the manifest of a frozen dataset ({error})") from error
+    table = path.parent / manifest.table.file
+    try:
+        digest = sha256_of(table)
+    except OSError as error:
+        raise ManifestError(
+            f"{table} cannot be read ({error.strerror}); it has to lie beside {path.name}"
+        ) from error
+    if digest != manifest.table.sha256:
+        raise ManifestError(f"{table} is not the table that {path.name} describes")
+    return manifest, table
+
+
+def frozen_photographs(table: Path) -> Iterator[FrozenPhotograph]:
+    """Yield each photograph of a table once, in its order."""
+    names = ["image_id", "sequence_id", "file", "sha256"]
+    rows = (row for row in table_rows(table, names) if row["file"] is not None)
+    for _, same_image in groupby(rows, key=itemgetter("image_id")):
+        yield FrozenPhotograph(**next(same_image))
+
+
+def table_rows(table: Path, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield some columns of a table row by row; memory does not grow with them."""
+    with pyarrow.parquet.ParquetFile(table) as file:
+        for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=names):
+            yield from batch.to_pylist()
