@@ -22,6 +22,7 @@ from vsvi_assets.files import atomic_write
 from vsvi_assets.orchestration.resources import PostgisResource
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
+from vsvi_assets.running.new_project import write_new_project
 from vsvi_assets.running.pages import Pages
 from vsvi_assets.settings import SettingError, Settings
 from vsvi_assets.views.plan import plan_lines
@@ -75,6 +76,14 @@ def _city(name: str) -> City:
 @click.version_option(package_name="vsvi-assets")
 def main() -> None:
     """From a city's bounding box to street-view photographs."""
+
+
+@main.command()
+@_explaining
+def init() -> None:
+    """Make this folder a project: Dagster's configuration, settings and the demo city."""
+    for path in write_new_project(Path.cwd()):
+        click.echo(path.relative_to(Path.cwd()))
 
 
 @main.command()
