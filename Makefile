@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on the demo city, from a bounding box to photographs
 # make dev    Dagster's UI on http://127.0.0.1:3000
 # make test   linters, type checker, tests
+# make live   asks the real services whether what is known of them holds: 23 requests
 # make bench  the project beside the way people do it today
 # Each sets up what is missing first. PYTHON chooses the interpreter: make PYTHON=python3.13 demo
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help setup demo dev test bench constraints
+.PHONY: help setup demo dev test live bench constraints
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -34,6 +35,11 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# Needs a Mapillary token, and is the only command here that spends requests on nothing else.
+live: setup
+	VSVI_LIVE=1 $(BIN)/pytest -q -rs --no-header --tb=short -k live \
+		vsvi_assets_tests/contract/test_real_services.py
 
 bench: setup
 	$(BIN)/python -m benchmarks

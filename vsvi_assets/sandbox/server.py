@@ -39,8 +39,8 @@ from vsvi_assets.sandbox.world import ZOOM, StreetImage, Tile, World
 
 TOKEN = "MLY|sandbox|0123456789abcdef"
 IMAGE_SIZES = ("original", "2048", "1024", "256")
-MOST_IDS = 100
-"""Image ids in one request of the graph; mapillary-js sends 200, others 25 to 50."""
+MOST_IDS = 200
+"""Image ids in one request of the graph; mapillary-js sends as many, others 25 to 50."""
 
 LOGIN_PAGE = "<!DOCTYPE html><html><body>Please log in.</body></html>\n\n\n"
 """58 bytes, as the page was measured to which a blocked address is sent."""
@@ -201,7 +201,9 @@ class Sandbox:
         app.add_routes(
             [
                 self._route(
-                    "tiles", "/maps/vtp/mly1_public/2/{z:\\d+}/{x:\\d+}/{y:\\d+}", self._tile
+                    "tiles",
+                    "/maps/vtp/mly1{computed:(_computed)?}_public/2/{z:\\d+}/{x:\\d+}/{y:\\d+}",
+                    self._tile,
                 ),
                 self._route("images", "/images/files/{id:\\d+}_{size}.jpg", self._image_file),
                 self._route("overpass", "/api/interpreter", self._overpass),
@@ -380,6 +382,8 @@ class Sandbox:
             return web.Response(status=404, text=f"The sandbox has tiles of zoom {ZOOM} only.")
         body = self.world.recorded_tiles.get(tile)
         if body is None and (images := self.world.images_in(tile)):
+            if request.match_info["computed"]:
+                images = [image.corrected() for image in images]
             body = encode_tile(tile, images)
         if body is not None:
             return web.Response(body=body, content_type="application/x-protobuf")
@@ -453,13 +457,13 @@ class Sandbox:
 
     def _entity(self, image: StreetImage, request: web.Request) -> dict[str, Any]:
         """Return the fields asked for; like the graph, `id` is always among them."""
-        point = {"type": "Point", "coordinates": [image.lon, image.lat]}
+        corrected = image.corrected()
         fields = {
             "captured_at": image.captured_at,
             "compass_angle": image.compass_angle,
-            "computed_compass_angle": image.compass_angle,
-            "geometry": point,
-            "computed_geometry": point,
+            "computed_compass_angle": corrected.compass_angle,
+            "geometry": _point(image),
+            "computed_geometry": _point(corrected),
             "is_pano": image.is_pano,
             "sequence": image.sequence_id,
             "creator": {"username": image.creator_username, "id": str(image.creator_id)},
@@ -611,6 +615,10 @@ def _error(fault: Fault, retry_after: int) -> web.Response:
         case Fault.REFUSED_TOKEN:
             return _graph_error(401, 190, "Error validating application", type="OAuthException")
     raise AssertionError(f"{fault!r} has no answer of its own")
+
+
+def _point(image: StreetImage) -> dict[str, Any]:
+    return {"type": "Point", "coordinates": [image.lon, image.lat]}
 
 
 def _graph_error(status: int, code: int, message: str, **more: object) -> web.Response:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import RLock
 
 ZOOM = 14
@@ -18,7 +18,10 @@ Picture = Callable[["StreetImage", str], bytes]
 
 @dataclass(frozen=True, slots=True)
 class StreetImage:
-    """One image as Mapillary knows it; EPSG:4326, degrees clockwise from north, Unix ms."""
+    """One image as Mapillary knows it; EPSG:4326, degrees clockwise from north, Unix ms.
+
+    The computed position and angle are those corrected by structure from motion; None: as taken.
+    """
 
     id: int
     lon: float
@@ -32,6 +35,18 @@ class StreetImage:
     organization_id: int | None = None
     width: int = 1024
     height: int = 768
+    computed_lon: float | None = None
+    computed_lat: float | None = None
+    computed_compass_angle: float | None = None
+
+    def corrected(self) -> "StreetImage":
+        """Return the image with its computed position and angle in place of the camera's own."""
+        computed = {
+            name: value
+            for name in ("lon", "lat", "compass_angle")
+            if (value := getattr(self, f"computed_{name}")) is not None
+        }
+        return replace(self, **computed)
 
 
 @dataclass(frozen=True, slots=True)

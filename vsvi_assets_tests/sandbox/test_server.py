@@ -257,7 +257,7 @@ def test_the_graph_leaves_out_or_refuses_unknown_ids(sandbox: Sandbox) -> None:
         "id": "101",
         "captured_at": 101,
     }
-    too_many = ",".join(map(str, range(101)))
+    too_many = ",".join(map(str, range(201)))
     answer = get(f"{sandbox.graph_url}/images", params={"image_ids": too_many})
     assert graph_error(answer)[:2] == (400, 100)
 
@@ -299,6 +299,7 @@ def test_osmnx_gets_the_streets_without_a_pause(
 ) -> None:
     monkeypatch.setattr(osmnx.settings, "overpass_url", sandbox.overpass_url)
     monkeypatch.setattr(osmnx.settings, "use_cache", False)
+    monkeypatch.setattr(osmnx.settings, "http_user_agent", OVERPASS["User-Agent"])
     box = (5.212, 52.527, 5.216, 52.531)
     began = time.monotonic()
     everything = osmnx.graph_from_bbox(box, network_type="all", simplify=False)
@@ -311,7 +312,8 @@ def test_osmnx_gets_the_streets_without_a_pause(
 def test_a_bounding_box_will_do_for_overpass(sandbox: Sandbox) -> None:
     def ways(box: str) -> list[int]:
         query = f'[out:json];way["highway"]({box});(._;>;);out;'
-        answer = get(f"{sandbox.overpass_url}/interpreter", params={"data": query}).json()
+        url = f"{sandbox.overpass_url}/interpreter"
+        answer = get(url, headers=OVERPASS, params={"data": query}).json()
         return [element["id"] for element in answer["elements"] if element["type"] == "way"]
 
     assert ways("52.527,5.212,52.531,5.216") == list(sandbox.world.streets)
