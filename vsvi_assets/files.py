@@ -139,14 +139,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_abandoned_parts(folder: Path) -> int:
-    """Delete temporary files in `folder` that no process writes any more; return how many."""
+    """Delete temporary files in `folder` that no process writes any more; return how many.
+
+    Those of other users, and those that disappear meanwhile, are left alone.
+    """
     removed = 0
     for part in folder.glob(f".*{PART_SUFFIX}"):
         try:
             with part.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 part.unlink()
-        except (BlockingIOError, FileNotFoundError):
+        except (BlockingIOError, FileNotFoundError, PermissionError):
             continue
         removed += 1
     return removed

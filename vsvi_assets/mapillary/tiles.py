@@ -79,15 +79,20 @@ _POINT = 1
 _MOVE_TO_ONE_POINT = 9
 
 
+def is_sequence_id(text: str) -> bool:
+    """Return whether a text is 1 to 64 of A-Z, a-z, 0-9, `_` and `-`."""
+    return bool(_SEQUENCE_ID.fullmatch(text))
+
+
 def check_sequence_id(sequence_id: str) -> str:
     """Return a sequence id that is safe as the name of a folder.
 
     Raises
     ------
     InvalidSequenceIdError
-        When it is not 1 to 64 of A-Z, a-z, 0-9, `_` and `-`.
+        When it is none, as `is_sequence_id` decides.
     """
-    if not _SEQUENCE_ID.fullmatch(sequence_id):
+    if not is_sequence_id(sequence_id):
         raise InvalidSequenceIdError(f"{cut_short(sequence_id)} is no sequence id")
     return sequence_id
 

@@ -3,8 +3,14 @@
 One pool of threads serves all sequences. What has to wait (for a retry, for a fresh link)
 waits in a queue and not in a thread. Links are asked for in full batches across sequences,
 while other images are being fetched, and are used within seconds.
+
+An image that an answer leaves out is asked for once more, at the end, together with one that
+the service knows. What both answers leave out is absent, and gone only after many hours (see
+`states`). An answer without the known image too, or many absent images, are an outage: the
+images then count as failed, and nothing is recorded against them.
 """
 
+import errno
 import hashlib
 import heapq
 import itertools
@@ -16,18 +22,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from vsvi_assets.files import DiskGuard, atomic_write, remove_abandoned_parts, sync_folder
-from vsvi_assets.mapillary.client import (
-    IMAGES_PER_REQUEST,
-    ImageLink,
-    ImageSize,
-    Links,
-    Mapillary,
+from vsvi_assets.files import (
+    PART_SUFFIX,
+    DiskGuard,
+    atomic_write,
+    remove_abandoned_parts,
+    sync_folder,
+    writing_in,
 )
+from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, ImageLink, ImageSize, Links, Mapillary
 from vsvi_assets.mapillary.errors import (
     InvalidImageError,
     OversizedImageError,
@@ -37,47 +45,61 @@ from vsvi_assets.mapillary.errors import (
     TransientError,
     UnavailableError,
 )
-from vsvi_assets.photographs.jpeg import MAX_BYTES, check_jpeg, check_jpeg_file
+from vsvi_assets.photographs.errors import OtherFormatError, UnusableFolderError
+from vsvi_assets.photographs.jpeg import MAX_BYTES, MAX_PIXELS, check_jpeg_file
 from vsvi_assets.photographs.sidecar import (
+    SERVICES_WITHOUT_MARK,
+    SIDECAR_NAME,
+    Description,
     ImageRecord,
+    Sidecar,
     image_path,
     known_images,
     sequence_folder,
-    sha256_of,
+    with_creator,
+    write_sidecar,
 )
+from vsvi_assets.photographs.states import Absence, Refusal
 
 log = logging.getLogger(__name__)
+
+MAX_WITNESSES = 5
+"""Known images that are asked for together with those that an answer left out."""
+
+MIN_ASKED, MAX_ABSENT_SHARE = 100, 0.05
+"""More absent images than this share, of at least so many, are an outage of the service."""
+
+RETRIES_AFTER_NOT_FOUND = 2
+"""How often an image is asked for again that the image server does not find."""
 
 
 @dataclass(frozen=True)
 class SequenceJob:
-    """The images that are wanted of a sequence."""
+    """The images that are wanted of a sequence, as its tiles describe them."""
 
     sequence_id: str
-    image_ids: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image that is on disk, whole. `fetched` tells whether this run brought it."""
-
-    id: int
-    bytes: int
-    sha256: str
-    width: int
-    height: int
-    creator: str | None
-    fetched: bool
+    images: Sequence[Description]
 
 
 @dataclass
 class SequenceResult:
-    """What became of a sequence's images: on disk, gone from Mapillary, or failed and why."""
+    """What became of the images that were wanted of a sequence.
+
+    Attributes
+    ----------
+    found
+        What is now known of the wanted images.
+    sidecar
+        What is now known of all images of the sequence.
+    fetched_images, fetched_bytes
+        What was fetched just now.
+    """
 
     sequence_id: str
-    images: list[ImageFile] = field(default_factory=list)
-    unavailable: list[int] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)
+    found: Sidecar = field(default_factory=Sidecar)
+    sidecar: Sidecar = field(default_factory=Sidecar)
+    fetched_images: int = 0
+    fetched_bytes: int = 0
 
 
 @dataclass(eq=False)
@@ -85,15 +107,30 @@ class _Sequence:
     job: SequenceJob
     folder: Path
     result: SequenceResult
+    known: Sidecar = field(default_factory=Sidecar)
+    is_new: bool = False
     outstanding: int = 0
 
 
 @dataclass(eq=False, slots=True)
 class _Image:
-    id: int
+    """An image that is asked for; `before` is what earlier runs got in place of an answer."""
+
     sequence: _Sequence
+    description: Description
+    before: Absence | None
     link: ImageLink | None = None
+    was_asked: bool = False
     troubles: Counter[type[Exception]] = field(default_factory=Counter)
+
+    @property
+    def id(self) -> int:
+        return self.description.id
+
+
+def utc_now() -> datetime:
+    """Return the time of day in UTC, to the millisecond."""
+    return _to_the_millisecond(datetime.now(UTC))
 
 
 def download_sequences(
@@ -102,72 +139,112 @@ def download_sequences(
     seqdir: Path,
     *,
     size: ImageSize,
+    services: str,
     guard: DiskGuard,
     workers: int = 64,
-    overwrite: bool = False,
+    fetched_before: datetime | None = None,
+    asked_before: datetime | None = None,
+    witnesses: Sequence[int] = (),
     settled: Callable[[int], object] = lambda bytes_: None,
+    now: Callable[[], datetime] = utc_now,
 ) -> Generator[SequenceResult, None, None]:
-    """Download images to `<seqdir>/<sequence_id>/<image_id>.jpg`.
+    """Download images to `<seqdir>/<sequence_id>/<image_id>.jpg`, with a sidecar beside them.
 
-    Yields each sequence as soon as it is complete, in any order. Jobs are taken as they are
-    needed, so memory does not grow with their number. Images already there and whole are
-    neither asked for nor fetched: those that the sequence's sidecar lists are known by their
-    size, others are read once. Closing the iterator stops everything.
+    Yields each sequence as soon as it is complete, in any order; those with an image that the
+    service left out come last. Jobs are taken as they are needed, so memory does not grow with
+    their number. Images already there and whole are neither asked for nor fetched: those that
+    the sequence's sidecar lists are known by their size, others are read once. Closing the
+    iterator stops everything.
 
     Parameters
     ----------
     size
         Which thumbnail: "original", or 2048, 1024 or 256 pixels wide.
+    services
+        The name of the services that the client asks. Folders of other services are not
+        touched: all their images count as failed.
     guard
         Checked as bytes arrive.
     workers
         How many images are fetched at a time.
-    overwrite
-        Fetch everything anew; a file is replaced only by a whole new one.
+    fetched_before
+        Fetch anew what was fetched before this time; a file is replaced only by a whole new
+        one. None: keep whatever is whole.
+    asked_before
+        Ask again for unavailable and refused images that were last asked for before this time.
+    witnesses
+        Images that the service knows, such as the latest in store. Without any, and where it
+        answers nothing in this call, an image that it leaves out counts as failed.
     settled
         Called for each image that the sidecar did not list: with its bytes where it was
         fetched, with 0 where it was there already or is given up.
+    now
+        Returns the time, with timezone.
 
     Raises
     ------
     RefusedTokenError, DiskFullError
-        At once; nothing half is left behind. An image that cannot be had stops nothing: it
+        At once; nothing half is left behind. An image that is not available stops nothing: it
         is listed in its sequence's result.
     """
     with client.workers(workers) as (pool, stop):
-        downloads = _Downloads(client, seqdir, size, guard, overwrite, workers, settled, pool, stop)
+        downloads = _Downloads(
+            client,
+            seqdir,
+            pool,
+            stop,
+            size=size,
+            services=services,
+            guard=guard,
+            workers=workers,
+            fetched_before=fetched_before,
+            asked_before=asked_before,
+            witnesses=witnesses,
+            settled=settled,
+            now=now,
+        )
         yield from downloads.run(iter(sequences))
 
 
 class _Downloads:
     """The queues between the steps of an image: inspected, link asked for, fetched.
 
-    All of it runs in the thread that iterates, but for the three tasks given to the pool.
+    All of it runs in the thread that iterates, but for the tasks given to the pool.
     """
 
     def __init__(
         self,
         client: Mapillary,
         seqdir: Path,
-        size: ImageSize,
-        guard: DiskGuard,
-        overwrite: bool,
-        workers: int,
-        settled: Callable[[int], object],
         pool: ThreadPoolExecutor,
         stop: threading.Event,
+        *,
+        size: ImageSize,
+        services: str,
+        guard: DiskGuard,
+        workers: int,
+        fetched_before: datetime | None,
+        asked_before: datetime | None,
+        witnesses: Sequence[int],
+        settled: Callable[[int], object],
+        now: Callable[[], datetime],
     ) -> None:
-        self._client, self._seqdir, self._size = client, seqdir, size
-        self._guard, self._overwrite, self._settled = guard, overwrite, settled
-        self._pool, self._stop = pool, stop
+        self._client, self._seqdir, self._pool, self._stop = client, seqdir, pool, stop
+        self._size, self._services, self._guard = size, services, guard
+        self._fetched_before, self._asked_before = fetched_before, asked_before
+        self._witnesses = list(witnesses[:MAX_WITNESSES])
+        self._settled, self._now = settled, now
         self._max_running = 2 * workers
         self._max_queued = 4 * workers + 2 * IMAGES_PER_REQUEST
         self._max_retrying = 16 * workers
         self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._running = self._inspecting = 0
+        self._running = self._inspecting = self._asking = 0
         self._jobs: Iterator[SequenceJob] | None = None
         self._without_link: deque[_Image] = deque()
         self._with_link: deque[_Image] = deque()
+        self._left_out: deque[_Image] = deque()
+        self._absent: list[_Image] = []
+        self._asked = 0
         self._later: list[tuple[float, int, _Image]] = []
         self._tickets = itertools.count()
         self._complete: list[SequenceResult] = []
@@ -178,7 +255,10 @@ class _Downloads:
             while self._running < self._max_running and self._start_next():
                 pass
             if not self._running and not self._later:
-                return
+                if not self._absent:
+                    return
+                self._judge_absent_images()
+                continue
             try:
                 self._finished.get(timeout=self._seconds_to_next_retry())()
             except Empty:
@@ -190,9 +270,9 @@ class _Downloads:
         """Give the most urgent task to the pool; False when there is none for now."""
         if self._later and self._later[0][0] <= time.monotonic():
             image = heapq.heappop(self._later)[2]
-            self._start(self._fetched, image, self._fetch, image)
+            (self._with_link if image.link else self._without_link).appendleft(image)
         elif len(self._without_link) >= IMAGES_PER_REQUEST:
-            self._start_batch()
+            self._ask_for_links()
         elif self._with_link:
             image = self._with_link.popleft()
             self._start(self._fetched, image, self._fetch, image)
@@ -205,17 +285,39 @@ class _Downloads:
             sequence = _Sequence(job, folder, SequenceResult(job.sequence_id))
             self._inspecting += 1
             self._start(self._inspected, sequence, self._inspect, sequence)
-        elif self._without_link and not self._jobs and not self._inspecting:
-            self._start_batch()
+        elif self._jobs or self._inspecting:
+            return False
+        elif self._without_link:
+            self._ask_for_links()
+        elif self._left_out and not self._asking:
+            self._ask_again()
         else:
             return False
         return True
 
-    def _start_batch(self) -> None:
+    def _ask_for_links(self) -> None:
         count = min(IMAGES_PER_REQUEST, len(self._without_link))
         batch = [self._without_link.popleft() for _ in range(count)]
-        ids = list(dict.fromkeys(image.id for image in batch))
-        self._start(self._linked, batch, self._client.image_links, ids, self._size, self._stop)
+        self._asking += 1
+        self._start_links(self._linked, batch, [image.id for image in batch])
+
+    def _ask_again(self) -> None:
+        """Ask once more for images that an answer left out, together with some it knows."""
+        if not self._witnesses:
+            while self._left_out:
+                self._fail(self._left_out.popleft(), _OUTAGE)
+            return
+        count = min(IMAGES_PER_REQUEST - len(self._witnesses), len(self._left_out))
+        batch = [self._left_out.popleft() for _ in range(count)]
+        asked_for = (batch, self._witnesses)
+        ids = [*(image.id for image in batch), *self._witnesses]
+        self._start_links(self._linked_again, asked_for, ids)
+
+    def _start_links(
+        self, take_result: Callable[[Any, Future[Links]], None], subject: Any, ids: list[int]
+    ) -> None:
+        ids = list(dict.fromkeys(ids))
+        self._start(take_result, subject, self._client.image_links, ids, self._size, self._stop)
 
     def _start(
         self,
@@ -246,38 +348,97 @@ class _Downloads:
 
     # Tasks, in threads of the pool
 
-    def _inspect(self, sequence: _Sequence) -> tuple[list[int], int]:
-        """Add what is there to the sequence's result.
+    def _inspect(self, sequence: _Sequence) -> tuple[list[_Image], int]:
+        """Add what is known of the images to the sequence's result.
 
-        Returns the ids of what is not there, and how many files the sidecar did not list.
+        Returns the images to ask for, and how many files the sidecar did not list.
+
+        Raises
+        ------
+        UnusableFolderError
+            When nothing can be done in the folder.
         """
-        sequence.folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned_parts(sequence.folder)
-        ids = list(dict.fromkeys(sequence.job.image_ids))
-        if self._overwrite:
-            return ids, 0
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(sequence.folder)}
-        known = known_images(sequence.folder)
-        missing, adopted = [], 0
-        for image_id in ids:
+        try:
+            with writing_in(sequence.folder):
+                return self._look_into(sequence)
+        except OSError as error:
+            raise UnusableFolderError(_message(sequence.folder, error)) from error
+
+    def _look_into(self, sequence: _Sequence) -> tuple[list[_Image], int]:
+        folder, found = sequence.folder, sequence.result.found
+        sequence.is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        files = set(os.listdir(folder))
+        if any(name.endswith(PART_SUFFIX) for name in files):
+            remove_abandoned_parts(folder)
+        known = sequence.known = known_images(folder)
+        self._check_services(folder, known, files)
+        wanted, adopted = [], 0
+        for description in {image.id: image for image in sequence.job.images}.values():
             if self._stop.is_set():
                 raise StoppedError(f"sequence {sequence.job.sequence_id}: stopped")
-            path = image_path(sequence.folder, image_id)
-            size, record = sizes.get(path.name), known.images.get(image_id)
-            if size is None and image_id in known.unavailable:
-                sequence.result.unavailable.append(image_id)
-            elif size is None:
-                missing.append(image_id)
-            elif record and record.bytes == size:
-                sequence.result.images.append(_known_image(record))
-            elif image := _image_on_disk(image_id, path):
-                sequence.result.images.append(image)
-                adopted += 1
+            image_id, path = description.id, image_path(folder, description.id)
+            record, is_old = None, True
+            if path.name in files:
+                try:
+                    record, is_old = self._in_store(path, known.images.get(image_id), description)
+                except (OSError, OversizedImageError) as error:
+                    found.failed[image_id] = _printable(_message(path, error))
+                    continue
+                adopted += record is not None and image_id not in known.images
+            if record:
+                found.images[image_id] = record
+            absence, refusal = known.absent.get(image_id), known.refused.get(image_id)
+            if record and not is_old:
+                continue
+            if refusal and not self._is_to_be_repeated(refusal.asked):
+                found.refused[image_id] = refusal
+            elif absence and not (
+                absence.is_due(self._now()) or self._is_to_be_repeated(absence.last_asked)
+            ):
+                found.absent[image_id] = absence
             else:
-                missing.append(image_id)
-        return missing, adopted
+                wanted.append(_Image(sequence, description, absence))
+        if wanted and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "no permission to write")
+        if wanted and SIDECAR_NAME not in files:
+            # From the first photograph on the folder says where it is from.
+            write_sidecar(folder, Sidecar(services=self._services))
+        return wanted, adopted
 
-    def _fetch(self, image: _Image) -> ImageFile:
+    def _in_store(
+        self, path: Path, record: ImageRecord | None, description: Description
+    ) -> tuple[ImageRecord | None, bool]:
+        """Return the image in a file, None when it is not whole; and whether to fetch it anew."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise
+            return None, True
+        written = _moment(status.st_mtime)
+        if record and record.bytes == status.st_size:
+            is_old = _is_before(record.stored_at or written, self._fetched_before)
+            return replace(record, **_place(description)), is_old
+        if _is_before(written, self._fetched_before):
+            return None, True
+        return _read_image(path, description, written), False
+
+    def _check_services(self, folder: Path, known: Sidecar, names: Iterable[str]) -> None:
+        services = known.services
+        if services is None and any(name.endswith((".jpg", SIDECAR_NAME)) for name in names):
+            services = SERVICES_WITHOUT_MARK
+        if services not in (None, self._services):
+            raise UnusableFolderError(
+                f"{folder} holds photographs of the services {services!r}, and the city file says "
+                f"{self._services!r}. They are left as they are: give the city a seqdir of its "
+                "own, or move that folder away."
+            )
+
+    def _is_to_be_repeated(self, asked: datetime) -> bool:
+        return _is_before(asked, self._fetched_before) or _is_before(asked, self._asked_before)
+
+    def _fetch(self, image: _Image) -> ImageRecord:
         """Fetch an image once to its place."""
         assert image.link
         digest, size = hashlib.sha256(), 0
@@ -291,60 +452,124 @@ class _Downloads:
                     raise OversizedImageError(f"more than {MAX_BYTES:,} bytes")
             file.flush()
             info = check_jpeg_file(file.fileno())
-        return ImageFile(
-            image.id, size, digest.hexdigest(), info.width, info.height, image.link.creator, True
+            if info.is_oversized:
+                raise OversizedImageError(
+                    f"{info.width} x {info.height} pixels, more than {MAX_PIXELS:,}"
+                )
+        return ImageRecord(
+            **_place(image.description),
+            creator=_printable(image.link.creator or "") or None,
+            width=info.width,
+            height=info.height,
+            bytes=size,
+            sha256=digest.hexdigest(),
+            image_size=self._size,
+            stored_at=self._now(),
         )
 
-    def _sync(self, sequence: _Sequence) -> None:
-        sync_folder(sequence.folder)
-        sync_folder(self._seqdir)
+    def _finish(self, sequence: _Sequence) -> None:
+        """Write what became of the sequence into its sidecar."""
+        result = sequence.result
+        result.found.services = self._services
+        result.found.images = with_creator(result.found.images)
+        result.sidecar = sequence.known.updated(result.found)
+        try:
+            with writing_in(sequence.folder):
+                if result.sidecar != sequence.known:
+                    write_sidecar(sequence.folder, result.sidecar)
+                if result.fetched_images:
+                    sync_folder(sequence.folder)
+                if sequence.is_new:
+                    sync_folder(self._seqdir)
+        except OSError as error:
+            self._fail_all(sequence, _message(sequence.folder / SIDECAR_NAME, error))
 
     # Their results, in the thread that iterates
 
-    def _inspected(self, sequence: _Sequence, future: Future[tuple[list[int], int]]) -> None:
+    def _inspected(self, sequence: _Sequence, future: Future[tuple[list[_Image], int]]) -> None:
         self._inspecting -= 1
-        missing, adopted = future.result()
+        try:
+            wanted, adopted = future.result()
+        except UnusableFolderError as error:
+            self._fail_all(sequence, str(error))
+            self._complete.append(sequence.result)
+            return
         for _ in range(adopted):
             self._settled(0)
-        sequence.outstanding = len(missing)
-        self._without_link.extend(_Image(image_id, sequence) for image_id in missing)
-        self._complete_if_done(sequence)
+        sequence.outstanding = len(wanted)
+        self._without_link.extend(wanted)
+        self._finish_if_done(sequence)
 
     def _linked(self, batch: list[_Image], future: Future[Links]) -> None:
+        self._asking -= 1
+        links = self._take_links(batch, future)
+        if links is None:
+            return
+        for image in batch:
+            self._asked += not image.was_asked and image.before is None
+            image.was_asked = True
+            if image.id in links.absent:
+                self._left_out.append(image)
+        # Those that the service has just answered are the best.
+        self._witnesses = [*links.found][:MAX_WITNESSES] or self._witnesses
+
+    def _linked_again(
+        self, asked_for: tuple[list[_Image], list[int]], future: Future[Links]
+    ) -> None:
+        batch, witnesses = asked_for
+        links = self._take_links(batch, future)
+        if links is None:
+            return
+        is_known = not links.found.keys().isdisjoint(witnesses)
+        for image in batch:
+            if image.id in links.absent and is_known:
+                self._absent.append(image)
+            elif image.id in links.absent:
+                self._fail(image, _OUTAGE)
+
+    def _take_links(self, batch: list[_Image], future: Future[Links]) -> Links | None:
+        """Queue the images whose link came; None where the request failed as a whole."""
         try:
             links = future.result()
-        except (TransientError, RefusedRequestError) as refusal:
+        except (TransientError, RefusedRequestError) as error:
             for image in batch:
-                self._fail(image, refusal)
-            return
+                self._fail(image, str(error))
+            return None
         for image in batch:
             image.link = links.found.get(image.id)
             if image.link:
                 self._with_link.append(image)
             elif error := links.failed.get(image.id):
-                self._fail(image, error)
-            elif not image.troubles[UnavailableError]:
-                # An answer without it may be a bad moment's; a second one is believed.
-                image.troubles[UnavailableError] += 1
-                self._without_link.append(image)
-            else:
-                image.sequence.result.unavailable.append(image.id)
-                self._settle(image)
+                self._fail(image, str(error))
+        return links
 
-    def _fetched(self, image: _Image, future: Future[ImageFile]) -> None:
+    def _fetched(self, image: _Image, future: Future[ImageRecord]) -> None:
+        result = image.sequence.result
         try:
-            file = future.result()
-            image.sequence.result.images.append(file)
-            self._settle(image, file.bytes)
+            record = future.result()
         except UnavailableError:
-            image.sequence.result.unavailable.append(image.id)
+            image.troubles[UnavailableError] += 1
+            if image.troubles[UnavailableError] > RETRIES_AFTER_NOT_FOUND:
+                self._absent.append(image)
+            else:
+                self._put_off(image, TransientError("not found"), UnavailableError)
+                image.link = None
+        except (OversizedImageError, OtherFormatError) as error:
+            result.found.refused[image.id] = Refusal(_printable(str(error)), self._now())
             self._settle(image)
-        except (OversizedImageError, RefusedRequestError) as error:
-            self._fail(image, error)
+        except RefusedRequestError as error:
+            self._fail(image, str(error))
+        except OSError as error:
+            self._fail(image, _message(image_path(image.sequence.folder, image.id), error))
         except InvalidImageError as error:
             self._try_again(image, TransientError(f"image {image.id}: {error}"))
         except (TransientError, StaleLinkError) as error:
             self._try_again(image, error)
+        else:
+            result.found.images[image.id] = record
+            result.fetched_images += 1
+            result.fetched_bytes += record.bytes
+            self._settle(image, record.bytes)
 
     def _try_again(self, image: _Image, error: TransientError | StaleLinkError) -> None:
         """Queue the image once more, unless it had as much of this kind of trouble as allowed.
@@ -353,75 +578,131 @@ class _Downloads:
         nothing about the image.
         """
         image.troubles[type(error)] += 1
-        times = image.troubles[type(error)]
-        if times > self._client.num_retries:
-            self._fail(image, error)
+        if image.troubles[type(error)] > self._client.num_retries:
+            self._fail(image, str(error))
         elif isinstance(error, StaleLinkError):
+            image.link = None
             self._without_link.append(image)
         else:
-            due = time.monotonic() + self._client.delay(times, error)
-            heapq.heappush(self._later, (due, next(self._tickets), image))
+            self._put_off(image, error, type(error))
 
-    def _fail(self, image: _Image, error: Exception) -> None:
-        image.sequence.result.failed[image.id] = str(error)
+    def _put_off(self, image: _Image, error: TransientError, trouble: type[Exception]) -> None:
+        due = time.monotonic() + self._client.delay(image.troubles[trouble], error)
+        heapq.heappush(self._later, (due, next(self._tickets), image))
+
+    def _judge_absent_images(self) -> None:
+        """Record the absent images, unless there are so many that it is an outage."""
+        absent, self._absent = self._absent, []
+        new = sum(image.before is None for image in absent)
+        is_outage = self._asked >= MIN_ASKED and new > MAX_ABSENT_SHARE * self._asked
+        now = self._now()
+        for image in absent:
+            if is_outage:
+                self._fail(
+                    image,
+                    f"{new:,} of {self._asked:,} images are not available, which is taken for an "
+                    "outage of the service and not recorded: run it again later. Where that does "
+                    "not help, the tiles are out of date: fetch them anew with --overwrite.",
+                )
+                continue
+            found = image.sequence.result.found
+            if image.id not in found.images:
+                found.absent[image.id] = (
+                    image.before.repeated(now) if image.before else Absence(now, now)
+                )
+            self._settle(image)
+
+    def _fail(self, image: _Image, reason: str) -> None:
+        found = image.sequence.result.found
+        found.failed[image.id] = _printable(reason)
+        if image.before and not image.link:
+            found.absent[image.id] = image.before
         self._settle(image)
+
+    def _fail_all(self, sequence: _Sequence, reason: str) -> None:
+        found = sequence.result.found
+        found.failed |= {image.id: _printable(reason) for image in sequence.job.images}
+        sequence.result.sidecar = found
 
     def _settle(self, image: _Image, bytes_: int = 0) -> None:
         self._settled(bytes_)
         image.sequence.outstanding -= 1
-        self._complete_if_done(image.sequence)
+        self._finish_if_done(image.sequence)
 
-    def _complete_if_done(self, sequence: _Sequence) -> None:
-        if sequence.outstanding:
-            return
-        sequence.result.images = _with_creator(sequence.result.images)
-        if any(image.fetched for image in sequence.result.images):
-            self._start(self._synced, sequence, self._sync, sequence)
-        else:
-            self._complete.append(sequence.result)
+    def _finish_if_done(self, sequence: _Sequence) -> None:
+        if not sequence.outstanding:
+            self._start(self._synced, sequence, self._finish, sequence)
 
     def _synced(self, sequence: _Sequence, future: Future[None]) -> None:
         future.result()
         self._complete.append(sequence.result)
 
 
-def _with_creator(images: list[ImageFile]) -> list[ImageFile]:
-    """Return a sequence's images by id, with their creator where one of them tells it.
-
-    A sequence is of one creator (as the layer `sequence` of the tiles has it), whom files that
-    are there already, as those of a run that was killed, do not tell.
-    """
-    creators = {image.creator for image in images if image.creator}
-    creator = creators.pop() if len(creators) == 1 else None
-    named = (image if image.creator else replace(image, creator=creator) for image in images)
-    return sorted(named, key=lambda image: image.id)
+_OUTAGE = (
+    "the Graph API leaves it out of its answers, and images that it knows as well, which is "
+    "taken for an outage and not recorded: run it again later"
+)
 
 
-def _known_image(record: ImageRecord) -> ImageFile:
-    return ImageFile(
-        record.id,
-        record.bytes,
-        record.sha256,
-        record.width,
-        record.height,
-        record.creator,
-        fetched=False,
-    )
+def _place(description: Description) -> dict[str, Any]:
+    """Return what the tiles say of an image, as an `ImageRecord` has it."""
+    return {
+        "id": description.id,
+        "lon": description.lon,
+        "lat": description.lat,
+        "captured_at": description.captured_at,
+        "compass_angle": description.compass_angle,
+        "is_pano": description.is_pano,
+    }
 
 
-def _image_on_disk(image_id: int, path: Path) -> ImageFile | None:
+def _read_image(path: Path, description: Description, written: datetime) -> ImageRecord | None:
     """Return the image in a file of unknown origin, None when it is not whole."""
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file")
+    with path.open("rb") as file:
+        try:
+            info = check_jpeg_file(file.fileno())
+        except OversizedImageError:
+            raise
+        except InvalidImageError as error:
+            log.warning("%s: %s; it is fetched anew", path, error)
+            return None
+        return ImageRecord(
+            **_place(description),
+            creator=None,
+            width=info.width,
+            height=info.height,
+            bytes=file.seek(0, os.SEEK_END),
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+            stored_at=written,
+        )
+
+
+def _message(path: Path, error: Exception) -> str:
+    """Return what is wrong with a file or a folder."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"{path} is a link to {path.readlink()}, which is not there: mount that disk"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{path}: {reason}"
+
+
+def _moment(seconds: float) -> datetime:
+    """Return the time of a file's last change; of one that no calendar has the earliest."""
     try:
-        info = check_jpeg(path)
-    except InvalidImageError as error:
-        log.warning("%s: %s; it is fetched anew", path, error)
-        return None
-    return ImageFile(
-        image_id,
-        path.stat().st_size,
-        sha256_of(path),
-        info.width,
-        info.height,
-        creator=None,
-        fetched=False,
-    )
+        return _to_the_millisecond(datetime.fromtimestamp(seconds, UTC))
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
+
+
+def _to_the_millisecond(moment: datetime) -> datetime:
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def _is_before(moment: datetime, limit: datetime | None) -> bool:
+    return limit is not None and moment < limit
+
+
+def _printable(text: str) -> str:
+    """Return a text without the characters that JSON or PostgreSQL cannot hold."""
+    return "".join(filter(str.isprintable, text))

@@ -1,14 +1,16 @@
-"""What a city has on disk, held against what is selected for it."""
+"""What a city has on disk, compared with what is selected for it and with the records."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
-from vsvi_assets.city import City
-from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.queries import selected_ids_by_sequence
-from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar, image_path, known_images
+from vsvi_assets.mapillary.tiles import is_sequence_id
+from vsvi_assets.photographs.states import Absence, State
 
 
 @dataclass
@@ -20,19 +22,25 @@ class Inventory:
     selected
         Number of selected images.
     on_disk
-        Number of selected images on disk, as long as their sidecar says.
+        Number of selected images on disk, as long as their record says.
     bytes
         The room these take.
-    unavailable
-        Selected images that Mapillary has no longer.
     missing
-        Selected images that are yet to be downloaded, by sequence.
+        Selected images that the next run downloads, by sequence.
     unread
-        Missing images of which there is a file that no sidecar tells of, as
+        Missing images of which there is a file that no record describes, as
         percept-vsvi-filter leaves them. The next run reads it, and downloads the image where
         the file is not whole.
     failed
-        Why missing images could not be had at the last try, by id.
+        Why missing images were not stored at the last attempt, by id.
+    not_answered
+        Selected images that Mapillary's answers left out, not for long enough to believe it.
+    due
+        Those of them that the next run asks for again, by sequence.
+    unavailable
+        Selected images that Mapillary does not have any more.
+    refused
+        Why selected images cannot be used, by id.
     orphaned
         Sequences on disk of which no image is selected any more; they are kept.
     """
@@ -40,10 +48,13 @@ class Inventory:
     selected: int = 0
     on_disk: int = 0
     bytes: int = 0
-    unavailable: list[int] = field(default_factory=list)
     missing: dict[str, list[int]] = field(default_factory=dict)
     unread: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+    not_answered: dict[int, Absence] = field(default_factory=dict)
+    due: dict[str, list[int]] = field(default_factory=dict)
+    unavailable: list[int] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
     orphaned: list[str] = field(default_factory=list)
 
     @property
@@ -51,73 +62,108 @@ class Inventory:
         """Number of images to download, should the unread files be whole."""
         return sum(map(len, self.missing.values())) - len(self.unread)
 
+    @property
+    def pending_sequences(self) -> set[str]:
+        """The sequences that the next run has something to do in."""
+        return {*self.missing, *self.due}
 
-def take_inventory(
-    city: City, postgis: Postgis, sequence_ids: Sequence[str] | None = None
-) -> Inventory:
-    """Compare a city's selection with the sidecars and sizes of its files on disk.
+    @property
+    def pending_images(self) -> int:
+        """Number of images that the next run reads, downloads or asks for."""
+        return sum(map(len, [*self.missing.values(), *self.due.values()]))
 
-    With `sequence_ids` only these sequences are looked at, and none for being orphaned.
+
+class SelectedPhotograph(NamedTuple):
+    """A selected image, and what its record says; None where there is no record.
+
+    All are as in `Photograph`.
+    """
+
+    sequence_id: str
+    image_id: int
+    state: str | None
+    bytes: int | None
+    reason: str | None
+    first_asked: datetime | None
+    last_asked: datetime | None
+    answers: int | None
+
+
+def compare_with_store(images: Iterable[tuple], seqdir: Path, now: datetime) -> Inventory:
+    """Compare selected images, and their records, with the files in the sequences' folders.
+
+    Each folder is listed once; one sequence is in memory at a time. `orphaned` stays empty.
+
+    Parameters
+    ----------
+    images
+        Rows as `SelectedPhotograph` has them, those of a sequence one after the other.
+    now
+        The time by which images are due, with timezone.
     """
     inventory = Inventory()
-    selected_sequences = set()
-    for sequence_id, image_ids in selected_ids_by_sequence(postgis, city, sequence_ids):
-        selected_sequences.add(sequence_id)
-        _count_sequence(inventory, city.sequences_folder / sequence_id, image_ids)
-    if sequence_ids is not None:
-        return inventory
-    inventory.orphaned = sorted(
-        entry.name
-        for entry in _folders(city.sequences_folder)
-        if entry.name not in selected_sequences
-    )
+    for sequence_id, rows in groupby(images, key=itemgetter(0)):
+        _compare_sequence(inventory, seqdir, sequence_id, rows, now)
     return inventory
 
 
-def whole_images(folder: Path, sidecar: Sidecar) -> dict[int, ImageRecord]:
-    """Return the images of a sequence's sidecar whose files are there, as long as it says."""
-    return _whole(_sizes(folder), folder, sidecar)
+def sequences_on_disk(seqdir: Path) -> list[str]:
+    """Return the sequences that have a folder with photographs, in order.
 
-
-def _whole(sizes: Mapping[str, int], folder: Path, sidecar: Sidecar) -> dict[int, ImageRecord]:
-    return {
-        image_id: record
-        for image_id, record in sidecar.images.items()
-        if sizes.get(image_path(folder, image_id).name) == record.bytes
-    }
-
-
-def _count_sequence(inventory: Inventory, folder: Path, image_ids: list[int]) -> None:
-    sidecar = known_images(folder)
-    sizes = _sizes(folder)
-    whole = _whole(sizes, folder, sidecar)
-    inventory.selected += len(image_ids)
-    missing = []
-    for image_id in image_ids:
-        if record := whole.get(image_id):
-            inventory.on_disk += 1
-            inventory.bytes += record.bytes
-        elif image_id in sidecar.unavailable:
-            inventory.unavailable.append(image_id)
-        else:
-            missing.append(image_id)
-            if image_id in sidecar.failed:
-                inventory.failed[image_id] = sidecar.failed[image_id]
-            elif sizes.get(image_path(folder, image_id).name):
-                inventory.unread.append(image_id)
-    if missing:
-        inventory.missing[folder.name] = missing
-
-
-def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    if not folder.is_dir():
+    Folders that other programs put there, such as a NAS, are left out.
+    """
+    try:
+        names = os.listdir(seqdir)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if entry.is_dir()]
+    return sorted(name for name in names if is_sequence_id(name) and name != "__MACOSX")
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    if not folder.is_dir():
+def _compare_sequence(
+    inventory: Inventory, seqdir: Path, sequence_id: str, rows: Iterable[tuple], now: datetime
+) -> None:
+    sizes = _file_sizes(f"{seqdir}/{sequence_id}")
+    missing, due = [], []
+    for row in rows:
+        inventory.selected += 1
+        size = sizes.get(f"{row[1]}.jpg")
+        if size is not None and row[2] == State.STORED and row[3] == size:
+            inventory.on_disk += 1
+            inventory.bytes += size
+            continue
+        image = SelectedPhotograph(*row)
+        if size and image.state != State.FAILED:
+            missing.append(image.image_id)
+            inventory.unread.append(image.image_id)
+        elif image.state == State.UNAVAILABLE:
+            inventory.unavailable.append(image.image_id)
+        elif image.state == State.NOT_ANSWERED:
+            absence = Absence(image.first_asked, image.last_asked, image.answers)
+            inventory.not_answered[image.image_id] = absence
+            if absence.is_due(now):
+                due.append(image.image_id)
+        elif image.state == State.REFUSED:
+            inventory.refused[image.image_id] = image.reason or ""
+        else:
+            missing.append(image.image_id)
+            if image.state == State.FAILED:
+                inventory.failed[image.image_id] = image.reason or ""
+    if missing:
+        inventory.missing[sequence_id] = missing
+    if due:
+        inventory.due[sequence_id] = due
+
+
+def _file_sizes(folder: str) -> dict[str, int]:
+    """Return the sizes of the files in a folder, in bytes; none where it cannot be listed."""
+    sizes = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    sizes[entry.name] = entry.stat().st_size
+                except OSError:  # renamed or deleted meanwhile, or a link to nothing
+                    continue
+    except OSError:
         return {}
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    return sizes

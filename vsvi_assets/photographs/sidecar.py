@@ -2,24 +2,50 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
 from vsvi_assets.files import atomic_write
 from vsvi_assets.mapillary.errors import InvalidSidecarError, cut_short
 from vsvi_assets.mapillary.tiles import check_sequence_id
+from vsvi_assets.photographs.states import Absence, Photograph, Refusal, State
 
 log = logging.getLogger(__name__)
 
 SIDECAR_NAME = "images.geojson"
+IMAGE_PAGE = "https://www.mapillary.com/app/?pKey={id}"
+
+SERVICES_WITHOUT_MARK = "mapillary"
+"""Where photographs come from whose folder does not say so: percept-vsvi-filter's, for one."""
+
+_SERVICES_MARK = re.compile(rb'"services":\s*"(\w+)"')
+_MARK_WITHIN = 200
+"""Bytes at the beginning of a sidecar that hold the mark, even where the rest is broken."""
+
 Value = TypeVar("Value")
 
-IMAGE_PAGE = "https://www.mapillary.com/app/?pKey={id}"
+
+class Description(Protocol):
+    """What a tile says of an image, as `ImageRecord` gives it."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def lon(self) -> float | None: ...
+    @property
+    def lat(self) -> float | None: ...
+    @property
+    def captured_at(self) -> int | None: ...
+    @property
+    def compass_angle(self) -> float | None: ...
+    @property
+    def is_pano(self) -> bool | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +54,9 @@ class ImageRecord:
 
     lon, lat in degrees (EPSG:4326), captured_at in milliseconds since 1970 UTC, compass_angle
     in degrees clockwise from north, width and height in pixels, sha256 in hexadecimal; None
-    where Mapillary does not say.
+    where Mapillary does not say. `image_size` is the city file's when the image was fetched,
+    `stored_at` when its file was written (with timezone); None in old sidecars, and for the
+    size of a file that was there already.
     """
 
     id: int
@@ -42,38 +70,88 @@ class ImageRecord:
     height: int
     bytes: int
     sha256: str
+    image_size: str | None = None
+    stored_at: datetime | None = None
 
 
 @dataclass
 class Sidecar:
     """What is known of a sequence's images.
 
+    An image whose old file is kept because it could not be fetched anew is in `images` and in
+    `failed` or `refused`; one that the service left out before it could not be asked for is
+    in `absent` and in `failed`.
+
     Attributes
     ----------
     images
         The images on disk, by id.
-    unavailable
-        Ids that were asked for and that Mapillary has no longer; they are not asked for again.
+    absent
+        Images that Mapillary's answers left out, by id.
+    refused
+        Images that no attempt can make usable, by id.
     failed
-        Why images could not be had at the last try, by id.
+        Why images were not stored at the last attempt, by id.
+    services
+        Which services the folder's images come from; None where it does not say.
     """
 
     images: dict[int, ImageRecord] = field(default_factory=dict)
-    unavailable: set[int] = field(default_factory=set)
+    absent: dict[int, Absence] = field(default_factory=dict)
+    refused: dict[int, Refusal] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    services: str | None = None
+
+    @property
+    def ids(self) -> set[int]:
+        """All images that something is known of."""
+        return {*self.images, *self.absent, *self.refused, *self.failed}
 
     def updated(self, newer: "Sidecar") -> "Sidecar":
-        """Return what is known after `newer`, which need not tell of all images, was found."""
-        settled = {*newer.images, *newer.unavailable, *newer.failed}
+        """Return what is known after `newer`, which says all that is known of its images."""
+        ids = newer.ids
         return Sidecar(
-            images=_without(self.images, settled) | newer.images,
-            unavailable=(self.unavailable - settled) | newer.unavailable,
-            failed=_without(self.failed, settled) | newer.failed,
+            images=_without(self.images, ids) | newer.images,
+            absent=_without(self.absent, ids) | newer.absent,
+            refused=_without(self.refused, ids) | newer.refused,
+            failed=_without(self.failed, ids) | newer.failed,
+            services=newer.services or self.services,
         )
 
 
 def _without(mapping: dict[int, Value], ids: set[int]) -> dict[int, Value]:
     return {image_id: value for image_id, value in mapping.items() if image_id not in ids}
+
+
+def photographs_of(sequence_id: str, sidecar: Sidecar) -> Iterator[Photograph]:
+    """Yield what a sidecar says of each image, as the table `photographs` has it, by id."""
+    for image_id in sorted(sidecar.ids):
+        photograph = Photograph(sequence_id, image_id, State.FAILED)
+        if absence := sidecar.absent.get(image_id):
+            photograph = photograph._replace(
+                state=absence.state,
+                first_asked=absence.first_asked,
+                last_asked=absence.last_asked,
+                answers=absence.answers,
+            )
+        if refusal := sidecar.refused.get(image_id):
+            photograph = photograph._replace(
+                state=State.REFUSED, reason=refusal.reason, last_asked=refusal.asked
+            )
+        if image_id in sidecar.failed:
+            photograph = photograph._replace(state=State.FAILED, reason=sidecar.failed[image_id])
+        if image := sidecar.images.get(image_id):
+            photograph = photograph._replace(
+                state=State.STORED,
+                bytes=image.bytes,
+                sha256=image.sha256,
+                width=image.width,
+                height=image.height,
+                image_size=image.image_size,
+                creator=image.creator,
+                stored_at=image.stored_at,
+            )
+        yield photograph
 
 
 def sequence_folder(seqdir: Path, sequence_id: str) -> Path:
@@ -95,37 +173,65 @@ def image_path(folder: Path, image_id: int) -> Path:
 def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
     """Write `images.geojson` of a sequence's folder, whole or not at all, ordered by id.
 
-    It is a GeoJSON FeatureCollection of the images on disk, with two members more:
-    `unavailable`, a list of ids, and `failed`, reasons by id.
+    It is a GeoJSON FeatureCollection of the images on disk, with further members: `services`,
+    and by id `not_answered`, `unavailable`, `refused` and `failed`.
     """
+    head: dict[str, object] = {"type": "FeatureCollection"}
+    if sidecar.services:
+        head["services"] = sidecar.services
     features = [_feature(sidecar.images[image_id]) for image_id in sorted(sidecar.images)]
-    unavailable = orjson.dumps(sorted(sidecar.unavailable))
-    failed = orjson.dumps({str(image_id): why for image_id, why in sorted(sidecar.failed.items())})
+    tail = {
+        "not_answered": _by_id(sidecar.absent, State.NOT_ANSWERED),
+        "unavailable": _by_id(sidecar.absent, State.UNAVAILABLE),
+        "refused": {
+            str(image_id): {"reason": refusal.reason, "asked": _iso(refusal.asked)}
+            for image_id, refusal in sorted(sidecar.refused.items())
+        },
+        "failed": {str(image_id): why for image_id, why in sorted(sidecar.failed.items())},
+    }
     with atomic_write(folder / SIDECAR_NAME) as file:
-        file.write(b'{"type":"FeatureCollection","features":[\n')
+        file.write(orjson.dumps(head)[:-1] + b',"features":[\n')
         file.write(b",\n".join(map(orjson.dumps, features)))
-        file.write(b'\n],"unavailable":%b,"failed":%b}\n' % (unavailable, failed))
+        file.write(b"\n]," + orjson.dumps(tail)[1:] + b"\n")
 
 
 def read_sidecar(folder: Path) -> Sidecar:
     """Read `images.geojson` of a sequence's folder; an empty `Sidecar` where there is none.
 
+    Old ones list unavailable images without dates, and were quick to believe it: they count
+    as not answered since the file was written.
+
     Raises
     ------
     InvalidSidecarError
         When the file is not what `write_sidecar` writes.
+    OSError
+        When it cannot be read.
     """
     path = folder / SIDECAR_NAME
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read()
+            written = datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
     except FileNotFoundError:
         return Sidecar()
     try:
         content = orjson.loads(data)
+        unavailable = content["unavailable"]
+        if isinstance(unavailable, list):
+            absent = {int(image_id): Absence(written, written) for image_id in unavailable}
+        else:
+            absent = _absences(content["not_answered"]) | _absences(unavailable)
+        services = content.get("services")
         return Sidecar(
             images={image.id: image for image in map(_image, content["features"])},
-            unavailable={int(image_id) for image_id in content["unavailable"]},
+            absent=absent,
+            refused={
+                int(image_id): Refusal(str(refusal["reason"]), _moment(refusal["asked"]))
+                for image_id, refusal in content.get("refused", {}).items()
+            },
             failed={int(image_id): str(why) for image_id, why in content["failed"].items()},
+            services=None if services is None else str(services),
         )
     except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise InvalidSidecarError(
@@ -135,44 +241,58 @@ def read_sidecar(folder: Path) -> Sidecar:
 
 
 def known_images(folder: Path) -> Sidecar:
-    """Return what the sidecar of a sequence's folder tells: nothing where it is broken.
+    """Return what the sidecar of a sequence's folder says: of a broken one the services alone.
 
-    What it does not tell of is looked for in the files themselves.
+    What it does not say is looked for in the files themselves.
     """
     try:
         return read_sidecar(folder)
     except InvalidSidecarError as error:
         log.warning("%s", error)
-        return Sidecar()
-
-
-def differences(folder: Path) -> dict[int, str]:
-    """Compare a sequence's files with its sidecar, byte by byte, by SHA-256.
-
-    Returns what is wrong, by image id; empty where all is as it was written.
-    """
-    wrong = {}
-    for image in read_sidecar(folder).images.values():
-        path = image_path(folder, image.id)
-        if not path.is_file():
-            wrong[image.id] = "missing"
-        elif path.stat().st_size != image.bytes:
-            wrong[image.id] = f"{path.stat().st_size:,} bytes instead of {image.bytes:,}"
-        elif sha256_of(path) != image.sha256:
-            wrong[image.id] = "other bytes than were downloaded"
-    return wrong
-
-
-def strangers(folder: Path) -> list[str]:
-    """Return the names of the files in a sequence's folder that its sidecar does not list."""
-    listed = {image_path(folder, image_id).name for image_id in read_sidecar(folder).images}
-    return sorted({path.name for path in folder.iterdir()} - listed - {SIDECAR_NAME})
+        with (folder / SIDECAR_NAME).open("rb") as file:
+            mark = _SERVICES_MARK.search(file.read(_MARK_WITHIN))
+        return Sidecar(services=mark[1].decode() if mark else None)
 
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def with_creator(images: Mapping[int, ImageRecord]) -> dict[int, ImageRecord]:
+    """Return a sequence's images, with their creator where others of the sequence give it.
+
+    A sequence is of one creator (as the layer `sequence` of the tiles has it), whom files that
+    were there already, as those of a run that was killed, do not name.
+    """
+    creators = {image.creator for image in images.values() if image.creator}
+    creator = creators.pop() if len(creators) == 1 else None
+    return {
+        image_id: image if image.creator else replace(image, creator=creator)
+        for image_id, image in images.items()
+    }
+
+
+def _by_id(absent: Mapping[int, Absence], state: State) -> dict[str, object]:
+    return {
+        str(image_id): {
+            "first_asked": _iso(absence.first_asked),
+            "last_asked": _iso(absence.last_asked),
+            "answers": absence.answers,
+        }
+        for image_id, absence in sorted(absent.items())
+        if absence.state == state
+    }
+
+
+def _absences(content: Mapping[str, Mapping[str, Any]]) -> dict[int, Absence]:
+    return {
+        int(image_id): Absence(
+            _moment(absence["first_asked"]), _moment(absence["last_asked"]), int(absence["answers"])
+        )
+        for image_id, absence in content.items()
+    }
 
 
 def _feature(image: ImageRecord) -> Mapping[str, Any]:
@@ -184,7 +304,7 @@ def _feature(image: ImageRecord) -> Mapping[str, Any]:
         else {"type": "Point", "coordinates": [image.lon, image.lat]},
         "properties": {
             "id": image.id,
-            "captured_at": None if captured_at is None else _iso(captured_at),
+            "captured_at": None if captured_at is None else _iso_of_milliseconds(captured_at),
             "compass_angle": image.compass_angle,
             "is_pano": image.is_pano,
             "creator": image.creator,
@@ -192,24 +312,36 @@ def _feature(image: ImageRecord) -> Mapping[str, Any]:
             "height": image.height,
             "bytes": image.bytes,
             "sha256": image.sha256,
+            "image_size": image.image_size,
+            "stored_at": None if image.stored_at is None else _iso(image.stored_at),
             "url": IMAGE_PAGE.format(id=image.id),
         },
     }
 
 
-def _iso(milliseconds: int) -> str | None:
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _iso_of_milliseconds(milliseconds: int) -> str | None:
     """Return the moment in ISO 8601, None for a number that is no moment of our calendar."""
     try:
-        moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+        return _iso(datetime.fromtimestamp(milliseconds / 1000, UTC))
     except (ValueError, OverflowError, OSError):
         return None
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{cut_short(text)} has no timezone")
+    return moment.astimezone(UTC)
 
 
 def _image(feature: Mapping[str, Any]) -> ImageRecord:
     properties, geometry = feature["properties"], feature["geometry"]
     lon, lat = geometry["coordinates"] if geometry else (None, None)
-    captured_at = properties["captured_at"]
+    captured_at, stored_at = properties["captured_at"], properties.get("stored_at")
     if captured_at is not None:
         captured_at = round(datetime.fromisoformat(captured_at).timestamp() * 1000)
     return ImageRecord(
@@ -224,4 +356,6 @@ def _image(feature: Mapping[str, Any]) -> ImageRecord:
         height=int(properties["height"]),
         bytes=int(properties["bytes"]),
         sha256=str(properties["sha256"]),
+        image_size=properties.get("image_size"),
+        stored_at=None if stored_at is None else _moment(stored_at),
     )

@@ -1,0 +1,257 @@
+"""The table `photographs` of a city: what is known of each image, for queries.
+
+The sidecars beside the photographs are the portable record, and the table can be rebuilt from
+them. It is kept when the city's other tables are replaced.
+"""
+
+import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Self
+
+import psycopg2.extensions
+import pyarrow as pa
+import pyarrow.csv
+from psycopg2 import sql
+
+from vsvi_assets.city import City
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.photographs.inventory import Inventory, compare_with_store, sequences_on_disk
+from vsvi_assets.photographs.sidecar import (
+    SERVICES_WITHOUT_MARK,
+    Sidecar,
+    known_images,
+    photographs_of,
+    sequence_folder,
+)
+from vsvi_assets.photographs.states import Photograph, State
+
+TABLE = "photographs"
+BATCH_ROWS = 10_000
+
+# Column: SQL type, Arrow type.
+COLUMNS = {
+    "sequence_id": ('text COLLATE "C" NOT NULL', pa.string()),
+    "image_id": ("bigint NOT NULL", pa.int64()),
+    "state": ("text NOT NULL", pa.string()),
+    "bytes": ("bigint", pa.int64()),
+    "sha256": ("text", pa.string()),
+    "width": ("integer", pa.int32()),
+    "height": ("integer", pa.int32()),
+    "image_size": ("text", pa.string()),
+    "creator": ("text", pa.string()),
+    "reason": ("text", pa.string()),
+    "first_asked": ("timestamptz", pa.timestamp("ms", "UTC")),
+    "last_asked": ("timestamptz", pa.timestamp("ms", "UTC")),
+    "answers": ("integer", pa.int32()),
+    "stored_at": ("timestamptz", pa.timestamp("ms", "UTC")),
+}
+assert tuple(COLUMNS) == Photograph._fields
+
+
+class PhotographRecords:
+    """Keeps the table `photographs` up to date with the sidecars, in batches.
+
+    To be used as a context: at its end what is left is stored, after an error too.
+    """
+
+    def __init__(self, postgis: Postgis, city: City) -> None:
+        self._postgis, self._city = postgis, city
+        self._rows: list[Photograph] = []
+
+    def __enter__(self) -> Self:
+        ensure_photographs(self._postgis, self._city)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.store()
+
+    def add(self, sequence_id: str, sidecar: Sidecar) -> None:
+        """Take note of what a sequence's sidecar says."""
+        self._rows += photographs_of(sequence_id, sidecar)
+        if len(self._rows) >= BATCH_ROWS:
+            self.store()
+
+    def store(self) -> None:
+        """Store what was added until now, in one transaction."""
+        if self._rows:
+            with self._postgis.transaction() as cursor:
+                _upsert(cursor, self._city, self._rows)
+            self._rows.clear()
+
+
+def ensure_photographs(postgis: Postgis, city: City) -> None:
+    """Create the table where it is missing, of what the sidecars say."""
+    with postgis.transaction() as cursor:
+        if not _exists(cursor, city):
+            _lock(cursor, city)
+            if not _exists(cursor, city):
+                cursor.execute(
+                    sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(city.name))
+                )
+                cursor.execute(
+                    sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY (sequence_id, image_id))").format(
+                        _table(city),
+                        sql.SQL(", ").join(
+                            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_))
+                            for name, (type_, _) in COLUMNS.items()
+                        ),
+                    )
+                )
+                _fill(cursor, city)
+
+
+def rebuild_photographs(postgis: Postgis, city: City) -> None:
+    """Replace the table's content by what the sidecars say."""
+    ensure_photographs(postgis, city)
+    with postgis.transaction() as cursor:
+        _lock(cursor, city)
+        cursor.execute(sql.SQL("DELETE FROM {}").format(_table(city)))
+        _fill(cursor, city)
+
+
+def take_inventory(
+    city: City,
+    postgis: Postgis,
+    sequence_ids: Sequence[str] | None = None,
+    *,
+    now: datetime | None = None,
+) -> Inventory:
+    """Compare a city's selection with its records and with its files on disk.
+
+    With `sequence_ids` only these sequences are looked at, and none for being orphaned.
+
+    Parameters
+    ----------
+    now
+        By which images are due to be asked for again; default: the present.
+
+    Raises
+    ------
+    psycopg2.errors.UndefinedTable
+        When nothing is selected yet.
+    """
+    ensure_photographs(postgis, city)
+    condition = sql.SQL("" if sequence_ids is None else "WHERE sequence_id = ANY(%(sequences)s)")
+    query = sql.SQL(
+        """
+        SELECT sequence_id, image_id, state, bytes, reason, first_asked, last_asked, answers
+        FROM (
+            SELECT DISTINCT sequence_id COLLATE "C" AS sequence_id, image_id
+            FROM {selected} {condition}
+        ) AS selected
+        LEFT JOIN {photographs} USING (sequence_id, image_id)
+        ORDER BY sequence_id, image_id
+        """
+    ).format(
+        selected=sql.Identifier(city.name, "selected_images"),
+        condition=condition,
+        photographs=_table(city),
+    )
+    parameters = {"sequences": None if sequence_ids is None else list(sequence_ids)}
+    rows = postgis.stream(query, parameters)
+    inventory = compare_with_store(rows, city.sequences_folder, now or datetime.now(UTC))
+    if sequence_ids is None:
+        inventory.orphaned = _orphaned(city, postgis)
+    return inventory
+
+
+def sequences_in_state(postgis: Postgis, city: City, *states: State) -> set[str]:
+    """Return the sequences with an image in one of these states."""
+    query = sql.SQL("SELECT DISTINCT sequence_id FROM {} WHERE state = ANY(%(states)s)").format(
+        _table(city)
+    )
+    return {sequence_id for (sequence_id,) in postgis.stream(query, {"states": list(states)})}
+
+
+def latest_stored(postgis: Postgis, city: City, count: int) -> list[int]:
+    """Return the ids of the images that were stored last."""
+    query = sql.SQL(
+        "SELECT image_id FROM {} WHERE state = %(state)s "
+        "ORDER BY stored_at DESC NULLS LAST LIMIT %(count)s"
+    ).format(_table(city))
+    rows = postgis.stream(query, {"state": State.STORED, "count": count})
+    return [image_id for (image_id,) in rows]
+
+
+def stored_since(postgis: Postgis, city: City, moment: datetime) -> tuple[int, int]:
+    """Return how many images were stored since a moment, and their bytes."""
+    query = sql.SQL(
+        "SELECT count(*), coalesce(sum(bytes), 0)::bigint FROM {} WHERE stored_at >= %(moment)s"
+    ).format(_table(city))
+    [(images, bytes_)] = postgis.stream(query, {"moment": moment})
+    return images, bytes_
+
+
+def _orphaned(city: City, postgis: Postgis) -> list[str]:
+    query = sql.SQL(
+        """
+        SELECT name FROM unnest(%(names)s) AS name
+        WHERE NOT EXISTS (SELECT FROM {} WHERE sequence_id = name) ORDER BY name COLLATE "C"
+        """
+    ).format(sql.Identifier(city.name, "selected_images"))
+    names = sequences_on_disk(city.sequences_folder)
+    return [name for (name,) in postgis.stream(query, {"names": names})]
+
+
+def _fill(cursor: psycopg2.extensions.cursor, city: City) -> None:
+    rows: list[Photograph] = []
+    for sequence_id in sequences_on_disk(city.sequences_folder):
+        sidecar = known_images(sequence_folder(city.sequences_folder, sequence_id))
+        if (sidecar.services or SERVICES_WITHOUT_MARK) == city.services:
+            rows += photographs_of(sequence_id, sidecar)
+        if len(rows) >= BATCH_ROWS:
+            _upsert(cursor, city, rows)
+            rows.clear()
+    _upsert(cursor, city, rows)
+
+
+def _upsert(cursor: psycopg2.extensions.cursor, city: City, rows: Sequence[Photograph]) -> None:
+    """Insert rows, or update those that are there."""
+    # The latest of each image; in order, so that two writers do not wait for each other.
+    latest = sorted({(row.sequence_id, row.image_id): row for row in rows}.values())
+    if not latest:
+        return
+    table = pa.table(
+        {
+            name: pa.array(values, type_)
+            for (name, (_, type_)), values in zip(
+                COLUMNS.items(), zip(*latest, strict=True), strict=True
+            )
+        }
+    )
+    buffer = io.BytesIO()
+    pa.csv.write_csv(table, buffer, pa.csv.WriteOptions(include_header=False))
+    buffer.seek(0)
+    cursor.execute(
+        sql.SQL("CREATE TEMPORARY TABLE upserted (LIKE {}) ON COMMIT DROP").format(_table(city))
+    )
+    cursor.copy_expert("COPY pg_temp.upserted FROM STDIN (FORMAT csv)", buffer)
+    cursor.execute(
+        sql.SQL(
+            """
+            INSERT INTO {} SELECT * FROM pg_temp.upserted
+            ON CONFLICT (sequence_id, image_id) DO UPDATE SET ({}) = ROW (EXCLUDED.*)
+            """
+        ).format(_table(city), sql.SQL(", ").join(map(sql.Identifier, COLUMNS)))
+    )
+    cursor.execute("DROP TABLE pg_temp.upserted")
+
+
+def _table(city: City) -> sql.Identifier:
+    return sql.Identifier(city.name, TABLE)
+
+
+def _exists(cursor: psycopg2.extensions.cursor, city: City) -> bool:
+    cursor.execute(
+        "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s)",
+        [city.name, TABLE],
+    )
+    [(exists,)] = cursor.fetchall()
+    return bool(exists)
+
+
+def _lock(cursor: psycopg2.extensions.cursor, city: City) -> None:
+    cursor.execute(
+        "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"vsvi {city.name} {TABLE}"]
+    )
