@@ -15,11 +15,11 @@ from benchmarks.surroundings import Home, emptied, requests_made, require, servi
 from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.tables import SELECTION_SCHEMA, selected_images_table
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, Mapillary
 from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
-from vsvi_assets.photographs.inventory import take_inventory
 from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar, image_path, write_sidecar
 from vsvi_assets.sandbox import TOKEN, StreetImage, World
 
@@ -36,7 +36,7 @@ def world(sequences: int, images_per_sequence: int, bytes_: int) -> World:
     world.add_images(
         StreetImage(id=image_id, lon=4.9, lat=52.4, sequence_id=job.sequence_id)
         for job in jobs(sequences, images_per_sequence)
-        for image_id in job.image_ids
+        for image_id in ids_of(job)
     )
     return world
 
@@ -46,7 +46,13 @@ def jobs(sequences: int, images_per_sequence: int) -> Iterator[SequenceJob]:
     for number in range(sequences):
         first = FIRST_ID + number * images_per_sequence
         ids = range(first, first + images_per_sequence)
-        yield SequenceJob(f"sequence_{number:013d}", ids)
+        yield SequenceJob(
+            f"sequence_{number:013d}", [StreetImage(id_, 4.9, 52.4, "") for id_ in ids]
+        )
+
+
+def ids_of(job: SequenceJob) -> list[int]:
+    return [image.id for image in job.images]
 
 
 def client(environment: Mapping[str, str]) -> Mapillary:
@@ -73,10 +79,11 @@ def project_downloads(
             jobs(sequences, per_sequence),
             folder,
             size="original",
+            services="mapillary",
             guard=DiskGuard(folder, 0),
         ):
-            fetched += sum(image.fetched for image in result.images)
-            present += sum(not image.fetched for image in result.images)
+            fetched += result.fetched_images
+            present += len(result.found.images) - result.fetched_images
     after = requests_made(environment)
     clock.facts = {
         "fetched": fetched,
@@ -174,12 +181,12 @@ def present(home: Home, images: int, repeat: int) -> Iterator[Row]:
     city = load_city(home.folder / "cities" / "present.json", home.folder / "data")
     picture = photograph(2000)
     for job in jobs(sequences, 20):
-        _lay_down(city.sequences_folder / job.sequence_id, job.image_ids, picture)
+        _lay_down(city.sequences_folder / job.sequence_id, ids_of(job), picture)
     selection = pa.table(
         [
             pa.nulls(sequences * 20, pa.int64()),
-            [image_id for job in jobs(sequences, 20) for image_id in job.image_ids],
-            [job.sequence_id for job in jobs(sequences, 20) for _ in job.image_ids],
+            [image_id for job in jobs(sequences, 20) for image_id in ids_of(job)],
+            [job.sequence_id for job in jobs(sequences, 20) for _ in job.images],
             pa.nulls(sequences * 20, pa.float64()),
         ],
         names=SELECTION_SCHEMA.names,

@@ -14,12 +14,10 @@ from benchmarks.surroundings import Home, emptied, home, serving, settle
 from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.photographs import PhotographRecords, take_inventory
 from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskGuard
-from vsvi_assets.orchestration.io_managers.filesystem import SequenceFolders
-from vsvi_assets.photographs.downloads import SequenceJob, SequenceResult, download_sequences
-from vsvi_assets.photographs.inventory import take_inventory
-from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar
+from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
 from vsvi_assets.sandbox import World
 
 if TYPE_CHECKING:
@@ -69,8 +67,8 @@ def _run(
 
 
 def without_dagster(clock: Clock, place: Home, environment: Mapping[str, str], count: int) -> None:
-    """Do what the asset and its IO manager do, run by run."""
-    city, postgis, folders = _city(place), Postgis(place.postgis.vsvi_url), SequenceFolders({})
+    """Do what the asset does, run by run."""
+    city, postgis = _city(place), Postgis(place.postgis.vsvi_url)
     city.sequences_folder.mkdir(parents=True)
     every = [job.sequence_id for job in _jobs(count)]
     with clock:
@@ -78,26 +76,16 @@ def without_dagster(clock: Clock, place: Home, environment: Mapping[str, str], c
             keys = every[start : start + SEQUENCES_PER_RUN]
             take_inventory(city, postgis, keys)
             selected = dict(selected_images_of(postgis, NAME, keys))
-            for result in download_sequences(
-                client(environment),
-                (SequenceJob(key, [image.id for image in selected[key]]) for key in keys),
-                city.sequences_folder,
-                size="original",
-                guard=DiskGuard(city.sequences_folder, 0),
-            ):
-                path = folders.path(city, result.sequence_id)
-                folders.write(path, _sidecar(result))
-
-
-def _sidecar(result: SequenceResult) -> Sidecar:
-    records = {}
-    for file in result.images:
-        records[file.id] = ImageRecord(
-            id=file.id, lon=4.9, lat=52.4, captured_at=None, compass_angle=None, is_pano=None,
-            creator=file.creator, width=file.width, height=file.height, bytes=file.bytes,
-            sha256=file.sha256,
-        )  # fmt: skip
-    return Sidecar(records)
+            with PhotographRecords(postgis, city) as records:
+                for result in download_sequences(
+                    client(environment),
+                    (SequenceJob(key, selected[key]) for key in keys),
+                    city.sequences_folder,
+                    size="original",
+                    services=city.services,
+                    guard=DiskGuard(city.sequences_folder, 0),
+                ):
+                    records.add(result.sequence_id, result.sidecar)
 
 
 def load_definitions(clock: Clock, environment: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_port
 from vsvi_assets.files import atomic_write
 from vsvi_assets.orchestration.resources import PostgisResource
+from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
 from vsvi_assets.running.new_project import write_new_project
@@ -27,7 +28,7 @@ from vsvi_assets.running.pages import Pages
 from vsvi_assets.settings import SettingError, Settings
 from vsvi_assets.views.plan import plan_lines
 from vsvi_assets.views.qgis import qgis_project
-from vsvi_assets.views.status import city_status, status_lines, verify_lines
+from vsvi_assets.views.status import city_status, status_lines, verification_lines
 
 ERRORS_FOR_PEOPLE = (
     CityFileError,
@@ -153,19 +154,10 @@ def status(city_name: str, verify: bool) -> None:
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
     click.echo("\n".join(status_lines(city, city_status(city, postgis))))
     if verify:
-        wrong = verify_lines(city)
-        if wrong:
-            raise click.ClickException(
-                "\n".join(
-                    [
-                        "Files that differ:",
-                        *wrong,
-                        "Delete those that are not as they were downloaded and run "
-                        f"`vsvi materialize {city.name}`: it fetches what is missing.",
-                    ]
-                )
-            )
-        click.echo("  verified       every photograph is as it was downloaded")
+        found = verify_photographs(city.sequences_folder)
+        click.echo("\n".join(verification_lines(found)))
+        if found.differences:
+            raise click.ClickException("\n".join(["Files that differ:", *found.differences]))
 
 
 @main.command()

@@ -14,9 +14,9 @@ from typing import TextIO
 import pytest
 from dagster import DagsterEventType
 
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.files import gigabytes
 from vsvi_assets.orchestration import partitions
-from vsvi_assets.photographs.inventory import take_inventory
 from vsvi_assets.progress import LogProgress, progress_on
 from vsvi_assets_tests.project import Project
 

@@ -5,7 +5,7 @@ them. It is kept when the city's other tables are replaced.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Self
 
@@ -16,7 +16,13 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.photographs.inventory import Inventory, compare_with_store, sequences_on_disk
+from vsvi_assets.database.schema import PHOTOGRAPHS
+from vsvi_assets.photographs.inventory import (
+    Inventory,
+    compare_with_store,
+    holds_photographs,
+    sequences_on_disk,
+)
 from vsvi_assets.photographs.sidecar import (
     SERVICES_WITHOUT_MARK,
     Sidecar,
@@ -26,27 +32,7 @@ from vsvi_assets.photographs.sidecar import (
 )
 from vsvi_assets.photographs.states import Photograph, State
 
-TABLE = "photographs"
 BATCH_ROWS = 10_000
-
-# Column: SQL type, Arrow type.
-COLUMNS = {
-    "sequence_id": ('text COLLATE "C" NOT NULL', pa.string()),
-    "image_id": ("bigint NOT NULL", pa.int64()),
-    "state": ("text NOT NULL", pa.string()),
-    "bytes": ("bigint", pa.int64()),
-    "sha256": ("text", pa.string()),
-    "width": ("integer", pa.int32()),
-    "height": ("integer", pa.int32()),
-    "image_size": ("text", pa.string()),
-    "creator": ("text", pa.string()),
-    "reason": ("text", pa.string()),
-    "first_asked": ("timestamptz", pa.timestamp("ms", "UTC")),
-    "last_asked": ("timestamptz", pa.timestamp("ms", "UTC")),
-    "answers": ("integer", pa.int32()),
-    "stored_at": ("timestamptz", pa.timestamp("ms", "UTC")),
-}
-assert tuple(COLUMNS) == Photograph._fields
 
 
 class PhotographRecords:
@@ -90,12 +76,11 @@ def ensure_photographs(postgis: Postgis, city: City) -> None:
                     sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(city.name))
                 )
                 cursor.execute(
-                    sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY (sequence_id, image_id))").format(
-                        _table(city),
-                        sql.SQL(", ").join(
-                            sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_))
-                            for name, (type_, _) in COLUMNS.items()
-                        ),
+                    sql.SQL("CREATE TABLE {} {}").format(_table(city), PHOTOGRAPHS.definition(city))
+                )
+                cursor.execute(
+                    sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(
+                        _table(city), _names(PHOTOGRAPHS.primary_key)
                     )
                 )
                 _fill(cursor, city)
@@ -183,6 +168,17 @@ def stored_since(postgis: Postgis, city: City, moment: datetime) -> tuple[int, i
     return images, bytes_
 
 
+def creators_of_selected(postgis: Postgis, city: City) -> dict[int, str]:
+    """Return who took the selected images, as far as that is known, by image id."""
+    query = sql.SQL(
+        """
+        SELECT image_id, creator FROM {}
+        WHERE creator IS NOT NULL AND image_id IN (SELECT image_id FROM {})
+        """
+    ).format(_table(city), sql.Identifier(city.name, "selected_images"))
+    return dict(postgis.stream(query))
+
+
 def _orphaned(city: City, postgis: Postgis) -> list[str]:
     query = sql.SQL(
         """
@@ -191,7 +187,11 @@ def _orphaned(city: City, postgis: Postgis) -> list[str]:
         """
     ).format(sql.Identifier(city.name, "selected_images"))
     names = sequences_on_disk(city.sequences_folder)
-    return [name for (name,) in postgis.stream(query, {"names": names})]
+    return [
+        name
+        for (name,) in postgis.stream(query, {"names": names})
+        if holds_photographs(city.sequences_folder / name)
+    ]
 
 
 def _fill(cursor: psycopg2.extensions.cursor, city: City) -> None:
@@ -212,14 +212,9 @@ def _upsert(cursor: psycopg2.extensions.cursor, city: City, rows: Sequence[Photo
     latest = sorted({(row.sequence_id, row.image_id): row for row in rows}.values())
     if not latest:
         return
-    table = pa.table(
-        {
-            name: pa.array(values, type_)
-            for (name, (_, type_)), values in zip(
-                COLUMNS.items(), zip(*latest, strict=True), strict=True
-            )
-        }
-    )
+    schema = PHOTOGRAPHS.arrow_schema(*Photograph._fields)
+    columns = zip(schema, zip(*latest, strict=True), strict=True)
+    table = pa.table([pa.array(values, column.type) for column, values in columns], schema)
     buffer = io.BytesIO()
     pa.csv.write_csv(table, buffer, pa.csv.WriteOptions(include_header=False))
     buffer.seek(0)
@@ -233,25 +228,28 @@ def _upsert(cursor: psycopg2.extensions.cursor, city: City, rows: Sequence[Photo
             INSERT INTO {} SELECT * FROM pg_temp.upserted
             ON CONFLICT (sequence_id, image_id) DO UPDATE SET ({}) = ROW (EXCLUDED.*)
             """
-        ).format(_table(city), sql.SQL(", ").join(map(sql.Identifier, COLUMNS)))
+        ).format(_table(city), _names(Photograph._fields))
     )
     cursor.execute("DROP TABLE pg_temp.upserted")
 
 
 def _table(city: City) -> sql.Identifier:
-    return sql.Identifier(city.name, TABLE)
+    return sql.Identifier(city.name, PHOTOGRAPHS.name)
+
+
+def _names(columns: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, columns))
 
 
 def _exists(cursor: psycopg2.extensions.cursor, city: City) -> bool:
     cursor.execute(
         "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s)",
-        [city.name, TABLE],
+        [city.name, PHOTOGRAPHS.name],
     )
     [(exists,)] = cursor.fetchall()
     return bool(exists)
 
 
 def _lock(cursor: psycopg2.extensions.cursor, city: City) -> None:
-    cursor.execute(
-        "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"vsvi {city.name} {TABLE}"]
-    )
+    name = f"vsvi {city.name} {PHOTOGRAPHS.name}"
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [name])

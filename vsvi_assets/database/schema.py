@@ -10,13 +10,14 @@ from psycopg2 import sql
 from vsvi_assets.city import City
 from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA, POSITION
 
+_TIME = pa.timestamp("us", "UTC")
 _SQL_TYPES = {
     pa.bool_(): "boolean",
     pa.int32(): "integer",
     pa.int64(): "bigint",
     pa.float64(): "double precision",
     pa.string(): "text",
-    pa.timestamp("us", "UTC"): "timestamptz",
+    _TIME: "timestamptz",
 }
 DESCRIPTION = b"description"
 """The key of a field's description in its Arrow metadata."""
@@ -165,4 +166,37 @@ SELECTED_IMAGES = Table(
         Column("distance", pa.float64(), "Metres between the two."),
     ),
     indexes=(("btree", "sequence_id"), ("btree", "street_point_id")),
+)
+
+PHOTOGRAPHS = Table(
+    "photographs",
+    "What is known of each image that was wanted; kept when the other tables are replaced.",
+    (
+        Column(
+            "sequence_id",
+            pa.string(),
+            "The image's sequence, and the folder of its file.",
+            nullable=False,
+            sql_type='text COLLATE "C"',
+        ),
+        Column("image_id", pa.int64(), "The image.", nullable=False),
+        Column(
+            "state",
+            pa.string(),
+            "stored, not_answered, unavailable, refused or failed.",
+            nullable=False,
+        ),
+        Column("bytes", pa.int64(), "Size of the file."),
+        Column("sha256", pa.string(), "Of the file, in hexadecimal."),
+        Column("width", pa.int32(), "Pixels."),
+        Column("height", pa.int32(), "Pixels."),
+        Column("image_size", pa.string(), "The city file's when it was fetched."),
+        Column("creator", pa.string(), "Name of who took it, to be attributed."),
+        Column("reason", pa.string(), "Why it is not stored, or not stored anew."),
+        Column("first_asked", _TIME, "When Mapillary first left it out of an answer."),
+        Column("last_asked", _TIME, "When it last did, or when the image was refused."),
+        Column("answers", pa.int32(), "How many runs got such an answer."),
+        Column("stored_at", _TIME, "When the file was written."),
+    ),
+    primary_key=("sequence_id", "image_id"),
 )

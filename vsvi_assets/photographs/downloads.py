@@ -368,7 +368,7 @@ class _Downloads:
         folder, found = sequence.folder, sequence.result.found
         sequence.is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        files = set(os.listdir(folder))
+        files = {path.name for path in folder.iterdir()}
         if any(name.endswith(PART_SUFFIX) for name in files):
             remove_abandoned_parts(folder)
         known = sequence.known = known_images(folder)
@@ -403,6 +403,7 @@ class _Downloads:
             raise PermissionError(errno.EACCES, "no permission to write")
         if wanted and SIDECAR_NAME not in files:
             # From the first photograph on the folder says where it is from.
+            self._guard.check()
             write_sidecar(folder, Sidecar(services=self._services))
         return wanted, adopted
 
@@ -539,8 +540,8 @@ class _Downloads:
             image.link = links.found.get(image.id)
             if image.link:
                 self._with_link.append(image)
-            elif error := links.failed.get(image.id):
-                self._fail(image, str(error))
+            elif image.id in links.failed:
+                self._fail(image, str(links.failed[image.id]))
         return links
 
     def _fetched(self, image: _Image, future: Future[ImageRecord]) -> None:

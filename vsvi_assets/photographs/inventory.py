@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vsvi_assets.mapillary.tiles import is_sequence_id
+from vsvi_assets.photographs.sidecar import SIDECAR_NAME
 from vsvi_assets.photographs.states import Absence, State
 
 
@@ -108,15 +109,19 @@ def compare_with_store(images: Iterable[tuple], seqdir: Path, now: datetime) -> 
 
 
 def sequences_on_disk(seqdir: Path) -> list[str]:
-    """Return the sequences that have a folder with photographs, in order.
-
-    Folders that other programs put there, such as a NAS, are left out.
-    """
+    """Return the names of the folders that may be those of sequences, in order."""
     try:
-        names = os.listdir(seqdir)
+        with os.scandir(seqdir) as entries:
+            return sorted(
+                entry.name for entry in entries if is_sequence_id(entry.name) and entry.is_dir()
+            )
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(name for name in names if is_sequence_id(name) and name != "__MACOSX")
+
+
+def holds_photographs(folder: Path) -> bool:
+    """Return whether a folder has a sidecar or files with the names of photographs."""
+    return any(name == SIDECAR_NAME or name.endswith(".jpg") for name in _file_sizes(str(folder)))
 
 
 def _compare_sequence(
@@ -138,7 +143,9 @@ def _compare_sequence(
         elif image.state == State.UNAVAILABLE:
             inventory.unavailable.append(image.image_id)
         elif image.state == State.NOT_ANSWERED:
-            absence = Absence(image.first_asked, image.last_asked, image.answers)
+            assert image.first_asked
+            assert image.last_asked
+            absence = Absence(image.first_asked, image.last_asked, image.answers or 1)
             inventory.not_answered[image.image_id] = absence
             if absence.is_due(now):
                 due.append(image.image_id)

@@ -14,7 +14,7 @@ import struct
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import IO, Literal, cast
 
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
@@ -55,7 +55,8 @@ class JpegInfo:
         return self.width * self.height > MAX_PIXELS
 
 
-class _Picture(NamedTuple):
+@dataclass(frozen=True)
+class _Picture:
     """A whole picture: its size, its end in the file, and where it has an index of others."""
 
     info: JpegInfo
@@ -156,8 +157,7 @@ def _marker(image: bytes | mmap.mmap, position: int) -> tuple[int, int]:
 
 def _decode(image: bytes | mmap.mmap, odd: InvalidImageError) -> JpegInfo:
     """Let Pillow decide about a picture whose markers are odd."""
-    file = image if isinstance(image, mmap.mmap) else io.BytesIO(image)
-    file.seek(0)
+    file = _file_of(image)
     try:
         with _decoding, JpegImageFile(file) as picture:
             info = JpegInfo(*picture.size)
@@ -206,11 +206,17 @@ def _starts_of_others(image: bytes | mmap.mmap, first: _Picture) -> list[int]:
     return [first.index + offset for _, offset in entries[1:]]
 
 
+def _file_of(image: bytes | mmap.mmap) -> IO[bytes]:
+    if isinstance(image, bytes):
+        return io.BytesIO(image)
+    image.seek(0)
+    return cast(IO[bytes], image)
+
+
 def _no_jpeg(image: bytes | mmap.mmap) -> InvalidImageError:
     """Return the error for what does not begin as a JPEG."""
-    file = image if isinstance(image, mmap.mmap) else io.BytesIO(image)
     try:
-        with Image.open(file, formats=_OTHER_FORMATS) as picture:
+        with Image.open(_file_of(image), formats=_OTHER_FORMATS) as picture:
             return OtherFormatError(f"it is a picture in the format {picture.format}, no JPEG")
     except UnidentifiedImageError:
         return InvalidImageError(f"it begins with {bytes(image[:12])!r}")

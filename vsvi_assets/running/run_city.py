@@ -31,6 +31,7 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import LockHeldError, PostgisError
 from vsvi_assets.database.locks import advisory_lock
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.orchestration.build import build_cities_defs
 from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key
 from vsvi_assets.orchestration.dagster_internals import interruptible_waits
@@ -38,7 +39,7 @@ from vsvi_assets.orchestration.launcher import LOCK_TAG, end_lost_runs
 from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.orchestration.retries import is_partial, reason
 from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
-from vsvi_assets.photographs.inventory import Inventory, take_inventory
+from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.progress import Advance, Progress, Tell
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.plan import DownloadPlan, make_plan

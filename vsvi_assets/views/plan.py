@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.queries import selected_images_shuffled
 from vsvi_assets.files import atomic_write, gigabytes
 from vsvi_assets.mapillary.client import (
@@ -33,7 +34,6 @@ from vsvi_assets.mapillary.errors import (
     UnavailableError,
 )
 from vsvi_assets.mapillary.pacing import TILES_PER_DAY
-from vsvi_assets.photographs.inventory import take_inventory
 
 SAMPLE_OF_A_KIND = 15
 """Panoramas, and as many flat images, that are fetched for their sizes."""

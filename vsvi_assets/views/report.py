@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 from urllib.parse import quote
 
@@ -18,9 +19,8 @@ from numpy.typing import NDArray
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.photographs import creators_of_selected, take_inventory
 from vsvi_assets.database.queries import coverage
-from vsvi_assets.photographs.inventory import whole_images
-from vsvi_assets.photographs.sidecar import read_sidecar, sequence_folder
 
 ON_DISK, GAP, MISSING, UNAVAILABLE = range(4)
 """What a street point has: a photograph, none near it, one yet to come, one that is gone."""
@@ -72,7 +72,7 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
     image_ids = pc.unique(points["image_id"].combine_chunks().drop_null()).sort()
     image_of_point = _positions(points["image_id"].combine_chunks(), image_ids)
     images = points.take(pc.index_in(image_ids, points["image_id"].combine_chunks()))
-    states, creators = _what_became_of(city, images)
+    states, creators = _what_became_of(city, postgis, images)
     point_states = np.append(states, np.uint8(GAP))[image_of_point]
     counts = np.bincount(point_states, minlength=4).tolist()
     return CoverageReport(
@@ -91,25 +91,24 @@ def _positions(values: pa.Array, of: pa.Array) -> NDArray[np.int32]:
     return pc.fill_null(pc.index_in(values, of), NO_IMAGE).to_numpy().astype(np.int32)
 
 
-def _what_became_of(city: City, images: pa.Table) -> tuple[NDArray[np.uint8], list[str | None]]:
+def _what_became_of(
+    city: City, postgis: Postgis, images: pa.Table
+) -> tuple[NDArray[np.uint8], list[str | None]]:
     """Return the state of each image, and who took those on disk."""
-    states = np.full(len(images), MISSING, np.uint8)
-    creators: list[str | None] = [None] * len(images)
-    by_sequence: dict[str, list[int]] = {}
-    for position, sequence_id in enumerate(images["sequence_id"].to_pylist()):
-        by_sequence.setdefault(sequence_id, []).append(position)
-    ids = images["image_id"].to_pylist()
-    for sequence_id, positions in by_sequence.items():
-        folder = sequence_folder(city.sequences_folder, sequence_id)
-        sidecar = read_sidecar(folder)
-        whole = whole_images(folder, sidecar)
-        for position in positions:
-            if record := whole.get(ids[position]):
-                states[position] = ON_DISK
-                creators[position] = record.creator
-            elif ids[position] in sidecar.unavailable:
-                states[position] = UNAVAILABLE
-    return states, creators
+    inventory = take_inventory(city, postgis)
+    missing = set(chain(inventory.not_answered, *inventory.missing.values()))
+    unavailable = {*inventory.unavailable, *inventory.refused}
+    creators = creators_of_selected(postgis, city)
+    states = np.full(len(images), ON_DISK, np.uint8)
+    names: list[str | None] = [None] * len(images)
+    for position, image_id in enumerate(images["image_id"].to_pylist()):
+        if image_id in missing:
+            states[position] = MISSING
+        elif image_id in unavailable:
+            states[position] = UNAVAILABLE
+        else:
+            names[position] = creators.get(image_id)
+    return states, names
 
 
 def _page(

@@ -1,15 +1,21 @@
-"""What a city has: counted in its tables and on disk, told in a few lines."""
+"""What a city has: counted in its tables and on disk, in a few lines."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.queries import count_points_without_image, row_count
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS
-from vsvi_assets.mapillary.errors import InvalidSidecarError
-from vsvi_assets.photographs.inventory import Inventory, take_inventory
-from vsvi_assets.photographs.sidecar import SIDECAR_NAME, differences, strangers
+from vsvi_assets.photographs.inventory import Inventory
+from vsvi_assets.photographs.verification import Verification
+
+SHOWN = 10
+"""At most so many images or reasons of one kind are listed."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def city_status(city: City, postgis: Postgis) -> CityStatus:
 
 
 def status_lines(city: City, status: CityStatus) -> list[str]:
-    """Tell a status to people."""
+    """Return a status as lines for people."""
     lines = [city.name]
 
     def add(label: str, text: str) -> None:
@@ -69,27 +75,51 @@ def status_lines(city: City, status: CityStatus) -> list[str]:
     )
     missing = sum(map(len, inventory.missing.values()))
     add("missing", f"{missing:,} images of {len(inventory.missing):,} sequences")
+    if inventory.unread:
+        add("unread", f"{len(inventory.unread):,} of the missing have a file that is not read yet")
     if inventory.failed:
-        add("failed", f"{len(inventory.failed):,} of the missing, at the last try")
+        add("failed", f"{len(inventory.failed):,} of the missing, at the last attempt:")
+        lines += _most_frequent(inventory.failed)
+    if inventory.not_answered:
+        due = sum(map(len, inventory.due.values()))
+        add(
+            "not answered",
+            f"{len(inventory.not_answered):,} that Mapillary leaves out of its answers; the next "
+            f"run asks again for {due:,} of them:",
+        )
+        lines += [
+            f"    {image_id} not answered since {absence.first_asked:%Y-%m-%d %H:%M} UTC"
+            for image_id, absence in islice(inventory.not_answered.items(), SHOWN)
+        ]
     if inventory.unavailable:
-        add("unavailable", f"{len(inventory.unavailable):,} that Mapillary has no longer")
+        add("unavailable", f"{len(inventory.unavailable):,} that Mapillary does not have any more")
+    if inventory.refused:
+        add("refused", f"{len(inventory.refused):,} that cannot be used:")
+        lines += _most_frequent(inventory.refused)
     if inventory.orphaned:
         add("orphaned", f"{len(inventory.orphaned):,} sequences on disk, no longer selected:")
-        lines.extend(f"    {sequence_id}" for sequence_id in inventory.orphaned)
+        lines += [f"    {sequence_id}" for sequence_id in inventory.orphaned]
     if city.coverage_report_path.exists():
         add("report", str(city.coverage_report_path))
     return lines
 
 
-def verify_lines(city: City) -> list[str]:
-    """Read every photograph, compare it with its sidecar, and tell what is wrong, a line each."""
-    lines = []
-    for folder in sorted(path for path in city.sequences_folder.glob("*") if path.is_dir()):
-        try:
-            wrong, unlisted = differences(folder), strangers(folder)
-        except InvalidSidecarError as error:
-            lines.append(str(error))
-            continue
-        lines += [f"{folder.name}/{image_id}.jpg: {what}" for image_id, what in wrong.items()]
-        lines += [f"{folder.name}/{name}: not in {SIDECAR_NAME}" for name in unlisted]
+def verification_lines(found: Verification) -> list[str]:
+    """Return what a verification found as lines for people, but for the differences."""
+    lines = [f"  {'verified':<14} {found.photographs:,} photographs are as they were downloaded"]
+    if found.unlisted:
+        lines.append(f"  {'not listed':<14} {len(found.unlisted):,} that no sidecar lists:")
+        lines += [f"    {name}" for name in found.unlisted]
+    if found.others:
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.others.items()))
+        lines.append(f"  {'other files':<14} {counts}")
     return lines
+
+
+def _most_frequent(reasons: Mapping[int, str]) -> list[str]:
+    """Return the most frequent of the images' reasons, each with an image that it holds for."""
+    examples = {reason: image_id for image_id, reason in reasons.items()}
+    return [
+        f"    {count:,}, such as {examples[reason]}: {reason}"
+        for reason, count in Counter(reasons.values()).most_common(SHOWN)
+    ]

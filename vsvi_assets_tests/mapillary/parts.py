@@ -5,12 +5,14 @@ import random
 from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.photographs.downloads import SequenceJob, SequenceResult, download_sequences
+from vsvi_assets.photographs.sidecar import SIDECAR_NAME
 from vsvi_assets.sandbox import TOKEN, Sandbox, StreetImage, World
 
 LON, LAT = 4.8952, 52.3702
@@ -50,10 +52,10 @@ def world_of(images: Collection[StreetImage]) -> World:
 
 def jobs_of(images: Collection[StreetImage]) -> list[SequenceJob]:
     """Return the jobs to download all of these images."""
-    by_sequence: dict[str, list[int]] = {}
+    by_sequence: dict[str, list[StreetImage]] = {}
     for image in images:
-        by_sequence.setdefault(image.sequence_id, []).append(image.id)
-    return [SequenceJob(sequence_id, ids) for sequence_id, ids in by_sequence.items()]
+        by_sequence.setdefault(image.sequence_id, []).append(image)
+    return [SequenceJob(sequence_id, wanted) for sequence_id, wanted in by_sequence.items()]
 
 
 def client_of(
@@ -79,17 +81,15 @@ def download(
     client: Mapillary,
     images: Collection[StreetImage],
     seqdir: Path,
-    *,
-    overwrite: bool = False,
+    **options: Any,
 ) -> dict[str, SequenceResult]:
     """Download all of these images; return the results by sequence."""
     results = download_sequences(
         client,
         jobs_of(images),
         seqdir,
-        size="original",
+        **{"size": "original", "services": "mapillary"} | options,
         guard=DiskGuard(seqdir, NO_GUARD_BYTES),
-        overwrite=overwrite,
     )
     return {result.sequence_id: result for result in results}
 
@@ -106,5 +106,9 @@ def not_whole(seqdir: Path, images: Sequence[StreetImage]) -> list[int]:
 
 
 def leftovers(seqdir: Path) -> list[Path]:
-    """Return the files that are no images."""
-    return [path for path in seqdir.rglob("*") if path.is_file() and path.suffix != ".jpg"]
+    """Return the files that are neither images nor sidecars."""
+    return [
+        path
+        for path in seqdir.rglob("*")
+        if path.is_file() and path.suffix != ".jpg" and path.name != SIDECAR_NAME
+    ]

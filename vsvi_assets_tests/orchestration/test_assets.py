@@ -9,9 +9,9 @@ import pytest
 from dagster import AssetKey, ExecuteInProcessResult
 
 from vsvi_assets.city import City, parse_tile_key
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.mapillary.tiles import read_tile
 from vsvi_assets.orchestration.retries import reason
-from vsvi_assets.photographs.inventory import take_inventory
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME, image_path, read_sidecar
 from vsvi_assets.sandbox import Fault, Faults
 from vsvi_assets_tests.project import BOX, METADATA_ASSETS, Project

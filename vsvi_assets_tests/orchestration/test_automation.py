@@ -19,8 +19,9 @@ from dagster import (
 )
 
 from vsvi_assets.city import City
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.orchestration.sequence_partitions import LACKING_IMAGES, sequence_partitions
-from vsvi_assets.photographs.inventory import Inventory, take_inventory
+from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
 from vsvi_assets_tests.project import BOX, METADATA_ASSETS, Project, small_world
 

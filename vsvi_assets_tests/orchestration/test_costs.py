@@ -34,10 +34,11 @@ def test_an_image_takes_hardly_more_than_one_request_and_none_the_second_time(
                     jobs_of(images),
                     tmp_path,
                     size="original",
+                    services="mapillary",
                     guard=DiskGuard(tmp_path, 0),
                 )
             )
-            assert sum(len(result.images) for result in results) == len(images)
+            assert sum(len(result.found.images) for result in results) == len(images)
             assert sandbox.stats.requests.total() - before <= requests
 
 
@@ -58,6 +59,7 @@ def test_a_download_takes_sequences_as_it_needs_them(tmp_path: Path) -> None:
             jobs(),
             tmp_path,
             size="original",
+            services="mapillary",
             guard=DiskGuard(tmp_path, 0),
             workers=4,
         ):

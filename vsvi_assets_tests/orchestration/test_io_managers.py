@@ -222,14 +222,14 @@ def test_what_killed_runs_left_half_is_removed(city: City, tiles: PartitionsDefi
 def test_a_sidecar_keeps_what_it_knew_of_other_images(city: City) -> None:
     manager = SequenceFolders({city.name: city})
     for sidecar in (
-        Sidecar({1: record(1)}, {2}, {3: "timeout"}),
-        Sidecar({3: record(3)}, set(), {4: "reset"}),
+        Sidecar({1: record(1)}, failed={3: "timeout"}),
+        Sidecar({3: record(3)}, failed={4: "reset"}),
     ):
         context = output("image_files", SEQUENCES, ("-second",))
         manager.handle_output(context, {"-second": sidecar})
 
     folder = city.sequences_folder / "-second"
-    assert read_sidecar(folder) == Sidecar({1: record(1), 3: record(3)}, {2}, {4: "reset"})
+    assert read_sidecar(folder) == Sidecar({1: record(1), 3: record(3)}, failed={4: "reset"})
     loaded = manager.load_input(input_("image_files", SEQUENCES, ("-second",)))
     assert isinstance(loaded, StoredPartitions)
     assert dict(loaded) == {"-second": read_sidecar(folder)}

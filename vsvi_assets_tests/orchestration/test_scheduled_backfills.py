@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vsvi_assets.city import City
-from vsvi_assets.photographs.inventory import take_inventory
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
 from vsvi_assets_tests.dagster_services import Bounds, DagsterServices, Run, wait_until
 from vsvi_assets_tests.project import BOX, Project, small_world

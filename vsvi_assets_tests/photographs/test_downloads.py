@@ -1,3 +1,4 @@
+import io
 import math
 import random
 import shutil
@@ -9,16 +10,36 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from vsvi_assets.files import DiskFullError, DiskGuard
-from vsvi_assets.mapillary.client import CHUNK_BYTES, IMAGES_PER_REQUEST, Links
-from vsvi_assets.mapillary.errors import InvalidSequenceIdError, RefusedTokenError
-from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
-from vsvi_assets.photographs.jpeg import JpegInfo, check_jpeg
-from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar, write_sidecar
+from vsvi_assets.mapillary.client import CHUNK_BYTES, IMAGES_PER_REQUEST, ImageLink
+from vsvi_assets.mapillary.errors import (
+    InvalidSequenceIdError,
+    RefusedTokenError,
+    UnavailableError,
+)
+from vsvi_assets.photographs.downloads import (
+    SequenceJob,
+    SequenceResult,
+    download_sequences,
+    utc_now,
+)
+from vsvi_assets.photographs.jpeg import JpegInfo, check_jpeg_file
+from vsvi_assets.photographs.sidecar import (
+    ImageRecord,
+    Sidecar,
+    photographs_of,
+    read_sidecar,
+    write_sidecar,
+)
+from vsvi_assets.photographs.states import Absence, State
 from vsvi_assets.sandbox import Fault, Faults, Sandbox
 from vsvi_assets_tests.mapillary.parts import (
     NO_GUARD_BYTES,
@@ -54,6 +75,24 @@ ALL_FAULTS_OF_THE_GRAPH = {
 }
 
 
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "PNG")
+    return file.getvalue()
+
+
+def states_of(result: SequenceResult) -> dict[int, State]:
+    """Return the states of the wanted images that are not stored."""
+    return {
+        photograph.image_id: photograph.state
+        for photograph in photographs_of(result.sequence_id, result.found)
+        if photograph.state != State.STORED
+    }
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_a_test() -> Iterator[None]:
     before = set(threading.enumerate())
@@ -66,7 +105,7 @@ def test_all_images_arrive_whole_through_all_faults_at_once(tmp_path: Path) -> N
     faults = Faults(seed=1, images=ALL_FAULTS_OF_IMAGES, graph=ALL_FAULTS_OF_THE_GRAPH)
     with Sandbox(world_of(images), faults=faults) as sandbox:
         results = download(client_of(sandbox), images, tmp_path)
-    assert sum(len(result.images) for result in results.values()) == 2000
+    assert sum(len(result.found.images) for result in results.values()) == 2000
     assert not_whole(tmp_path, images) == []
     assert leftovers(tmp_path) == []
     stats = sandbox.stats
@@ -92,11 +131,12 @@ def test_one_request_an_image_and_one_for_fifty_links(tmp_path: Path) -> None:
         assert requests["images"] == 1000
         assert requests["images"] + requests["graph"] <= 1050
         assert all(
-            file.fetched and file.creator for result in results.values() for file in result.images
+            file.creator for result in results.values() for file in result.found.images.values()
         )
+        assert sum(result.fetched_images for result in results.values()) == 1000
         again = download(client_of(sandbox), images, tmp_path)
         assert requests["images"] == 1000
-        assert not any(file.fetched for result in again.values() for file in result.images)
+        assert not any(result.fetched_images for result in again.values())
 
 
 def test_what_the_sidecar_lists_is_known_by_its_size_alone(tmp_path: Path) -> None:
@@ -111,10 +151,8 @@ def test_what_the_sidecar_lists_is_known_by_its_size_alone(tmp_path: Path) -> No
     with Sandbox(world_of(images)) as sandbox:
         (result,) = download(client_of(sandbox), images, tmp_path).values()
         assert sandbox.stats.graph_ids_asked.keys() == {resized.id}
-    assert [(file.id, file.fetched) for file in result.images] == [
-        (known.id, False),
-        (resized.id, True),
-    ]
+    assert result.found.images.keys() == {known.id, resized.id}
+    assert result.fetched_images == 1
     assert path_of(tmp_path, resized).read_bytes() == jpeg(resized.id)
 
 
@@ -129,12 +167,12 @@ def test_files_of_unknown_origin_are_adopted_when_whole(tmp_path: Path) -> None:
     with Sandbox(world_of(images)) as sandbox:
         (result,) = download(client_of(sandbox), images, tmp_path).values()
         assert sandbox.stats.images_asked.keys() == {half.id, empty.id, page.id}
-    assert len(result.images) == 4
+    assert len(result.found.images) == 4
     assert path_of(tmp_path, whole).read_bytes() == jpeg(7)
     assert not_whole(tmp_path, [half, empty, page]) == []
 
 
-def test_an_image_that_cannot_be_had_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_an_image_that_is_not_available_does_not_stop_the_others(tmp_path: Path) -> None:
     images = street_images(40)
     broken, gone, vanished = images[3], images[4], images[25]
     faults = Faults(
@@ -144,38 +182,170 @@ def test_an_image_that_cannot_be_had_does_not_stop_the_others(tmp_path: Path) ->
     with Sandbox(world_of(images), faults=faults) as sandbox:
         results = download(client_of(sandbox, num_retries=3), images, tmp_path)
         assert sandbox.stats.images_asked[broken.id] == 4
-        assert sandbox.stats.images_asked[vanished.id] == 1
-        assert sandbox.stats.requests["graph"] == 2  # once more for the one that was left out
         first, second = results[images[0].sequence_id], results[images[20].sequence_id]
-        assert list(first.failed) == [broken.id]
-        assert "it ends within its headers" in first.failed[broken.id]
-        assert first.unavailable == [gone.id]
-        assert second.unavailable == [vanished.id]
-        assert len(first.images) + len(second.images) == 37
+        assert list(first.found.failed) == [broken.id]
+        assert "it ends within its headers" in first.found.failed[broken.id]
+        assert states_of(first) == {
+            broken.id: State.FAILED,
+            gone.id: State.NOT_ANSWERED,
+        }
+        assert states_of(second) == {vanished.id: State.NOT_ANSWERED}
+        assert len(first.found.images) + len(second.found.images) == 37
 
         sandbox.faults = Faults(gone_ids=frozenset({gone.id}))
         asked = sandbox.stats.images_asked.copy()
         download(client_of(sandbox), images, tmp_path)
-        assert (sandbox.stats.images_asked - asked).keys() == {broken.id, vanished.id}
+        assert (sandbox.stats.images_asked - asked).keys() == {broken.id}
 
 
-def test_an_answer_that_forgets_images_is_no_proof_that_they_are_gone(
+# What the answers leave out
+
+
+def test_an_image_is_unavailable_after_answers_20_hours_apart(tmp_path: Path) -> None:
+    images = street_images(60)
+    gone = images[7]
+    faults = Faults(gone_ids=frozenset({gone.id}))
+    with Sandbox(world_of(images), faults=faults) as sandbox:
+
+        def asked_at(hours: float, **options: Any) -> tuple[State, int]:
+            """Download at an hour of the year: what the image is then, and how often asked for."""
+            now = NEW_YEAR + timedelta(hours=hours)
+            before = sandbox.stats.graph_ids_asked[gone.id]
+            results = download(client_of(sandbox), images, tmp_path, now=lambda: now, **options)
+            (state,) = states_of(results[gone.sequence_id]).values()
+            return state, sandbox.stats.graph_ids_asked[gone.id] - before
+
+        assert asked_at(0) == (State.NOT_ANSWERED, 2)
+        assert asked_at(19.9) == (State.NOT_ANSWERED, 0)
+        witnesses = [images[0].id]
+        assert asked_at(20, witnesses=witnesses) == (State.UNAVAILABLE, 2)
+        assert asked_at(21) == (State.UNAVAILABLE, 0)
+        assert read_sidecar(tmp_path / gone.sequence_id).absent == {
+            gone.id: Absence(NEW_YEAR, NEW_YEAR + timedelta(hours=20), 2)
+        }
+
+        again = NEW_YEAR + timedelta(hours=22)
+        recheck = {"asked_before": again, "witnesses": witnesses}
+        assert asked_at(22, **recheck) == (State.UNAVAILABLE, 2)
+        assert asked_at(23, **recheck) == (State.UNAVAILABLE, 0)  # by another attempt of the run
+
+        sandbox.faults = Faults()
+        results = download(client_of(sandbox), images, tmp_path, asked_before=utc_now())
+        assert states_of(results[gone.sequence_id]) == {}
+        assert read_sidecar(tmp_path / gone.sequence_id).absent == {}
+    assert not_whole(tmp_path, images) == []
+
+
+def test_an_outage_is_no_proof_that_images_are_gone(tmp_path: Path) -> None:
+    images = street_images(60)
+    nowhere = Faults(gone=1.0)
+    with Sandbox(world_of(images), faults=nowhere) as sandbox:
+        for witnesses in ([], [images[0].id + 1000]):
+            results = download(client_of(sandbox), images, tmp_path, witnesses=witnesses)
+            assert {*chain(*(states_of(result).values() for result in results.values()))} == {
+                State.FAILED
+            }
+            assert all(
+                "outage" in why
+                for result in results.values()
+                for why in result.found.failed.values()
+            )
+        assert all(not read_sidecar(tmp_path / sequence_id).absent for sequence_id in results)
+        sandbox.faults = Faults()
+        download(client_of(sandbox), images, tmp_path)
+    assert not_whole(tmp_path, images) == []
+
+
+def test_more_than_5_percent_of_100_images_left_out_is_an_outage(tmp_path: Path) -> None:
+    images = street_images(200)
+    for count, is_outage in ((10, False), (11, True)):
+        seqdir = tmp_path / str(count)
+        seqdir.mkdir()
+        left_out = {image.id for image in images[:count]}
+        with Sandbox(world_of(images), faults=Faults(gone_ids=frozenset(left_out))) as sandbox:
+            results = download(client_of(sandbox), images, seqdir)
+            states = {k: v for result in results.values() for k, v in states_of(result).items()}
+            expected = State.FAILED if is_outage else State.NOT_ANSWERED
+            assert states == dict.fromkeys(left_out, expected)
+            assert sum(result.fetched_images for result in results.values()) == 200 - count
+
+
+def test_images_that_are_asked_for_once_more_are_no_outage(tmp_path: Path) -> None:
+    images = street_images(200)
+    with Sandbox(world_of(images)) as sandbox:
+        for hours in (0, 30):
+            now = NEW_YEAR + timedelta(hours=hours)
+            for start in range(0, 200, 50):  # a quarter of the city in each run
+                sandbox.faults = Faults(gone_ids=frozenset(image.id for image in images[:40]))
+                results = download(
+                    client_of(sandbox),
+                    images[start : start + 50],
+                    tmp_path,
+                    now=lambda now=now: now,
+                    witnesses=[images[150].id],
+                )
+        results = download(client_of(sandbox), images, tmp_path, now=lambda: now)
+    states = {k: v for result in results.values() for k, v in states_of(result).items()}
+    assert states == dict.fromkeys((image.id for image in images[:40]), State.UNAVAILABLE)
+
+
+def test_an_outage_leaves_what_is_known_of_earlier_answers(tmp_path: Path) -> None:
+    images = street_images(20)
+    gone = images[7]
+    with Sandbox(world_of(images), faults=Faults(gone_ids=frozenset({gone.id}))) as sandbox:
+        download(client_of(sandbox), images, tmp_path, now=lambda: NEW_YEAR)
+        sandbox.faults = Faults(gone=1.0)
+        later = NEW_YEAR + timedelta(hours=30)
+        results = download(
+            client_of(sandbox), images, tmp_path, now=lambda: later, witnesses=[images[0].id]
+        )
+        assert states_of(results[gone.sequence_id]) == {gone.id: State.FAILED}
+        assert read_sidecar(tmp_path / gone.sequence_id).absent == {
+            gone.id: Absence(NEW_YEAR, NEW_YEAR)
+        }
+
+
+def test_a_404_of_the_image_server_is_not_believed_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = street_images(60)
+    images = street_images(48)
     with Sandbox(world_of(images)) as sandbox:
         client = client_of(sandbox)
-        image_links = client.image_links
-        answers = [Links(absent=frozenset(image.id for image in images[:50]))]
-        monkeypatch.setattr(
-            client,
-            "image_links",
-            lambda *asked: answers.pop() if answers else image_links(*asked),
-        )
+        chunks, denied = client.image_chunks, set[str]()
+
+        def not_found_once(link: ImageLink, stop: threading.Event) -> Iterator[bytes]:
+            if link.url not in denied and len(denied) < len(images):
+                denied.add(link.url)
+                raise UnavailableError("404")
+            return chunks(link, stop)
+
+        monkeypatch.setattr(client, "image_chunks", not_found_once)
         results = download(client, images, tmp_path)
-        assert sandbox.stats.requests["graph"] <= 3
-    assert [result.unavailable for result in results.values()] == [[], [], []]
+        assert len(denied) == len(images)
+    assert [states_of(result) for result in results.values()] == [{}, {}, {}]
     assert not_whole(tmp_path, images) == []
+
+
+# What no attempt can make usable
+
+
+def test_another_format_is_refused_after_one_attempt(tmp_path: Path) -> None:
+    images = street_images(2)
+    refused, other = images
+    world = world_of(images)
+    world.picture = lambda image, size: png() if image.id == refused.id else jpeg(image.id)
+    with Sandbox(world) as sandbox:
+        for _ in range(2):
+            (result,) = download(client_of(sandbox), images, tmp_path).values()
+            assert states_of(result) == {refused.id: State.REFUSED}
+            assert "PNG" in result.found.refused[refused.id].reason
+            assert sandbox.stats.images_asked[refused.id] == 1
+        overwriting = utc_now()
+        for _ in range(2):
+            download(client_of(sandbox), images, tmp_path, fetched_before=overwriting)
+        assert sandbox.stats.images_asked[refused.id] == 2
+    assert not path_of(tmp_path, refused).exists()
+    assert path_of(tmp_path, other).exists()
 
 
 def test_files_without_a_sidecar_get_the_creator_of_their_sequence(tmp_path: Path) -> None:
@@ -186,7 +356,7 @@ def test_files_without_a_sidecar_get_the_creator_of_their_sequence(tmp_path: Pat
     with Sandbox(world_of(images)) as sandbox:
         (result,) = download(client_of(sandbox), images, tmp_path).values()
         assert sandbox.stats.images_asked.keys() == {images[3].id}
-    assert [file.creator for file in result.images] == ["walker"] * 4
+    assert [file.creator for file in result.found.images.values()] == ["walker"] * 4
 
 
 def test_an_image_of_too_many_pixels_is_refused_at_once(tmp_path: Path) -> None:
@@ -198,7 +368,7 @@ def test_an_image_of_too_many_pixels_is_refused_at_once(tmp_path: Path) -> None:
     with Sandbox(world) as sandbox:
         (result,) = download(client_of(sandbox), images, tmp_path).values()
         assert sandbox.stats.images_asked[image.id] == 1
-    assert "65535 x 65535 pixels" in result.failed[image.id]
+    assert "65535 x 65535 pixels" in result.found.refused[image.id].reason
     assert not path_of(tmp_path, image).exists()
 
 
@@ -221,9 +391,9 @@ def test_overwriting_replaces_a_file_only_by_a_whole_one(tmp_path: Path) -> None
         path_of(tmp_path, image).write_bytes(jpeg(7))
     faults = Faults(by_image={kept.id: Fault.TRUNCATED})
     with Sandbox(world_of(images), faults=faults) as sandbox:
-        client = client_of(sandbox, num_retries=1)
-        (result,) = download(client, images, tmp_path, overwrite=True).values()
-    assert list(result.failed) == [kept.id]
+        client, in_a_second = client_of(sandbox, num_retries=1), utc_now() + timedelta(seconds=1)
+        (result,) = download(client, images, tmp_path, fetched_before=in_a_second).values()
+    assert list(result.found.failed) == [kept.id]
     assert not_whole(tmp_path, images) == [kept.id]
     assert path_of(tmp_path, kept).read_bytes() == jpeg(7)
 
@@ -241,6 +411,7 @@ def test_leaving_off_stops_all_threads_even_those_that_wait_for_a_silent_server(
             jobs_of(images),
             tmp_path,
             size="original",
+            services="mapillary",
             guard=DiskGuard(tmp_path, NO_GUARD_BYTES),
         )
         assert next(results).sequence_id == images[0].sequence_id
@@ -259,20 +430,21 @@ def test_leaving_off_stops_the_reading_of_files_too(
     (tmp_path / images[100].sequence_id).mkdir()
     for image in images[100:]:
         path_of(tmp_path, image).write_bytes(jpeg(image.id))
-    read: list[Path] = []
+    read: list[int] = []
 
-    def read_slowly(path: Path) -> JpegInfo:
-        read.append(path)
+    def read_slowly(descriptor: int) -> JpegInfo:
+        read.append(descriptor)
         time.sleep(0.05)
-        return check_jpeg(path)
+        return check_jpeg_file(descriptor)
 
-    monkeypatch.setattr("vsvi_assets.photographs.downloads.check_jpeg", read_slowly)
+    monkeypatch.setattr("vsvi_assets.photographs.downloads.check_jpeg_file", read_slowly)
     with Sandbox(world_of(images)) as sandbox:
         results = download_sequences(
             client_of(sandbox),
             jobs_of(images),
             tmp_path,
             size="original",
+            services="mapillary",
             guard=DiskGuard(tmp_path, shutil.disk_usage(tmp_path).total),
         )
         with pytest.raises(DiskFullError):
@@ -295,7 +467,7 @@ def test_jobs_are_taken_only_as_they_are_needed_even_while_all_images_wait(tmp_p
         client = client_of(sandbox, backoff=600)
         guard = DiskGuard(tmp_path, NO_GUARD_BYTES)
         results = download_sequences(
-            client, jobs(), tmp_path, size="original", guard=guard, workers=8
+            client, jobs(), tmp_path, size="original", services="mapillary", guard=guard, workers=8
         )
         with closing(results):
             assert next(results).sequence_id == images[0].sequence_id
@@ -309,9 +481,10 @@ def test_nothing_is_written_outside_the_folder(tmp_path: Path, sequence_id: str)
     with Sandbox(world_of([])) as sandbox:
         results = download_sequences(
             client_of(sandbox),
-            [SequenceJob(sequence_id, [1])],
+            [SequenceJob(sequence_id, street_images(1))],
             seqdir,
             size="original",
+            services="mapillary",
             guard=DiskGuard(tmp_path, NO_GUARD_BYTES),
         )
         with pytest.raises(InvalidSequenceIdError) as refusal:
@@ -329,6 +502,7 @@ def test_too_little_room_stops_before_anything_is_written(tmp_path: Path) -> Non
             jobs_of(images),
             tmp_path,
             size="original",
+            services="mapillary",
             guard=DiskGuard(tmp_path, required),
         )
         with pytest.raises(DiskFullError, match=str(tmp_path)):
@@ -349,13 +523,19 @@ def test_a_full_disk_stops_cleanly_and_room_completes_it(small_disk: Path, requi
 
         def run() -> list[int]:
             results = download_sequences(
-                client, jobs_of(images), small_disk, size="original", guard=guard, workers=4
+                client,
+                jobs_of(images),
+                small_disk,
+                size="original",
+                services="mapillary",
+                guard=guard,
+                workers=4,
             )
-            return [len(result.images) for result in results]
+            return [len(result.found.images) for result in results]
 
         with pytest.raises(DiskFullError, match="required"):
             run()
-        on_disk = [path for path in small_disk.rglob("*") if path.is_file()]
+        on_disk = list(small_disk.rglob("*.jpg"))
         assert all(path.stat().st_size > 200_000 for path in on_disk)
         assert not list(small_disk.rglob("*.part"))
         if required:
@@ -372,15 +552,25 @@ from pathlib import Path
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
+from vsvi_assets.sandbox import StreetImage
 
 url, seqdir, token = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-jobs = (SequenceJob(line.split()[0], list(map(int, line.split()[1:]))) for line in sys.stdin)
+jobs = (
+    SequenceJob(line.split()[0], [StreetImage(int(id), 0, 0, "") for id in line.split()[1:]])
+    for line in sys.stdin
+)
 client = Mapillary(lambda: token, tiles_url=url, graph_url=url, backoff=0.01)
 print("started", flush=True)
 for result in download_sequences(
-    client, jobs, seqdir, size="original", guard=DiskGuard(seqdir, 1), workers=8
+    client,
+    jobs,
+    seqdir,
+    size="original",
+    services="mapillary",
+    guard=DiskGuard(seqdir, 1),
+    workers=8,
 ):
-    assert not result.failed
+    assert not result.found.failed
 """
 
 
@@ -388,7 +578,8 @@ def test_kills_at_any_moment_lose_nothing_that_was_whole(tmp_path: Path) -> None
     images = street_images(400)
     world = world_of(images)
     lines = "".join(
-        f"{job.sequence_id} {' '.join(map(str, job.image_ids))}\n" for job in jobs_of(images)
+        f"{job.sequence_id} {' '.join(str(image.id) for image in job.images)}\n"
+        for job in jobs_of(images)
     )
     moments = random.Random(4)
     kills, workers = 8, 8

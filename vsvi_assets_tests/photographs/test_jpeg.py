@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vsvi_assets.mapillary.errors import InvalidImageError, OversizedImageError
+from vsvi_assets.photographs.errors import OtherFormatError
 from vsvi_assets.photographs.jpeg import JpegInfo, check_jpeg
 
 
@@ -39,9 +40,9 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_whole_images_are_told_as_pillow_tells_them(kind: str, tmp_path: Path) -> None:
+def test_whole_images_are_taken_for_whole(kind: str, tmp_path: Path) -> None:
     image = WHOLE[kind]
-    expected = JpegInfo(61, 43, "MPO" if kind == "mpo" else "JPEG")
+    expected = JpegInfo(61, 43)
     assert check_jpeg(image) == expected
     assert check_jpeg(image + bytes(1000)) == expected
     assert check_jpeg(image + b"\xff\xd8 what a camera appended") == expected
@@ -49,7 +50,7 @@ def test_whole_images_are_told_as_pillow_tells_them(kind: str, tmp_path: Path) -
     path.write_bytes(image)
     assert check_jpeg(path) == expected
     with Image.open(path) as opened:
-        assert (opened.width, opened.height, opened.format) == (61, 43, expected.format)
+        assert opened.size == (61, 43)
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -75,16 +76,113 @@ def test_something_else_is_no_image(content: bytes, tmp_path: Path) -> None:
             check_jpeg(image)
 
 
-def test_more_pixels_than_pillow_opens_are_refused() -> None:
+def test_more_pixels_than_pillow_opens_are_seen() -> None:
     image = WHOLE["baseline"]
     frame = image.index(b"\xff\xc0") + 5
     for height, width in [(13_377, 13_379), (65_535, 65_535)]:
         size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
         bomb = image[:frame] + size + image[frame + 4 :]
-        with pytest.raises(OversizedImageError, match="pixels"):
-            check_jpeg(bomb)
+        assert check_jpeg(bomb).is_oversized
         with pytest.raises(Image.DecompressionBombError):
             Image.open(io.BytesIO(bomb))
+        odd = bomb.replace(b"\xff\xdb", b"junk\xff\xdb", 1)
+        with pytest.raises(OversizedImageError, match="pixels"):
+            check_jpeg(odd)
+
+
+def pillow_decodes(image: bytes) -> bool:
+    """Return whether Pillow opens and decodes the first picture of a file."""
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            opened.load()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
+
+
+def is_whole(image: bytes) -> bool:
+    try:
+        check_jpeg(image)
+    except InvalidImageError:
+        return False
+    return True
+
+
+def reencoded(mpo: bytes) -> bytes:
+    """Return the first picture of an MPO, made anew, with the index of pictures it has not."""
+    start = mpo.index(b"\xff\xe2")
+    index = mpo[start : start + 2 + int.from_bytes(mpo[start + 2 : start + 4], "big")]
+    with Image.open(io.BytesIO(mpo)) as opened:
+        file = io.BytesIO()
+        opened.save(file, "JPEG", quality=30)
+    return file.getvalue()[:2] + index + file.getvalue()[2:]
+
+
+@pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO file")
+def test_an_index_of_pictures_that_a_program_has_dropped_is_no_fault() -> None:
+    stale = reencoded(WHOLE["mpo"])
+    assert pillow_decodes(stale)
+    assert is_whole(stale)
+    assert not any(is_whole(stale[:length]) for length in range(len(stale)))
+    broken_index = stale.replace(b"MPF\0II*\0\x08", b"MPF\0II*\0\xff", 1)
+    assert broken_index != stale
+    assert pillow_decodes(broken_index)
+    assert is_whole(broken_index)
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_another_format_is_named(format: str) -> None:
+    with pytest.raises(OtherFormatError, match=format):
+        check_jpeg(saved(format))
+
+
+JUNK = st.binary(max_size=6).map(lambda junk: junk.replace(b"\xff", b"\xfe"))
+FILL = st.integers(1, 5).map(lambda count: b"\xff" * count)
+
+
+@given(
+    st.sampled_from(sorted(WHOLE.keys() - {"mpo"})),
+    st.lists(st.tuples(st.integers(0, 20), JUNK | FILL), max_size=3),
+    st.binary(max_size=50),
+    st.integers(-60, 0),
+)
+@settings(max_examples=500, deadline=None)
+def test_it_is_whole_where_pillow_decodes_it_and_its_end_is_there(
+    kind: str, between: list[tuple[int, bytes]], behind: bytes, cut: int
+) -> None:
+    """Junk and fill bytes between the segments, bytes behind the end, and a cut anywhere there."""
+    image = WHOLE[kind]
+    starts = segment_starts(image)
+    for number, odd in sorted(between, reverse=True):
+        start = starts[number % len(starts)]
+        image = image[:start] + odd + image[start:]
+    end = len(image)
+    image = (image + behind)[: len(image) + len(behind) + cut]
+    assert is_whole(image) == (pillow_decodes(image) and len(image) >= end)
+
+
+def segment_starts(image: bytes) -> list[int]:
+    """Return where the segments of a JPEG begin, but for the first marker and the pixels."""
+    starts, position = [], 2
+    while image[position + 1] != 0xDA:
+        starts.append(position)
+        position += 2 + int.from_bytes(image[position + 2 : position + 4], "big")
+    return [*starts, position]
+
+
+@given(
+    st.sampled_from(sorted(WHOLE.keys() - {"mpo"})),
+    st.lists(st.tuples(st.integers(0, 1500), st.binary(max_size=8)), max_size=5),
+)
+@settings(max_examples=500, deadline=None)
+def test_a_damaged_image_that_pillow_decodes_is_whole(
+    kind: str, damages: list[tuple[int, bytes]]
+) -> None:
+    image = bytearray(WHOLE[kind])
+    for position, damage in damages:
+        image[position : position + len(damage)] = damage
+    image += b"\xff\xd9"  # the damage may have hit the end
+    assert is_whole(bytes(image)) or not pillow_decodes(bytes(image))
 
 
 @given(

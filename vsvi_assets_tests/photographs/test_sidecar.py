@@ -1,5 +1,7 @@
 import json
+import os
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,25 @@ from vsvi_assets.photographs.sidecar import (
     SIDECAR_NAME,
     ImageRecord,
     Sidecar,
-    differences,
     image_path,
+    known_images,
     read_sidecar,
     sequence_folder,
     sha256_of,
     write_sidecar,
 )
+from vsvi_assets.photographs.states import Absence, Refusal, State
 
 IDS = st.integers(1, 2**63 - 1)
+MOMENTS = st.datetimes(datetime(2004, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)).map(
+    lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+)
+ABSENCES = st.builds(
+    lambda first, hours, answers: Absence(first, first + timedelta(hours=hours), answers),
+    MOMENTS,
+    st.integers(0, 1000),
+    st.integers(1, 100),
+)
 COORDINATES = st.floats(-180, 180)
 RECORDS = st.builds(
     ImageRecord,
@@ -35,12 +47,16 @@ RECORDS = st.builds(
     height=st.integers(1, 65535),
     bytes=st.integers(1, 2**40),
     sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    image_size=st.none() | st.sampled_from(["original", "2048"]),
+    stored_at=st.none() | MOMENTS,
 )
 SIDECARS = st.builds(
     Sidecar,
     images=st.lists(RECORDS).map(lambda records: {record.id: record for record in records}),
-    unavailable=st.sets(IDS),
+    absent=st.dictionaries(IDS, ABSENCES),
+    refused=st.dictionaries(IDS, st.builds(Refusal, reason=st.text(), asked=MOMENTS)),
     failed=st.dictionaries(IDS, st.text()),
+    services=st.none() | st.sampled_from(["mapillary", "sandbox"]),
 )
 
 
@@ -78,23 +94,41 @@ def test_it_is_geojson_with_dates_and_links_for_people(tmp_path: Path) -> None:
     assert feature["properties"]["url"] == "https://www.mapillary.com/app/?pKey=7"
 
 
-def test_differences_from_what_was_downloaded_are_found(tmp_path: Path) -> None:
-    records = {id: record(id, b"image %d" % id, tmp_path) for id in (1, 2, 3, 4)}
-    write_sidecar(tmp_path, Sidecar(records))
-    assert differences(tmp_path) == {}
-    image_path(tmp_path, 2).unlink()
-    image_path(tmp_path, 3).write_bytes(b"shorter")
-    image_path(tmp_path, 4).write_bytes(b"imagE 4")
-    wrong = differences(tmp_path)
-    assert wrong.keys() == {2, 3, 4}
-    assert wrong[2] == "missing"
-
-
 def test_newer_knowledge_takes_the_place_of_older(tmp_path: Path) -> None:
     one, two = record(1, b"1", tmp_path), record(2, b"2", tmp_path)
-    before = Sidecar({1: one}, unavailable={5}, failed={2: "busy", 3: "busy"})
-    after = before.updated(Sidecar({2: two}, unavailable={3}, failed={5: "half"}))
-    assert after == Sidecar({1: one, 2: two}, unavailable={3}, failed={5: "half"})
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    before = Sidecar({1: one}, absent={5: Absence(now, now)}, failed={2: "busy", 3: "busy"})
+    newer = Sidecar({2: two}, absent={3: Absence(now, now)}, failed={5: "half"})
+    assert before.updated(newer) == Sidecar(
+        {1: one, 2: two}, absent={3: Absence(now, now)}, failed={5: "half"}
+    )
+
+
+def test_an_old_sidecar_is_read_and_its_unavailable_images_are_not_believed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / SIDECAR_NAME).write_text(
+        '{"type":"FeatureCollection","features":[{"type":"Feature","geometry":null,"properties":'
+        '{"id":7,"captured_at":null,"compass_angle":null,"is_pano":null,"creator":null,'
+        '"width":4,"height":3,"bytes":5,"sha256":"00","url":""}}],'
+        '"unavailable":[8],"failed":{"9":"busy"}}'
+    )
+    written = datetime(2026, 1, 1, tzinfo=UTC)
+    os.utime(tmp_path / SIDECAR_NAME, (written.timestamp(), written.timestamp()))
+    sidecar = read_sidecar(tmp_path)
+    assert sidecar.images.keys() == {7}
+    assert sidecar.failed == {9: "busy"}
+    assert sidecar.services is None
+    assert sidecar.absent == {8: Absence(written, written)}
+    assert sidecar.absent[8].state == State.NOT_ANSWERED
+    assert sidecar.absent[8].is_due(written + timedelta(hours=20))
+
+
+def test_a_broken_sidecar_still_says_which_services_it_is_of(tmp_path: Path) -> None:
+    write_sidecar(tmp_path, Sidecar({1: record(1, b"1", tmp_path)}, services="sandbox"))
+    path = tmp_path / SIDECAR_NAME
+    path.write_bytes(path.read_bytes()[:100])
+    assert known_images(tmp_path) == Sidecar(services="sandbox")
 
 
 def test_no_sidecar_is_empty_and_a_broken_one_an_error(tmp_path: Path) -> None:

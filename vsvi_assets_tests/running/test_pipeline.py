@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from vsvi_assets.photographs.inventory import take_inventory
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets_tests.project import Project
 
 

@@ -8,9 +8,9 @@ import pytest
 from dagster import AssetCheckEvaluation, AssetCheckSeverity, TableMetadataValue
 
 from vsvi_assets.city import City
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.mapillary.errors import TransientError
 from vsvi_assets.orchestration.resources import MapillaryResource
-from vsvi_assets.photographs.inventory import take_inventory
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME
 from vsvi_assets.sandbox import Fault, Faults
 from vsvi_assets.views.plan import (

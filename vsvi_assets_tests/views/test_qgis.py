@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from psycopg2.extensions import parse_dsn
 
 from vsvi_assets.cli import main
-from vsvi_assets.photographs.inventory import take_inventory
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.views.qgis import qgis_project
 from vsvi_assets_tests.project import Project
 

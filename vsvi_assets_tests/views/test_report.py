@@ -16,7 +16,9 @@ import requests
 from playwright.sync_api import Page, expect, sync_playwright
 
 from vsvi_assets.city import City
+from vsvi_assets.database.photographs import rebuild_photographs
 from vsvi_assets.photographs.sidecar import Sidecar, read_sidecar, write_sidecar
+from vsvi_assets.photographs.states import Absence
 from vsvi_assets.running.pages import Pages
 from vsvi_assets.views.report import CoverageReport, make_report
 from vsvi_assets_tests.project import Project
@@ -106,6 +108,9 @@ def write_report(project: Project, city: City) -> CoverageReport:
     return report
 
 
+GONE = Absence(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC))
+
+
 @pytest.fixture
 def town(project: Project) -> City:
     """A city of which one image is missing, one is unavailable and points have none."""
@@ -118,7 +123,8 @@ def town(project: Project) -> City:
         gone = next(folder.glob("*.jpg"))
         gone.unlink()
         sidecar = read_sidecar(folder)
-        write_sidecar(folder, sidecar.updated(Sidecar(unavailable={int(gone.stem)})))
+        write_sidecar(folder, sidecar.updated(Sidecar(absent={int(gone.stem): GONE})))
+    rebuild_photographs(project.postgis, city)
     return city
 
 

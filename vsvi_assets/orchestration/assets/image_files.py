@@ -1,6 +1,7 @@
 """The photographs on disk, sequence by sequence."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 
 from dagster import (
@@ -13,7 +14,8 @@ from dagster import (
 )
 
 from vsvi_assets.city import City
-from vsvi_assets.database.tables import SelectedImage, selected_images_of
+from vsvi_assets.database.photographs import PhotographRecords, latest_stored, take_inventory
+from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskGuard, update_lines
 from vsvi_assets.orchestration.columns import SIDECAR_FILE
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, Fetch, asset_key, identity, upstream
@@ -23,9 +25,15 @@ from vsvi_assets.orchestration.resources import MapillaryResource
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.orchestration.sequence_partitions import sequence_partitions
 from vsvi_assets.photographs.attribution import write_attribution
-from vsvi_assets.photographs.downloads import SequenceJob, SequenceResult, download_sequences
-from vsvi_assets.photographs.inventory import take_inventory
-from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar
+from vsvi_assets.photographs.downloads import (
+    MAX_WITNESSES,
+    SequenceJob,
+    SequenceResult,
+    download_sequences,
+    utc_now,
+)
+from vsvi_assets.photographs.sidecar import Sidecar
+from vsvi_assets.photographs.states import State
 from vsvi_assets.progress import Progress
 from vsvi_assets.settings import Settings
 
@@ -72,40 +80,45 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         mapillary: MapillaryResource,
         progress: ResourceParam[Progress],
     ) -> Output:
-        selected: dict[str, list[SelectedImage]] = {}
-        failed: dict[int, str] = {}
+        postgis, failed = selected_image_ids.postgis, dict[int, str]()
 
         def jobs() -> Iterator[SequenceJob]:
             for sequence_id, images in selected_images_of(
-                selected_image_ids.postgis, selected_image_ids.name, context.partition_keys
+                postgis, selected_image_ids.name, context.partition_keys
             ):
-                selected[sequence_id] = images
-                yield SequenceJob(sequence_id, [image.id for image in images])
+                yield SequenceJob(sequence_id, images)
 
         def partitions() -> Generator[Partition[Sidecar], None, None]:
             without_selection = set(context.partition_keys)
-            inventory = take_inventory(city, selected_image_ids.postgis, context.partition_keys)
-            for result in download_sequences(
+            inventory = take_inventory(city, postgis, context.partition_keys)
+            results = download_sequences(
                 mapillary.client(city),
                 jobs(),
                 city.sequences_folder,
                 size=city.image_size,
+                services=city.services,
                 guard=DiskGuard(city.sequences_folder, city.required_free_bytes),
-                overwrite=config.overwrite,
+                fetched_before=utc_now() if config.overwrite else None,
+                witnesses=latest_stored(postgis, city, MAX_WITNESSES),
                 settled=progress.counting(
                     context.asset_key.to_user_string(),
-                    inventory.selected if config.overwrite else inventory.missing_images,
+                    inventory.selected if config.overwrite else inventory.pending_images,
                     "images",
                     context.log.info,
                 ),
-            ):
-                without_selection.discard(result.sequence_id)
-                failed.update(result.failed)
-                sidecar = _sidecar(result, selected.pop(result.sequence_id))
-                yield Partition(
-                    result.sequence_id, sidecar, _metadata(result), is_complete=not result.failed
-                )
-                _note_failed_ids(city, result)
+            )
+            with closing(results), PhotographRecords(postgis, city) as records:
+                for result in results:
+                    without_selection.discard(result.sequence_id)
+                    failed.update(result.found.failed)
+                    records.add(result.sequence_id, result.sidecar)
+                    yield Partition(
+                        result.sequence_id,
+                        None,
+                        _metadata(result),
+                        is_complete=not result.found.failed,
+                    )
+                    _note_failed_ids(city, result)
             # Sequences that lost their last selected image since the run was planned.
             for sequence_id in without_selection:
                 yield Partition(sequence_id, None, {"images": 0})
@@ -119,44 +132,29 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
     return image_files
 
 
-def _sidecar(result: SequenceResult, selected: Sequence[SelectedImage]) -> Sidecar:
-    """Join what was downloaded with what is known of the images."""
-    known = {image.id: image for image in selected}
-    records = {}
-    for file in result.images:
-        image = known[file.id]
-        records[file.id] = ImageRecord(
-            id=file.id,
-            lon=image.lon,
-            lat=image.lat,
-            captured_at=image.captured_at,
-            compass_angle=image.compass_angle,
-            is_pano=image.is_pano,
-            creator=file.creator,
-            width=file.width,
-            height=file.height,
-            bytes=file.bytes,
-            sha256=file.sha256,
-        )
-    return Sidecar(records, set(result.unavailable), result.failed)
-
-
 def _metadata(result: SequenceResult) -> dict[str, object]:
-    fetched = [image.bytes for image in result.images if image.fetched]
+    found = result.found
     return {
-        "images": len(result.images),
-        "bytes": sum(image.bytes for image in result.images),
-        "fetched images": len(fetched),
-        "fetched bytes": sum(fetched),
-        "unavailable": result.unavailable,
-        "failed": {str(image_id): why for image_id, why in result.failed.items()},
+        "images": len(found.images),
+        "bytes": sum(image.bytes for image in found.images.values()),
+        "fetched images": result.fetched_images,
+        "fetched bytes": result.fetched_bytes,
+        "not answered": _ids(found, State.NOT_ANSWERED),
+        "unavailable": _ids(found, State.UNAVAILABLE),
+        "refused": {str(image_id): why.reason for image_id, why in found.refused.items()},
+        "failed": {str(image_id): why for image_id, why in found.failed.items()},
     }
+
+
+def _ids(found: Sidecar, state: State) -> list[int]:
+    return [image_id for image_id, absence in found.absent.items() if absence.state == state]
 
 
 def _note_failed_ids(city: City, result: SequenceResult) -> None:
     if city.failed_image_ids_path:
+        failed = result.found.failed
         update_lines(
             city.failed_image_ids_path,
-            added=map(str, result.failed),
-            removed=map(str, [*(image.id for image in result.images), *result.unavailable]),
+            added=map(str, failed),
+            removed=map(str, result.found.ids - failed.keys()),
         )

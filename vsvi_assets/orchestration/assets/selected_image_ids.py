@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import NewTable, Postgis
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.summaries import image_density, street_point_positions
 from vsvi_assets.database.tables import select_images, selected_images_table
 from vsvi_assets.files import atomic_write
@@ -26,7 +27,6 @@ from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.orchestration.sequence_partitions import update_sequences
-from vsvi_assets.photographs.inventory import take_inventory
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import density_map, markdown_picture, selection_map
 

@@ -31,11 +31,12 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City, parse_tile_key
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.tables import wanted_images
 from vsvi_assets.mapillary.tiles import read_tile
 from vsvi_assets.orchestration.common import asset_key
 from vsvi_assets.orchestration.resources import PostgisResource
-from vsvi_assets.photographs.inventory import Inventory, take_inventory
+from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.sidecar import image_path, known_images
 from vsvi_assets.views.pictures import contact_sheet, markdown_picture, tiles_map
 

@@ -14,7 +14,6 @@ from dagster import InputContext, IOManager, MetadataValue, OutputContext
 from vsvi_assets.city import City
 from vsvi_assets.files import atomic_write, remove_abandoned_parts
 from vsvi_assets.mapillary.tiles import read_tile, write_tile
-from vsvi_assets.photographs.inventory import whole_images
 from vsvi_assets.photographs.sidecar import (
     Sidecar,
     known_images,
@@ -171,11 +170,6 @@ class SequenceFolders(FilesystemIOManager[Sidecar]):
         path.mkdir(parents=True, exist_ok=True)
         before = known_images(path)
         after = before.updated(value)
-        after.images |= {
-            image_id: record
-            for image_id, record in whole_images(path, before).items()
-            if image_id in value.failed  # at replacing it: the old file is still there
-        }
         if after != before:
             write_sidecar(path, after)
 

@@ -1,0 +1,83 @@
+"""Are the photographs as they were downloaded? Read byte by byte, compared with the sidecars."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vsvi_assets.files import PART_SUFFIX
+from vsvi_assets.mapillary.errors import InvalidSidecarError
+from vsvi_assets.photographs.inventory import sequences_on_disk
+from vsvi_assets.photographs.sidecar import SIDECAR_NAME, image_path, read_sidecar, sha256_of
+
+_PHOTOGRAPH = re.compile(r"[0-9]+\.jpg")
+_OF_FILE_MANAGERS = re.compile(r"[.@#$~].*|Thumbs\.db|ehthumbs\.db|desktop\.ini", re.IGNORECASE)
+"""Names that file managers, desktops and NAS use: .DS_Store, Thumbs.db, @eaDir, .nfs0000…"""
+
+
+@dataclass
+class Verification:
+    """What was found in the folders of a city's sequences.
+
+    Attributes
+    ----------
+    photographs
+        How many were read and are as they were downloaded.
+    differences
+        What is not as it was downloaded, a line each.
+    unlisted
+        Photographs and unfinished downloads that no sidecar lists, as `<sequence>/<file>`.
+    others
+        How many files of other programs there are, by ending.
+    """
+
+    photographs: int = 0
+    differences: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def verify_photographs(seqdir: Path) -> Verification:
+    """Read every photograph below `seqdir` that a sidecar lists, and compare its SHA-256."""
+    found = Verification()
+    for sequence_id in sequences_on_disk(seqdir):
+        try:
+            _verify_folder(found, seqdir / sequence_id)
+        except InvalidSidecarError as error:
+            found.differences.append(str(error))
+        except OSError as error:
+            found.differences.append(f"{sequence_id}: cannot be read ({error.strerror})")
+    return found
+
+
+def _verify_folder(found: Verification, folder: Path) -> None:
+    listed = read_sidecar(folder).images
+    for image in listed.values():
+        path = image_path(folder, image.id)
+        if wrong := _difference(path, image.bytes, image.sha256):
+            found.differences.append(f"{folder.name}/{path.name}: {wrong}")
+        else:
+            found.photographs += 1
+    known = {SIDECAR_NAME, *(image_path(folder, image_id).name for image_id in listed)}
+    for name in sorted(path.name for path in folder.iterdir()):
+        if name in known:
+            continue
+        if _PHOTOGRAPH.fullmatch(name) or name.endswith(PART_SUFFIX):
+            found.unlisted.append(f"{folder.name}/{name}")
+        elif not _OF_FILE_MANAGERS.fullmatch(name):
+            found.others[Path(name).suffix or name] += 1
+
+
+def _difference(path: Path, bytes_: int, sha256: str) -> str | None:
+    """Return in what a file differs from its record; None where it does not."""
+    try:
+        size = path.stat().st_size
+        if size != bytes_:
+            return f"{size:,} bytes instead of {bytes_:,}"
+        if sha256_of(path) != sha256:
+            return "other bytes than were downloaded"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None
