@@ -182,7 +182,7 @@ def creators_of_selected(postgis: Postgis, city: City) -> dict[int, str]:
 def _orphaned(city: City, postgis: Postgis) -> list[str]:
     query = sql.SQL(
         """
-        SELECT name FROM unnest(%(names)s) AS name
+        SELECT name FROM unnest(%(names)s::text[]) AS name
         WHERE NOT EXISTS (SELECT FROM {} WHERE sequence_id = name) ORDER BY name COLLATE "C"
         """
     ).format(sql.Identifier(city.name, "selected_images"))

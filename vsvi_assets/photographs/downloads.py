@@ -674,7 +674,7 @@ def _read_image(path: Path, description: Description, written: datetime) -> Imag
             creator=None,
             width=info.width,
             height=info.height,
-            bytes=file.seek(0, os.SEEK_END),
+            bytes=os.fstat(file.fileno()).st_size,
             sha256=hashlib.file_digest(file, "sha256").hexdigest(),
             stored_at=written,
         )

@@ -201,7 +201,7 @@ def _starts_of_others(image: bytes | mmap.mmap, first: _Picture) -> list[int]:
                 ]
     except struct.error:
         return []
-    if not entries or entries[0][0] < first.end or image[first.end : entries[0][0]].strip(b"\0"):
+    if not entries or entries[0][0] != first.end:
         return []
     return [first.index + offset for _, offset in entries[1:]]
 

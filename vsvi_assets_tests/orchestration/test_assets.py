@@ -304,7 +304,7 @@ def test_one_failing_sequence_takes_no_other_down_and_only_it_is_retried(
     assert read_sidecar(city.sequences_folder / bad_sequence).failed == {}
 
 
-def test_images_that_mapillary_has_no_longer_fail_nothing(project: Project, city: City) -> None:
+def test_images_that_mapillary_leaves_out_fail_nothing(project: Project, city: City) -> None:
     gone = selected_ids(city)[3]
     sequence_id = project.sandbox.world.images[gone].sequence_id
     project.sandbox.faults = Faults(gone_ids=frozenset({gone}))
@@ -314,9 +314,9 @@ def test_images_that_mapillary_has_no_longer_fail_nothing(project: Project, city
     result = project.materialize_images(city)
 
     assert materialized(project, city, "image_files") == set(project.sequences(city))
-    assert metadata(result, city, "image_files")[sequence_id]["unavailable"] == [gone]
+    assert metadata(result, city, "image_files")[sequence_id]["not answered"] == [gone]
     assert not path_of(project, city, gone).exists()
-    assert take_inventory(city, project.postgis).unavailable == [gone]
+    assert take_inventory(city, project.postgis).not_answered.keys() == {gone}
     assert city.failed_image_ids_path.read_text() == ""
     asked = project.sandbox.stats.requests.copy()
     project.materialize_images(city)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,10 @@ def test_files_of_unknown_origin_are_adopted_when_whole(tmp_path: Path) -> None:
     with Sandbox(world_of(images)) as sandbox:
         (result,) = download(client_of(sandbox), images, tmp_path).values()
         assert sandbox.stats.images_asked.keys() == {half.id, empty.id, page.id}
+    for image in images:
+        record = read_sidecar(tmp_path / whole.sequence_id).images[image.id]
+        content = path_of(tmp_path, image).read_bytes()
+        assert (record.bytes, record.sha256) == (len(content), sha256(content).hexdigest())
     assert len(result.found.images) == 4
     assert path_of(tmp_path, whole).read_bytes() == jpeg(7)
     assert not_whole(tmp_path, [half, empty, page]) == []

@@ -20,12 +20,12 @@ def test_differences_from_what_was_downloaded_are_found(tmp_path: Path) -> None:
     folder = sequence(tmp_path, "first", 1, 2, 3, 4)
     assert verify_photographs(tmp_path).differences == []
     image_path(folder, 2).unlink()
-    image_path(folder, 3).write_bytes(b"shorter")
+    image_path(folder, 3).write_bytes(b"short")
     image_path(folder, 4).write_bytes(b"imagE 4")
     found = verify_photographs(tmp_path)
     assert found.differences == [
         "first/2.jpg: missing",
-        "first/3.jpg: 7 bytes instead of 8",
+        "first/3.jpg: 5 bytes instead of 7",
         "first/4.jpg: other bytes than were downloaded",
     ]
     assert found.photographs == 1

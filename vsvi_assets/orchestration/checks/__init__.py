@@ -632,7 +632,9 @@ def _not_on_disk(evidence: Evidence) -> Finding:
         "selected": inventory.selected,
         "on disk": inventory.on_disk,
         "bytes on disk": inventory.bytes,
+        "not answered": len(inventory.not_answered),
         "unavailable": len(inventory.unavailable),
+        "refused": len(inventory.refused),
         "missing": sum(map(len, inventory.missing.values())),
         "failed at the last try": len(inventory.failed),
     }
