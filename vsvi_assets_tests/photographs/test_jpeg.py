@@ -153,8 +153,8 @@ def test_it_is_whole_where_pillow_decodes_it_and_its_end_is_there(
     """Junk and fill bytes between the segments, bytes behind the end, and a cut anywhere there."""
     image = WHOLE[kind]
     starts = segment_starts(image)
-    for number, odd in sorted(between, reverse=True):
-        start = starts[number % len(starts)]
+    places = [(starts[number % len(starts)], odd) for number, odd in between]
+    for start, odd in sorted(places, reverse=True):
         image = image[:start] + odd + image[start:]
     end = len(image)
     image = (image + behind)[: len(image) + len(behind) + cut]
