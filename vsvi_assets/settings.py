@@ -68,6 +68,29 @@ class ServiceAddresses:
 
 
 @dataclass(frozen=True)
+class NotificationSettings:
+    """Whom to tell of failed runs, blocks and finished backfills; nobody by default.
+
+    Attributes
+    ----------
+    webhook_url
+        Gets a POST of `{"text": …}`.
+    email
+        Address that gets an e-mail, through the server of `smtp_url`
+        (`smtps://user:password@host:port`).
+    """
+
+    webhook_url: str | None = field(default=None, repr=False)
+    email: str | None = None
+    smtp_url: str | None = field(default=None, repr=False)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anybody to send to."""
+        return bool(self.webhook_url or self.email)
+
+
+@dataclass(frozen=True)
 class Settings:
     """Folders, services, limits and databases, as `.env.example` lists them.
 
@@ -93,6 +116,8 @@ class Settings:
         Where the coverage reports are served; None where nothing serves them.
     postgres_url
         None where the project's own PostGIS server is to be used.
+    notifications
+        Whom to tell of what goes wrong.
     """
 
     cities_dir: Path
@@ -110,6 +135,7 @@ class Settings:
     retry_delay: int
     pages_url: str | None
     postgres_url: str | None = field(repr=False)
+    notifications: NotificationSettings
     _environment: Mapping[str, str] = field(repr=False, compare=False)
 
     @classmethod
@@ -138,6 +164,7 @@ class Settings:
             retry_delay=_positive_number(environ, "VSVI_RETRY_DELAY", 30),
             pages_url=_url(environ, "VSVI_PAGES_URL", "") or None,
             postgres_url=environ.get("VSVI_POSTGRES_URL") or None,
+            notifications=_notifications(environ),
             _environment=environ,
         )
 
@@ -205,6 +232,24 @@ class Settings:
                 f"{self.token_file}, or set MAPILLARY_TOKEN."
             )
         return token
+
+
+def _notifications(environ: Mapping[str, str]) -> NotificationSettings:
+    email = environ.get("VSVI_NOTIFY_EMAIL") or None
+    smtp_url = environ.get("VSVI_SMTP_URL") or None
+    if email and not smtp_url:
+        raise SettingError(
+            "VSVI_NOTIFY_EMAIL is set, but not VSVI_SMTP_URL: name the server that sends the "
+            "e-mails, as in smtps://user:password@smtp.example.org"
+        )
+    if smtp_url:
+        parts = urlsplit(smtp_url)
+        if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+            raise SettingError(
+                "VSVI_SMTP_URL: must be an address as smtps://user:password@smtp.example.org"
+            )
+    webhook_url = _url(environ, "VSVI_NOTIFY_WEBHOOK", "") or None
+    return NotificationSettings(webhook_url, email, smtp_url)
 
 
 def _path(environ: Mapping[str, str], name: str, default: str) -> Path:

@@ -17,6 +17,7 @@ from vsvi_assets.orchestration.io_managers.filesystem import (
     TileFiles,
 )
 from vsvi_assets.orchestration.io_managers.postgis import PostgisIOManager
+from vsvi_assets.orchestration.notifications import build_notification_sensors
 from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.orchestration.retries import RetriedIOManager
 from vsvi_assets.progress import LogProgress
@@ -61,7 +62,10 @@ def build_cities_defs(
             for asset in with_conditions(city, build_city_assets(city, settings))
         ],
         asset_checks=[check for city in cities for check in build_city_checks(city)],
-        sensors=[build_refresh_sensor(city) for city in cities if city.schedule],
+        sensors=[
+            *(build_refresh_sensor(city) for city in cities if city.schedule),
+            *build_notification_sensors(settings),
+        ],
         resources={
             "mapillary": MapillaryResource.from_settings(settings),
             "progress": LogProgress(),

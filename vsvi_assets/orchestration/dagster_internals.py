@@ -7,6 +7,7 @@ test_dagster_internals.py fails when Dagster changes underneath it.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from dagster import (
@@ -34,6 +35,16 @@ from dagster._core.executor.in_process import InProcessExecutor
 
 SHORTEST_WAIT = 0.1
 """Seconds between two looks at a pool that is full."""
+
+MOST_RECENT_BACKFILLS = 50
+"""How many backfills are looked at for news: those of a minute are fewer."""
+
+ENDED_BACKFILLS = {
+    BulkActionStatus.COMPLETED_SUCCESS: "succeeded",
+    BulkActionStatus.COMPLETED_FAILED: "over, but some of its runs failed",
+    BulkActionStatus.FAILED: "failed",
+    BulkActionStatus.CANCELED: "canceled",
+}
 
 UNFINISHED_BACKFILLS = [
     BulkActionStatus.REQUESTED,
@@ -117,3 +128,34 @@ def is_in_a_backfill(instance: DagsterInstance, key: AssetKey) -> bool:
     """
     backfills = instance.get_backfills(BulkActionsFilter(statuses=UNFINISHED_BACKFILLS))
     return any(key in (backfill.asset_selection or ()) for backfill in backfills)
+
+
+@dataclass(frozen=True)
+class EndedBackfill:
+    """A backfill that is over: its assets, tags and outcome, and when it ended (seconds, UTC)."""
+
+    id: str
+    assets: list[str]
+    tags: Mapping[str, str]
+    outcome: str
+    ended_at: float
+
+
+def backfills_ended_since(instance: DagsterInstance, moment: float) -> list[EndedBackfill]:
+    """Return the backfills that ended after a moment (seconds since 1970), in this order.
+
+    Dagster has sensors for the ends of runs, but none for those of backfills.
+    """
+    filters = BulkActionsFilter(statuses=list(ENDED_BACKFILLS))
+    ended = [
+        EndedBackfill(
+            backfill.backfill_id,
+            [key.to_user_string() for key in backfill.asset_selection or ()],
+            backfill.tags,
+            ENDED_BACKFILLS[backfill.status],
+            backfill.backfill_end_timestamp,
+        )
+        for backfill in instance.get_backfills(filters, limit=MOST_RECENT_BACKFILLS)
+        if backfill.backfill_end_timestamp and backfill.backfill_end_timestamp > moment
+    ]
+    return sorted(ended, key=lambda backfill: backfill.ended_at)
