@@ -15,7 +15,7 @@ from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.tables import images_table, select_images
-from vsvi_assets.mapillary.tiles import read_tile
+from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.orchestration.io_managers.filesystem import StreetPointsFile
 from vsvi_assets.sandbox import TOKEN, World
 from vsvi_assets.streets import street_points
@@ -41,7 +41,7 @@ def prepare(clock: Clock, size: SyntheticCity, home: Home, tiles_folder: Path) -
     city = _city(home)
     city.folder.mkdir(parents=True)
     points = street_points(size.network(), city.bounding_box.bounds, SRID, INTERVAL)
-    StreetPointsFile({}).write(city.street_points_path, points)
+    StreetPointsFile({}).write(city, city.street_points_path, points)
     tiles_folder.mkdir()
     largest = 0
     for tile, data in size.vector_tiles():
@@ -79,7 +79,7 @@ def project_chain(clock: Clock, home: Home, environment: Mapping[str, str]) -> N
 
 def project_load(clock: Clock, home: Home) -> None:
     city = _city(home)
-    tiles = (read_tile(city.tile_path(key)) for key in city.tile_keys)
+    tiles = (read_tile(city.tile_path(key), city.services).images for key in city.tile_keys)
     with clock:
         counts = Postgis(home.postgis.vsvi_url).replace_tables(NAME, [images_table(tiles, city)])
     clock.facts = {"rows": counts["images"]}

@@ -9,7 +9,8 @@ from benchmarks import reference
 from benchmarks.inputs import dense_tile
 from benchmarks.measure import Clock, in_turn, measure
 from benchmarks.table import Row, megabytes, seconds
-from vsvi_assets.mapillary.tiles import decode_tile, write_tile
+from vsvi_assets.mapillary.tile_files import write_tile
+from vsvi_assets.mapillary.tiles import decode_tile
 
 FIRST_TILE = 100
 """Images in a tile before the one that is timed: a city has hundreds, and what only a process's
@@ -31,7 +32,7 @@ def reference_tile(clock: Clock, images: int, path: Path) -> None:
 
 
 def _project(tile: mercantile.Tile, data: bytes, path: Path) -> None:
-    write_tile(decode_tile(data, tile), path)
+    write_tile(decode_tile(data, tile), path, "mapillary")
 
 
 def tile(folder: Path, images: int, repeat: int) -> Iterator[Row]:

@@ -157,7 +157,7 @@ class Postgis:
         if not answer.tell():
             return schema.empty_table()
         answer.seek(0)
-        return pa.csv.read_csv(
+        table = pa.csv.read_csv(
             answer,
             read_options=pa.csv.ReadOptions(column_names=schema.names),
             convert_options=pa.csv.ConvertOptions(
@@ -169,6 +169,7 @@ class Postgis:
                 false_values=["f"],
             ),
         )
+        return pa.Table.from_arrays(table.columns, schema=schema)
 
     def stream(
         self, query: sql.Composable, parameters: Mapping[str, object] | None = None
@@ -196,9 +197,9 @@ def _build(cursor: psycopg2.extensions.cursor, building: sql.Identifier, table: 
     cursor.execute(sql.SQL("CREATE TEMPORARY TABLE staging ({})").format(columns))
     for batch in table.rows:
         buffer = io.BytesIO()
-        pa.csv.write_csv(
-            batch.select(list(table.columns)), buffer, pa.csv.WriteOptions(include_header=False)
-        )
+        # In one piece: Arrow writes garbage for a table whose first piece is empty.
+        whole = batch.select(list(table.columns)).combine_chunks()
+        pa.csv.write_csv(whole, buffer, pa.csv.WriteOptions(include_header=False))
         buffer.seek(0)
         cursor.copy_expert("COPY pg_temp.staging FROM STDIN (FORMAT csv)", buffer)
     cursor.execute("ANALYZE pg_temp.staging")

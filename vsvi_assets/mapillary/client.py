@@ -21,7 +21,6 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import mercantile
-import pyarrow as pa
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
@@ -44,7 +43,7 @@ from vsvi_assets.mapillary.errors import (
     cut_short,
 )
 from vsvi_assets.mapillary.pacing import Pacer, TileBudget
-from vsvi_assets.mapillary.tiles import MAX_TILE_BYTES, decode_tile, tile_name
+from vsvi_assets.mapillary.tiles import MAX_TILE_BYTES, TileImages, decode_tile, tile_name
 from vsvi_assets.photographs.jpeg import MAX_BYTES, check_jpeg
 
 USER_AGENT = f"vsvi-assets/{version('vsvi-assets')} (vsvi_assets, street-view images by city)"
@@ -258,8 +257,8 @@ class Mapillary:
             raise
         pool.shutdown()
 
-    def tile_images(self, tile: mercantile.Tile, stop: threading.Event | None = None) -> pa.Table:
-        """Fetch a tile of Mapillary's public coverage and return its images (`IMAGE_SCHEMA`).
+    def tile_images(self, tile: mercantile.Tile, stop: threading.Event | None = None) -> TileImages:
+        """Fetch a tile of Mapillary's public coverage and return its images.
 
         Raises
         ------
@@ -271,7 +270,7 @@ class Mapillary:
         url = f"{self._tiles_url}/maps/vtp/mly1_public/2/{tile.z}/{tile.x}/{tile.y}"
         name = tile_name(tile)
 
-        def attempt(stop: threading.Event) -> pa.Table:
+        def attempt(stop: threading.Event) -> TileImages:
             if self.tile_budget:
                 self.tile_budget.spend()
             data = self._body(url, Service.TILES, name, stop, MAX_TILE_BYTES)

@@ -5,7 +5,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 
 import mercantile
-import pyarrow as pa
 
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.errors import (
@@ -15,6 +14,7 @@ from vsvi_assets.mapillary.errors import (
     TileNotFoundError,
     TransientError,
 )
+from vsvi_assets.mapillary.tiles import TileImages
 
 WORKERS = 8
 NOT_TO_BE_HAD = (InvalidTileError, RefusedRequestError, TileNotFoundError, TransientError)
@@ -34,8 +34,8 @@ class TilesFailedError(MapillaryError):
 
 def fetch_tiles(
     client: Mapillary, tiles: Iterable[mercantile.Tile]
-) -> Generator[tuple[mercantile.Tile, pa.Table], None, None]:
-    """Fetch tiles and yield each with its images (`IMAGE_SCHEMA`), in the order of arrival.
+) -> Generator[tuple[mercantile.Tile, TileImages], None, None]:
+    """Fetch tiles and yield each with its images, in the order of arrival.
 
     A tile that cannot be had does not keep the others from coming. Closing the iterator stops
     all requests. No more tiles are in memory at a time than are being fetched.
@@ -50,7 +50,7 @@ def fetch_tiles(
     waiting = iter(tiles)
     failed: list[MapillaryError] = []
     with client.workers(WORKERS) as (pool, stop):
-        running: dict[Future[pa.Table], mercantile.Tile] = {
+        running: dict[Future[TileImages], mercantile.Tile] = {
             pool.submit(client.tile_images, tile, stop): tile for tile in islice(waiting, WORKERS)
         }
         while running:

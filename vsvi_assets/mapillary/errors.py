@@ -126,6 +126,10 @@ class MalformedTileError(InvalidTileError):
     """The bytes are no whole vector tile, whatever they are."""
 
 
+class OtherServicesError(MapillaryError):
+    """Data on disk comes from other services than the city uses."""
+
+
 class InvalidSequenceIdError(MapillaryError):
     """A sequence id that cannot be one, nor the name of a folder."""
 

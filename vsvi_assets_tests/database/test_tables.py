@@ -128,6 +128,14 @@ def test_images_outside_the_box_are_cut_and_those_of_several_tiles_kept_once(
     assert ask(database, "SELECT id FROM town.images ORDER BY id") == [(1,), (2,), (3,)]
 
 
+def test_images_outside_the_box_may_fill_the_beginning_of_a_tile(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    in_two_pieces = pa.concat_tables([tile(image(1, EAST + 1)), tile(image(2), image(3))])
+    load(database, make_city(), [in_two_pieces])
+    assert ask(database, "SELECT id FROM town.images ORDER BY id") == [(2,), (3,)]
+
+
 NEW_YEAR_2020 = 1_577_836_800_000
 
 

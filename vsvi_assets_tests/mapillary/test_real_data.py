@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from vsvi_assets.mapillary.errors import InvalidImageError
-from vsvi_assets.mapillary.tiles import decode_tile, read_tile, write_tile
+from vsvi_assets.mapillary.tile_files import read_tile, write_tile
+from vsvi_assets.mapillary.tiles import TileImages, decode_tile
 from vsvi_assets.photographs.jpeg import check_jpeg
 
 REAL_DATA = Path(os.environ.get("VSVI_REAL_DATA", "/nowhere"))
@@ -29,15 +30,15 @@ def test_real_tiles_decode_to_the_points_of_mapbox_vector_tile(path: Path, tmp_p
     lon = (cells[:, 0] + layer["extent"] * TILE.x) / size * 360 - 180
     lat = np.degrees(np.arctan(np.sinh(mercator)))
 
-    table = decode_tile(data, TILE)
+    table = decode_tile(data, TILE).images
     np.testing.assert_allclose(table["lon"].to_numpy(), lon, rtol=0, atol=1e-9)
     np.testing.assert_allclose(table["lat"].to_numpy(), lat, rtol=0, atol=1e-9)
     properties = [feature["properties"] for feature in layer["features"]]
     for name in set().union(*properties):
         assert table[name].to_pylist() == [image.get(name) for image in properties]
 
-    write_tile(table, tmp_path / "tile")
-    assert read_tile(tmp_path / "tile").equals(table)
+    write_tile(TileImages(table), tmp_path / "tile", "mapillary")
+    assert read_tile(tmp_path / "tile", "mapillary").images.equals(table)
 
 
 @pytest.mark.parametrize("path", sorted((REAL_DATA / "jpeg").glob("*")), ids=lambda p: p.name)

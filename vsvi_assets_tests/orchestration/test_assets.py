@@ -10,7 +10,7 @@ from dagster import AssetKey, ExecuteInProcessResult
 
 from vsvi_assets.city import City, parse_tile_key
 from vsvi_assets.database.photographs import take_inventory
-from vsvi_assets.mapillary.tiles import read_tile
+from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.orchestration.retries import reason
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME, image_path, read_sidecar
 from vsvi_assets.sandbox import Fault, Faults
@@ -92,7 +92,7 @@ def test_tiles_are_fetched_one_partition_or_a_range_at_a_time(project: Project) 
     for key in city.tile_keys:
         tile = parse_tile_key(key)
         ids = {image.id for image in world.images_in((tile.z, tile.x, tile.y))}
-        assert set(read_tile(city.tile_path(key))["id"].to_pylist()) == ids
+        assert set(read_tile(city.tile_path(key), city.services).images["id"].to_pylist()) == ids
         assert told[key]["images"] == len(ids)
     assert 0 in {told[key]["images"] for key in told}, "a tile without images is one all the same"
 
@@ -146,7 +146,7 @@ def test_a_broken_file_in_the_tile_cache_is_fetched_anew(project: Project, conte
     city.tile_path(city.tile_keys[0]).write_text(content)
     project.materialize(city, "tile_metadata", partitions=city.tile_keys)
     assert project.sandbox.stats.tiles_asked[city.tile_keys[0]] == 1
-    assert read_tile(city.tile_path(city.tile_keys[0])).num_rows
+    assert len(read_tile(city.tile_path(city.tile_keys[0]), city.services))
 
 
 @pytest.mark.parametrize("fault", [Fault.HTML_PAGE, Fault.UNAVAILABLE, Fault.SERVER_ERROR])
@@ -156,7 +156,7 @@ def test_an_error_page_never_becomes_an_empty_tile(project: Project, fault: Faul
     project.materialize(city, "tile_metadata", partitions=city.tile_keys)
     assert project.sandbox.stats.faults["tiles"][fault] == 2 * len(city.tile_keys)
     for key in city.tile_keys:
-        assert read_tile(city.tile_path(key)).num_rows
+        assert len(read_tile(city.tile_path(key), city.services))
 
 
 def test_one_tile_that_cannot_be_had_leaves_the_others_recorded(project: Project) -> None:

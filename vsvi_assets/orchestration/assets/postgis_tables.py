@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 import geopandas as gpd
-import pyarrow as pa
 from dagster import AssetsDefinition, asset
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import NewTable
 from vsvi_assets.database.schema import IMAGES, STREET_POINTS
 from vsvi_assets.database.tables import images_table, street_points_table
+from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.columns import table_schema
 from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.orchestration.retries import retry_boundary
@@ -32,11 +32,11 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
     )
     @retry_boundary()
     def postgis_tables(
-        street_points: gpd.GeoDataFrame, tile_metadata: Mapping[str, pa.Table]
+        street_points: gpd.GeoDataFrame, tile_metadata: Mapping[str, TileImages]
     ) -> list[NewTable]:
         return [
             street_points_table(street_points, city),
-            images_table(tile_metadata.values(), city),
+            images_table((tile.images for tile in tile_metadata.values()), city),
         ]
 
     return postgis_tables

@@ -3,7 +3,6 @@
 from collections.abc import Generator
 from datetime import UTC, datetime
 
-import pyarrow as pa
 from dagster import (
     AssetExecutionContext,
     AssetsDefinition,
@@ -17,7 +16,8 @@ from dagster import (
 from vsvi_assets.city import City, parse_tile_key, tile_key
 from vsvi_assets.mapillary.coverage import fetch_tiles
 from vsvi_assets.mapillary.errors import InvalidTileError, TileBudgetError
-from vsvi_assets.mapillary.tiles import read_tile
+from vsvi_assets.mapillary.tile_files import read_tile
+from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.columns import TILE_FILE
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, identity
 from vsvi_assets.orchestration.partitions import Partition, hand_over
@@ -47,7 +47,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
         mapillary: MapillaryResource,
         progress: ResourceParam[Progress],
     ) -> Output:
-        def partitions() -> Generator[Partition[pa.Table], None, None]:
+        def partitions() -> Generator[Partition[TileImages], None, None]:
             outdated_before = _outdated_before(context, city)
             absent = []
             for key in context.partition_keys:
@@ -56,7 +56,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
                     absent.append(key)
                 else:
                     try:
-                        images = read_tile(path)
+                        images = read_tile(path, city.services)
                     except InvalidTileError as error:
                         context.log.warning(f"Fetched anew: {error}")
                         absent.append(key)

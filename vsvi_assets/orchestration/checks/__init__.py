@@ -33,7 +33,7 @@ from vsvi_assets.city import City, parse_tile_key
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.tables import wanted_images
-from vsvi_assets.mapillary.tiles import read_tile
+from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.orchestration.common import asset_key
 from vsvi_assets.orchestration.resources import PostgisResource
 from vsvi_assets.photographs.inventory import Inventory
@@ -321,7 +321,7 @@ def _survey_tiles(city: City, files: tuple[tuple[str, Path, int], ...]) -> TileS
     examples_repeated: list[Record] = []
     wanted = [np.empty(0, np.int64)]
     for key, path, _ in files:
-        tile = read_tile(path)
+        tile = read_tile(path, city.services).images
         wrong = tile.filter(_is_outside(tile, key))
         again = tile.filter(_is_repeated(tile))
         outside, repeated = outside + len(wrong), repeated + len(again)

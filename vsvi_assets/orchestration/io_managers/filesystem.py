@@ -4,16 +4,17 @@ import io
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import geopandas as gpd
-import pyarrow as pa
 from dagster import InputContext, IOManager, MetadataValue, OutputContext
 
 from vsvi_assets.city import City
 from vsvi_assets.files import atomic_write, remove_abandoned_parts
-from vsvi_assets.mapillary.tiles import read_tile, write_tile
+from vsvi_assets.mapillary.tile_files import read_tile, write_tile
+from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.photographs.sidecar import (
     Sidecar,
     known_images,
@@ -69,11 +70,11 @@ class FilesystemIOManager(IOManager, Generic[Value]):
         """Where the asset, or its partition, is kept."""
 
     @abstractmethod
-    def write(self, path: Path, value: Value) -> None:
+    def write(self, city: City, path: Path, value: Value) -> None:
         """Store a value, whole or not at all."""
 
     @abstractmethod
-    def read(self, path: Path) -> Value:
+    def read(self, city: City, path: Path) -> Value:
         """Read what `write` stored."""
 
     def handle_output(self, context: OutputContext, obj: object) -> None:
@@ -82,7 +83,7 @@ class FilesystemIOManager(IOManager, Generic[Value]):
             path = self.path(city, None)
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned_parts(path.parent)
-            self.write(path, obj)  # type: ignore[arg-type]
+            self.write(city, path, obj)  # type: ignore[arg-type]
             context.add_output_metadata({"path": MetadataValue.path(path)})
             return
         wanted = sorted(context.asset_partition_keys)
@@ -93,7 +94,7 @@ class FilesystemIOManager(IOManager, Generic[Value]):
         with closing(_pairs(obj)) as pairs:
             for key, value in pairs:
                 if value is not None:
-                    self.write(self.path(city, key), value)
+                    self.write(city, self.path(city, key), value)
                 stored.add(key)
         missing = [key for key in wanted if key not in stored]
         if missing:
@@ -115,8 +116,8 @@ class FilesystemIOManager(IOManager, Generic[Value]):
                 f"{missing[0]}; materialize {name} first"
             )
         if not context.has_asset_partitions:
-            return self.read(paths[None])
-        return StoredPartitions(paths, self.read)  # type: ignore[arg-type]
+            return self.read(city, paths[None])
+        return StoredPartitions(paths, partial(self.read, city))  # type: ignore[arg-type]
 
     def _city(self, asset_path: Sequence[str]) -> City:
         return self._cities[asset_path[0]]
@@ -128,7 +129,7 @@ class StreetPointsFile(FilesystemIOManager[gpd.GeoDataFrame]):
     def path(self, city: City, partition: str | None) -> Path:
         return city.street_points_path
 
-    def write(self, path: Path, value: gpd.GeoDataFrame) -> None:
+    def write(self, city: City, path: Path, value: gpd.GeoDataFrame) -> None:
         with atomic_write(path) as file:
             # GDAL writes to memory: pyogrio takes no open file.
             text = io.BytesIO()
@@ -140,21 +141,21 @@ class StreetPointsFile(FilesystemIOManager[gpd.GeoDataFrame]):
             )
             file.write(text.getbuffer())
 
-    def read(self, path: Path) -> gpd.GeoDataFrame:
+    def read(self, city: City, path: Path) -> gpd.GeoDataFrame:
         return gpd.read_file(path)
 
 
-class TileFiles(FilesystemIOManager[pa.Table]):
+class TileFiles(FilesystemIOManager[TileImages]):
     """Keeps the images of each tile as GeoJSON, in percept-vsvi-filter's tile cache."""
 
     def path(self, city: City, partition: str | None) -> Path:
         return city.tile_path(str(partition))
 
-    def write(self, path: Path, value: pa.Table) -> None:
-        write_tile(value, path)
+    def write(self, city: City, path: Path, value: TileImages) -> None:
+        write_tile(value, path, city.services)
 
-    def read(self, path: Path) -> pa.Table:
-        return read_tile(path)
+    def read(self, city: City, path: Path) -> TileImages:
+        return read_tile(path, city.services)
 
 
 class SequenceFolders(FilesystemIOManager[Sidecar]):
@@ -166,14 +167,14 @@ class SequenceFolders(FilesystemIOManager[Sidecar]):
     def path(self, city: City, partition: str | None) -> Path:
         return sequence_folder(city.sequences_folder, str(partition))
 
-    def write(self, path: Path, value: Sidecar) -> None:
+    def write(self, city: City, path: Path, value: Sidecar) -> None:
         path.mkdir(parents=True, exist_ok=True)
         before = known_images(path)
         after = before.updated(value)
         if after != before:
             write_sidecar(path, after)
 
-    def read(self, path: Path) -> Sidecar:
+    def read(self, city: City, path: Path) -> Sidecar:
         return read_sidecar(path)
 
 
@@ -183,11 +184,11 @@ class CoverageReportFile(FilesystemIOManager[str]):
     def path(self, city: City, partition: str | None) -> Path:
         return city.coverage_report_path
 
-    def write(self, path: Path, value: str) -> None:
+    def write(self, city: City, path: Path, value: str) -> None:
         with atomic_write(path) as file:
             file.write(value.encode())
 
-    def read(self, path: Path) -> str:
+    def read(self, city: City, path: Path) -> str:
         return path.read_text(encoding="utf-8")
 
 
