@@ -1,8 +1,5 @@
 """What is asked of a city's tables, each question a function."""
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-
 import pyarrow as pa
 from psycopg2 import sql
 
@@ -109,27 +106,6 @@ def count_points_without_image(postgis: Postgis, city: City) -> int:
         cursor.execute(query, {"max_distance": city.max_distance})
         [(count,)] = cursor.fetchall()
     return int(count)
-
-
-def selected_ids_by_sequence(
-    postgis: Postgis, city: City, sequence_ids: Sequence[str] | None = None
-) -> Iterator[tuple[str, list[int]]]:
-    """Yield each sequence, of the named ones or of all, with the ids of its selected images.
-
-    Sequences come in the order of their ids (by bytes), and so do images. A sequence of which
-    no image is selected is left out.
-    """
-    query = sql.SQL(
-        """
-        SELECT DISTINCT sequence_id COLLATE "C", image_id FROM {}.selected_images
-        WHERE %(sequences)s::text[] IS NULL OR sequence_id = ANY(%(sequences)s)
-        ORDER BY 1, 2
-        """
-    ).format(sql.Identifier(city.name))
-    sequences = None if sequence_ids is None else list(sequence_ids)
-    rows = postgis.stream(query, {"sequences": sequences})
-    for sequence_id, group in groupby(rows, key=lambda row: row[0]):
-        yield sequence_id, [image_id for _, image_id in group]
 
 
 def selected_ids(postgis: Postgis, city: City) -> pa.ChunkedArray:

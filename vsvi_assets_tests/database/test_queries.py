@@ -14,7 +14,6 @@ from vsvi_assets.database.queries import (
     coverage,
     row_count,
     selected_ids,
-    selected_ids_by_sequence,
 )
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES
 from vsvi_assets.database.tables import select_images, selected_images_table
@@ -75,16 +74,9 @@ def test_tables_that_are_not_made_yet_have_no_count(
     assert row_count(database, city, SELECTED_IMAGES) is None
 
 
-def test_selected_ids_come_each_once_by_sequence(
-    database: Postgis, make_city: Callable[..., City]
-) -> None:
-    city = make_city(max_distance=500)
-    images = [image(id, sequence_id="b-a"[id % 3]) for id in range(1, 8)]
-    load(database, make_city(), [tile(*images)])
-    selection = select_images(database, make_city(selection="all"))
+def test_selected_ids_come_each_once(database: Postgis, make_city: Callable[..., City]) -> None:
+    city = make_city(selection="all")
+    load(database, city, [tile(*(image(id) for id in range(1, 8)))])
+    selection = select_images(database, city)
     database.replace_tables("town", [selected_images_table(selection)])
-    expected = {"-": [1, 4, 7], "a": [2, 5], "b": [3, 6]}
-    assert dict(selected_ids_by_sequence(database, city)) == expected
-    assert list(selected_ids_by_sequence(database, city, ["b", "x"])) == [("b", [3, 6])]
-    assert list(selected_ids_by_sequence(database, city, [])) == []
     assert selected_ids(database, city).to_pylist() == list(range(1, 8))

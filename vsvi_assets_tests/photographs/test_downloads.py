@@ -1,12 +1,15 @@
 import io
 import math
+import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -351,6 +354,128 @@ def test_another_format_is_refused_after_one_attempt(tmp_path: Path) -> None:
         assert sandbox.stats.images_asked[refused.id] == 2
     assert not path_of(tmp_path, refused).exists()
     assert path_of(tmp_path, other).exists()
+
+
+# Files and folders of the user
+
+
+def test_one_bad_file_or_folder_takes_no_other_down(tmp_path: Path) -> None:
+    images = street_images(60)
+    linked, folder, pipe = images[0], images[1], images[2]
+    (tmp_path / linked.sequence_id).mkdir()
+    path_of(tmp_path, linked).symlink_to("/not/mounted/1.jpg")
+    path_of(tmp_path, folder).mkdir()
+    os.mkfifo(path_of(tmp_path, pipe))
+    in_the_way = tmp_path / images[20].sequence_id
+    in_the_way.touch()
+    with Sandbox(world_of(images)) as sandbox:
+        results = download(client_of(sandbox), images, tmp_path)
+        assert sandbox.stats.images_asked.keys() == {
+            image.id for image in images[3:20] + images[40:]
+        }
+    assert {k: v for result in results.values() for k, v in states_of(result).items()} == (
+        dict.fromkeys((image.id for image in [*images[:3], *images[20:40]]), State.FAILED)
+    )
+    failed = results[linked.sequence_id].found.failed
+    assert failed.keys() == {linked.id, folder.id, pipe.id}
+    assert "is a link to /not/mounted/1.jpg" in failed[linked.id]
+    assert path_of(tmp_path, linked).is_symlink()
+    assert str(in_the_way) in results[images[20].sequence_id].found.failed[images[20].id]
+    assert in_the_way.is_file()
+    assert not_whole(tmp_path, images[40:]) == []
+
+
+def test_a_folder_that_is_not_writable_fails_alone(small_disk: Path, tmp_path: Path) -> None:
+    images = street_images(60)
+    fixed, part = images[0].sequence_id, images[20].sequence_id
+    for sequence_id in (fixed, part):
+        (small_disk / sequence_id).mkdir()
+        (tmp_path / sequence_id).symlink_to(small_disk / sequence_id)
+    for image in images[:30]:
+        path_of(tmp_path, image).write_bytes(jpeg(image.id))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with Sandbox(world_of(images)) as sandbox:
+        results = download(client_of(sandbox), images, tmp_path)
+        assert sandbox.stats.images_asked.keys() == {image.id for image in images[40:]}
+        assert sandbox.stats.graph_ids_asked.keys() == {image.id for image in images[40:]}
+    assert len(results[fixed].found.images) == 20
+    assert len(results[part].found.images) == 10
+    for sequence_id in (fixed, part):
+        assert len(results[sequence_id].found.failed) == 20
+        assert all(
+            str(small_disk) in why or str(tmp_path) in why
+            for why in results[sequence_id].found.failed.values()
+        )
+    assert not results[images[40].sequence_id].found.failed
+
+
+def test_a_whole_panorama_above_the_limit_is_kept(tmp_path: Path) -> None:
+    (image,) = images = street_images(1)
+    (tmp_path / image.sequence_id).mkdir()
+    whole = jpeg(image.id)
+    frame = whole.index(b"\xff\xc0") + 5
+    panorama = whole[:frame] + struct.pack(">HH", 10_000, 20_000) + whole[frame + 4 :]
+    path_of(tmp_path, image).write_bytes(panorama)
+    with Sandbox(world_of(images)) as sandbox:
+        (result,) = download(client_of(sandbox), images, tmp_path).values()
+        assert not sandbox.stats.graph_ids_asked
+    assert path_of(tmp_path, image).read_bytes() == panorama
+    assert (result.found.images[image.id].width, result.found.failed) == (20_000, {})
+
+
+def test_folders_of_other_services_are_not_touched(tmp_path: Path) -> None:
+    images = street_images(40)
+    theirs, without_mark = images[0].sequence_id, images[20].sequence_id
+    with Sandbox(world_of(images)) as sandbox:
+        download(client_of(sandbox), images[:10], tmp_path, services="sandbox")
+        (tmp_path / without_mark).mkdir()
+        path_of(tmp_path, images[20]).write_bytes(jpeg(images[20].id))
+        before = sorted(tmp_path.rglob("*")), read_sidecar(tmp_path / theirs)
+
+        results = download(client_of(sandbox), images[:20], tmp_path, services="mapillary")
+        (reason,) = {*results[theirs].found.failed.values()}
+        assert len(results[theirs].found.failed) == 20
+        assert "'sandbox'" in reason
+        assert str(tmp_path / theirs) in reason
+        results = download(client_of(sandbox), images[20:], tmp_path, services="sandbox")
+        assert len(results[without_mark].found.failed) == 20
+        assert (sorted(tmp_path.rglob("*")), read_sidecar(tmp_path / theirs)) == before
+
+        results = download(client_of(sandbox), images[20:], tmp_path, services="mapillary")
+        assert len(results[without_mark].found.images) == 20
+        assert read_sidecar(tmp_path / without_mark).services == "mapillary"
+
+
+def test_a_folder_says_where_it_is_from_before_its_first_photograph(tmp_path: Path) -> None:
+    images = street_images(20)
+    marks: list[str | None] = []
+
+    def settled(bytes_: int) -> None:
+        marks.append(read_sidecar(tmp_path / images[0].sequence_id).services)
+
+    with Sandbox(world_of(images)) as sandbox:
+        download(client_of(sandbox), images, tmp_path, services="sandbox", settled=settled)
+    assert marks == ["sandbox"] * 20
+
+
+def test_overwriting_fetches_each_image_once_over_all_attempts(tmp_path: Path) -> None:
+    images = street_images(60)
+    with Sandbox(world_of(images)) as sandbox:
+        download(client_of(sandbox), images, tmp_path)
+        sandbox.stats.images_asked.clear()
+        run_began = utc_now() + timedelta(milliseconds=1)
+        time.sleep(0.005)
+        for attempt in range(3):
+            faults = {images[9].id: Fault.RESET} if attempt < 2 else {}
+            sandbox.faults = Faults(by_image=faults)
+            results = download(
+                client_of(sandbox, num_retries=0), images, tmp_path, fetched_before=run_began
+            )
+            failed = [id for result in results.values() for id in result.found.failed]
+            assert failed == list(faults)
+            assert sum(len(result.found.images) for result in results.values()) == 60
+        asked = sandbox.stats.images_asked
+    assert asked == Counter({image.id: 1 for image in images}) + Counter({images[9].id: 2})
 
 
 def test_files_without_a_sidecar_get_the_creator_of_their_sequence(tmp_path: Path) -> None:
