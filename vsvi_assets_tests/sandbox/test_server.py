@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import mapbox_vector_tile
+import mercantile
 import osmnx
 import pytest
 import requests
+from mapbox_vector_tile.Mapbox import vector_tile_pb2
 
 from vsvi_assets.sandbox import (
     TOKEN,
@@ -24,7 +26,8 @@ from vsvi_assets.sandbox import (
     recorded_world,
 )
 from vsvi_assets.sandbox.faults import TILE_CHANGES
-from vsvi_assets.sandbox.vector_tiles import encode_tile
+from vsvi_assets.sandbox.vector_tiles import decode_images, encode_tile
+from vsvi_assets_tests.sandbox import large_tile
 
 AUTHORIZATION = {"Authorization": f"OAuth {TOKEN}"}
 TILE = (14, 8429, 5372)
@@ -470,3 +473,26 @@ def test_a_port_in_use_is_named(sandbox: Sandbox) -> None:
     port = int(sandbox.url.rpartition(":")[2])
     with pytest.raises(SandboxError, match=f"Port {port} of 127.0.0.1 is in use"):
         Sandbox(small_world(), port=port).__enter__()
+
+
+def test_a_large_tile_is_one_as_the_tile_server_sends_it() -> None:
+    """Both sides of the number of images from which on their numbers are longer."""
+    count = large_tile._WITH_SHORT_NUMBERS + 2
+    encoded = large_tile.large_tile(count)
+    message = vector_tile_pb2.tile()
+    message.ParseFromString(encoded)
+    is_as_short_as_can_be = message.SerializeToString() == encoded
+    assert is_as_short_as_can_be
+    [layer] = message.layers
+    assert (layer.name, layer.extent, len(layer.features)) == ("image", 4096, count)
+    del layer.features[3:-3]
+    images = decode_images(TILE, message.SerializeToString())
+    numbers = [0, 1, 2, count - 3, count - 2, count - 1]
+    assert [image.id for image in images] == [large_tile.FIRST_ID + 1000 * n for n in numbers]
+    assert [image.captured_at for image in images] == [
+        large_tile.FIRST_TIME + 1000 * n for n in numbers
+    ]
+    assert images[0].sequence_id == images[2].sequence_id == "sequence_00000"
+    assert not images[0].is_pano
+    west, south, east, north = mercantile.bounds(*TILE[1:], TILE[0])
+    assert all(west < image.lon < east and south < image.lat < north for image in images)
