@@ -15,10 +15,8 @@ from PIL.ExifTags import GPS, IFD, Base
 
 from vsvi_assets.dataset.perspective import HeadingAt, heading_of_centre
 from vsvi_assets.files import atomic_write
+from vsvi_assets.photographs.attribution import LICENCE, LICENCE_PAGE
 from vsvi_assets.photographs.sidecar import IMAGE_PAGE, ImageRecord
-
-LICENCE = "CC BY-SA 4.0"
-LICENCE_PAGE = "https://creativecommons.org/licenses/by-sa/4.0/"
 
 _KEPT_TAGS = (Base.Make, Base.Model, Base.Orientation)
 # Exif requires these of every JPEG: no known resolution (72), pixels as JFIF places them, sRGB.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow.parquet
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from vsvi_assets.dataset.exif import LICENCE, LICENCE_PAGE
+from vsvi_assets.photographs.attribution import LICENCE, LICENCE_PAGE
 from vsvi_assets.photographs.sidecar import sha256_of
 
 MANIFEST_NAME = "manifest.json"

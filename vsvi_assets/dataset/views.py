@@ -18,7 +18,6 @@ import orjson
 import pyarrow.parquet
 from PIL import Image
 
-from vsvi_assets.dataset.exif import LICENCE
 from vsvi_assets.dataset.manifest import table_rows
 from vsvi_assets.dataset.perspective import (
     HeadingAt,
@@ -28,6 +27,7 @@ from vsvi_assets.dataset.perspective import (
     heading_of_centre,
 )
 from vsvi_assets.files import atomic_write
+from vsvi_assets.photographs.attribution import LICENCE
 from vsvi_assets.photographs.sidecar import IMAGE_PAGE
 
 VIEWS_NAME = "views.geojson"

@@ -4,6 +4,9 @@ from pathlib import Path
 
 from vsvi_assets.files import atomic_write
 
+LICENCE = "CC BY-SA 4.0"
+LICENCE_PAGE = "https://creativecommons.org/licenses/by-sa/4.0/"
+
 ATTRIBUTION = """\
 The photographs in this folder are from Mapillary (https://www.mapillary.com).
 

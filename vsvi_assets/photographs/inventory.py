@@ -121,13 +121,13 @@ def sequences_on_disk(seqdir: Path) -> list[str]:
 
 def holds_photographs(folder: Path) -> bool:
     """Return whether a folder has a sidecar or files with the names of photographs."""
-    return any(name == SIDECAR_NAME or name.endswith(".jpg") for name in _file_sizes(str(folder)))
+    return any(name == SIDECAR_NAME or name.endswith(".jpg") for name in file_sizes(str(folder)))
 
 
 def _compare_sequence(
     inventory: Inventory, seqdir: Path, sequence_id: str, rows: Iterable[tuple], now: datetime
 ) -> None:
-    sizes = _file_sizes(f"{seqdir}/{sequence_id}")
+    sizes = file_sizes(f"{seqdir}/{sequence_id}")
     missing, due = [], []
     for row in rows:
         inventory.selected += 1
@@ -161,7 +161,7 @@ def _compare_sequence(
         inventory.due[sequence_id] = due
 
 
-def _file_sizes(folder: str) -> dict[str, int]:
+def file_sizes(folder: str) -> dict[str, int]:
     """Return the sizes of the files in a folder, in bytes; none where it cannot be listed."""
     sizes = {}
     try:

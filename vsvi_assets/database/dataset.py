@@ -1,0 +1,187 @@
+"""A city's dataset: one row per street point and image, gaps included."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from psycopg2 import sql
+
+from vsvi_assets.city import City
+from vsvi_assets.database.connection import CURSOR_ROWS, Postgis
+from vsvi_assets.database.photographs import ensure_photographs
+from vsvi_assets.database.queries import nearest_selected_image
+from vsvi_assets.database.schema import (
+    IMAGES,
+    PHOTOGRAPHS,
+    STREET_POINTS,
+    Column,
+    Table,
+)
+from vsvi_assets.photographs.attribution import LICENCE
+from vsvi_assets.photographs.inventory import file_sizes
+from vsvi_assets.photographs.sidecar import IMAGE_PAGE
+from vsvi_assets.photographs.states import State
+
+GAP, MISSING = "gap", "missing"
+"""States of rows beyond those of photographs: no image near, and one not downloaded yet."""
+
+
+@dataclass(frozen=True)
+class _Queried:
+    """A column of the dataset, and the SQL expression that it is selected by."""
+
+    expression: sql.Composable
+    column: Column
+
+
+def _lon_lat(table: str, prefix: str, what: str) -> Iterator[_Queried]:
+    for name, function, meaning in (("lon", "ST_X", "Longitude"), ("lat", "ST_Y", "Latitude")):
+        expression = sql.SQL("{}({})").format(sql.SQL(function), sql.Identifier(table, "geometry"))
+        description = f"{meaning} of the {what}, degrees (EPSG:4326)."
+        yield _Queried(expression, Column(f"{prefix}{name}", pa.float64(), description))
+
+
+def _columns(alias: str, table: Table, *left_out: str) -> Iterator[_Queried]:
+    """Yield the columns of a table but for those left out and for geometries."""
+    for column in table.columns:
+        if column.name not in left_out and column.name not in ("geometry", "geo"):
+            yield _Queried(sql.Identifier(alias, column.name), column)
+
+
+_QUERIED = (
+    _Queried(
+        sql.Identifier("pair", "street_point_id"),
+        Column(
+            "street_point_id",
+            pa.int64(),
+            "The street point; null for an image that is near to none.",
+        ),
+    ),
+    *_lon_lat("point", "", "street point"),
+    *_columns("point", STREET_POINTS, "id"),
+    _Queried(
+        sql.Identifier("pair", "distance"),
+        Column("distance", pa.float64(), "Metres from the point to the image."),
+    ),
+    _Queried(
+        sql.Identifier("pair", "image_id"),
+        Column("image_id", pa.int64(), "The image; null for a gap."),
+    ),
+    _Queried(
+        sql.Identifier("pair", "sequence_id"),
+        Column("sequence_id", pa.string(), "The image's sequence."),
+    ),
+    *_lon_lat("image", "image_", "image"),
+    *_columns("image", IMAGES, "id", "sequence_id"),
+    *_columns("photograph", PHOTOGRAPHS, "image_id", "sequence_id"),
+)
+
+_ADDED = (
+    Column(
+        "file",
+        pa.string(),
+        "The photograph, below the folder of the sequences; null where it is not on disk.",
+    ),
+    Column("licence", pa.string(), "The photograph's."),
+    Column("page", pa.string(), "The image's page at mapillary.com."),
+)
+
+
+def _field(column: Column) -> pa.Field:
+    type_, description = column.arrow_type, column.description
+    if column.name == "captured_at":
+        type_, description = pa.timestamp("ms", "UTC"), "When it was taken (UTC)."
+    if column.name == "state":
+        description += f" {MISSING}: not downloaded yet. {GAP}: no image near the point."
+    return pa.field(column.name, type_, metadata={"description": description})
+
+
+DATASET_SCHEMA = pa.schema(
+    [*(_field(queried.column) for queried in _QUERIED), *map(_field, _ADDED)]
+)
+"""The columns of the dataset, each with its description as metadata."""
+
+
+def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
+    """Return a city's dataset in batches: each street point with its images, or as a gap.
+
+    Selected images that are near to no point have rows without a point. Rows are ordered by
+    sequence, image and point, gaps at the end. A photograph counts as stored only where its
+    file is on disk and as long as its record says; so the counts are those of `vsvi status`.
+
+    Raises
+    ------
+    psycopg2.errors.UndefinedTable
+        When nothing is selected yet.
+    """
+    ensure_photographs(postgis, city)
+    query = sql.SQL(
+        """
+        WITH near AS MATERIALIZED (
+            SELECT point.id AS street_point_id, image_id, sequence_id, distance
+            FROM {schema}.street_points AS point LEFT JOIN LATERAL ({nearest}) AS nearest ON true
+        ), pair AS (
+            SELECT * FROM near
+            UNION ALL
+            SELECT DISTINCT NULL::bigint, image_id, sequence_id, NULL::float
+            FROM {schema}.selected_images AS selected
+            WHERE street_point_id IS NULL
+                AND NOT EXISTS (SELECT FROM near WHERE near.image_id = selected.image_id)
+        )
+        SELECT {columns}
+        FROM pair
+        LEFT JOIN {schema}.street_points AS point ON point.id = pair.street_point_id
+        LEFT JOIN {schema}.images AS image ON image.id = pair.image_id
+        LEFT JOIN {schema}.photographs AS photograph
+            ON (photograph.sequence_id, photograph.image_id) = (pair.sequence_id, pair.image_id)
+        ORDER BY pair.sequence_id COLLATE "C" NULLS LAST, pair.image_id, pair.street_point_id
+        """
+    ).format(
+        schema=sql.Identifier(city.name),
+        nearest=nearest_selected_image(city),
+        columns=sql.SQL(", ").join(queried.expression for queried in _QUERIED),
+    )
+    rows = postgis.stream(query, {"max_distance": city.max_distance})
+    return pa.RecordBatchReader.from_batches(
+        DATASET_SCHEMA, _batches(_with_files(rows, city.sequences_folder))
+    )
+
+
+_NAMES = [queried.column.name for queried in _QUERIED]
+_IMAGE_ID, _SEQUENCE_ID, _STATE, _BYTES = map(
+    _NAMES.index, ("image_id", "sequence_id", "state", "bytes")
+)
+
+
+def _with_files(rows: Iterator[tuple], sequences_folder: Path) -> Iterator[tuple]:
+    """Yield rows with state and the added columns, as the files on disk are now."""
+    for sequence_id, group in groupby(rows, key=itemgetter(_SEQUENCE_ID)):
+        if sequence_id is None:
+            for row in group:
+                yield (*row[:_STATE], GAP, *row[_STATE + 1 :], None, None, None)
+            continue
+        sizes = file_sizes(f"{sequences_folder}/{sequence_id}")
+        for row in group:
+            image_id, state, file = row[_IMAGE_ID], row[_STATE] or MISSING, None
+            if state == State.STORED:
+                name = f"{image_id}.jpg"
+                if sizes.get(name) == row[_BYTES]:
+                    file = f"{sequence_id}/{name}"
+                else:
+                    state = MISSING
+            page = IMAGE_PAGE.format(id=image_id)
+            yield (*row[:_STATE], state, *row[_STATE + 1 :], file, LICENCE, page)
+
+
+def _batches(rows: Iterator[tuple]) -> Iterator[pa.RecordBatch]:
+    while batch := list(islice(rows, CURSOR_ROWS)):
+        columns: Sequence[Sequence[Any]] = list(zip(*batch, strict=True))
+        arrays = [
+            pa.array(values, field.type)
+            for values, field in zip(columns, DATASET_SCHEMA, strict=True)
+        ]
+        yield pa.RecordBatch.from_arrays(arrays, schema=DATASET_SCHEMA)
