@@ -290,6 +290,11 @@ class City(BaseModel):
         return self.folder / "selected_image_ids.txt"
 
     @property
+    def absent_image_ids_path(self) -> Path:
+        """Where the ids of `imgid_file` are listed that the city's tables do not have."""
+        return self.folder / "absent_image_ids.txt"
+
+    @property
     def coverage_report_path(self) -> Path:
         return self.folder / REPORT_NAME
 

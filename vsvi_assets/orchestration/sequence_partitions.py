@@ -53,6 +53,15 @@ def sequence_partitions(city: City) -> DynamicPartitionsDefinition:
     return DynamicPartitionsDefinition(name=sequence_partitions_name(city))
 
 
+def sequence_statuses(
+    instance: DagsterInstance, city: City
+) -> Mapping[str, AssetPartitionStatus | None]:
+    """Return the status of each registered sequence, as the UI shows it; None where it has none."""
+    registered = instance.get_dynamic_partitions(sequence_partitions_name(city))
+    files, partitions = asset_key(city, "image_files"), sequence_partitions(city)
+    return instance.get_status_by_partition(files, registered, partitions) or {}
+
+
 def update_sequences(
     context: AssetExecutionContext,
     city: City,
@@ -72,30 +81,23 @@ def update_sequences(
     """
     instance = context.instance
     _register(instance, city, selected, incomplete)
-    registered = instance.get_dynamic_partitions(sequence_partitions_name(city))
-    files = asset_key(city, "image_files")
-
-    def look() -> Mapping[str, AssetPartitionStatus | None]:
-        partitions = sequence_partitions(city)
-        return instance.get_status_by_partition(files, registered, partitions) or {}
-
-    statuses = look()
+    statuses = sequence_statuses(instance, city)
     outdated = {
         sequence
         for sequence in incomplete
         if statuses.get(sequence) == AssetPartitionStatus.MATERIALIZED
     }
     # A run fails for a range, so others that lack images may be in it.
-    for adjacent in _adjacent(registered, incomplete):
+    for adjacent in _adjacent(list(statuses), incomplete):
         lacking = [sequence for sequence in adjacent if sequence in outdated]
         if lacking:
             _show_as_failed(instance, city, lacking[0], lacking[-1])
     if outdated:
         # Dagster remembers a failure that was looked at. One that nobody saw would be forgotten
         # when a later run is canceled, and the sequence would show as materialized again.
-        look()
+        sequence_statuses(instance, city)
     completed = [
-        AssetMaterialization(files, partition=sequence)
+        AssetMaterialization(asset_key(city, "image_files"), partition=sequence)
         for sequence in set(selected).difference(incomplete)
         if statuses.get(sequence) in (None, AssetPartitionStatus.FAILED)
     ]

@@ -1,5 +1,6 @@
 """Each asset check: silent on sound data, and loud on data broken on purpose."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from dagster import AssetCheckEvaluation, AssetCheckSeverity, AssetKey, TableMetadataValue
+from PIL import Image
 from psycopg2 import sql
 
 from vsvi_assets.city import City
@@ -15,6 +17,10 @@ from vsvi_assets_tests.project import Project
 
 WARNINGS = {
     "tile_metadata/unique_ids",
+    "tile_metadata/usable",
+    "selected_image_ids/listed_ids",
+    "coverage_report/answered",
+    "coverage_report/usable",
     "postgis_tables/compass_angles",
     "postgis_tables/capture_times",
     "selected_image_ids/recent",
@@ -23,19 +29,22 @@ WARNINGS = {
 
 
 def evaluations(project: Project, city: City, asset: str) -> dict[str, AssetCheckEvaluation]:
-    """Run the checks of one asset alone and return their results by name."""
-    keys = {
-        key
-        for checks in build_city_checks(city)
-        for key in checks.check_keys
-        if key.asset_key == AssetKey([city.name, asset])
-    }
-    result = (
-        project.defs()
-        .resolve_implicit_global_asset_job_def()
-        .get_subset(asset_selection=set(), asset_check_selection=keys)
-        .execute_in_process(instance=project.instance)
-    )
+    """Run the checks of one asset and return their results by name.
+
+    The checks of `tile_metadata` are part of the asset, which reads the tiles that are there.
+    """
+    job = project.defs().resolve_implicit_global_asset_job_def()
+    if asset == "tile_metadata":
+        result = project.materialize(city, asset, partitions=city.tile_keys)
+    else:
+        keys = {
+            key
+            for checks in build_city_checks(city)
+            for key in checks.check_keys
+            if key.asset_key == AssetKey([city.name, asset])
+        }
+        subset = job.get_subset(asset_selection=set(), asset_check_selection=keys)
+        result = subset.execute_in_process(instance=project.instance)
     return {found.check_name: found for found in result.get_asset_check_evaluations()}
 
 
@@ -88,12 +97,25 @@ def test_sound_data_pass_in_the_run_that_makes_them(project: Project) -> None:
     found = [
         *project.materialize_metadata(city).get_asset_check_evaluations(),
         *project.materialize_images(city).get_asset_check_evaluations(),
+        *project.materialize(city, "coverage_report").get_asset_check_evaluations(),
     ]
-    names = {(found.asset_key.path[-1], found.check_name) for found in found}
-    assert names == {
-        (key.asset_key.path[-1], key.name)
-        for checks in build_city_checks(city)
-        for key in checks.check_keys
+    assert {f"{found.asset_key.path[-1]}/{found.check_name}" for found in found} == {
+        "street_points/in_the_box",
+        "street_points/spacing",
+        "tile_metadata/inside_their_tile",
+        "tile_metadata/unique_ids",
+        "tile_metadata/usable",
+        "postgis_tables/geometries",
+        "postgis_tables/compass_angles",
+        "postgis_tables/capture_times",
+        "selected_image_ids/in_the_tables",
+        "selected_image_ids/ids_file",
+        "selected_image_ids/recent",
+        "selected_image_ids/points_with_image",
+        "selected_image_ids/distances",
+        "coverage_report/on_disk",
+        "coverage_report/answered",
+        "coverage_report/usable",
     }
     assert [found.check_name for found in found if not found.passed] == []
 
@@ -106,10 +128,7 @@ def test_street_points(project: Project, city: City) -> None:
         lon, lat = features[0]["geometry"]["coordinates"]
         features[1]["geometry"]["coordinates"] = [lon, lat + 24 / 111_200]
 
-    def repeat(features: list[dict]) -> None:
-        features[0]["properties"]["id"] = features[1]["properties"]["id"]
-
-    for edit, name in ((move_out, "in_the_box"), (crowd, "spacing"), (repeat, "unique_ids")):
+    for edit, name in ((move_out, "in_the_box"), (crowd, "spacing")):
         with edited(city.street_points_path, edit_features(edit)):
             assert broken(project, city, "street_points") == {name}
     assert not broken(project, city, "street_points")
@@ -122,8 +141,12 @@ def test_tiles(project: Project, city: City) -> None:
     def repeat(features: list[dict]) -> None:
         features.append(features[0])
 
+    def spoil(features: list[dict]) -> None:
+        features[0]["properties"]["compass_angle"] = "north"
+
     path = city.tile_path(city.tile_keys[0])
-    for edit, name in ((move_out, "inside_their_tile"), (repeat, "unique_ids")):
+    faults = ((move_out, "inside_their_tile"), (repeat, "unique_ids"), (spoil, "usable"))
+    for edit, name in faults:
         with edited(path, edit_features(edit)):
             assert broken(project, city, "tile_metadata") == {name}
             found = evaluations(project, city, "tile_metadata")[name]
@@ -133,28 +156,17 @@ def test_tiles(project: Project, city: City) -> None:
 
 
 TABLE_FAULTS = [
-    ("row_counts", ["DELETE FROM town.images WHERE id = 1000000"]),
-    ("row_counts", ["DELETE FROM town.street_points WHERE id = "
-                    "(SELECT min(id) FROM town.street_points)"]),
-    ("unique_ids", ["ALTER TABLE town.images DROP CONSTRAINT images_pkey",
-                    "CREATE INDEX ON town.images (id)",
-                    "UPDATE town.images SET id = 1000000 WHERE id = 1000001"]),
-    ("geometries", ["UPDATE town.images SET geometry = NULL WHERE id = 1000000"]),
-    ("geometries", ["UPDATE town.street_points SET geometry = ST_Translate(geometry, 1, 0)"]),
-    ("geometries", ["ALTER TABLE town.images ALTER geo TYPE geometry(Point, 3857) "
-                    "USING ST_SetSRID(geo, 3857)"]),
-    ("indexed", ["DROP INDEX town.images_geo_idx"]),
-    ("compass_angles", ["UPDATE town.images SET compass_angle = 361.39 WHERE id = 1000000"]),
-    ("compass_angles", ["UPDATE town.images SET compass_angle = -1 WHERE id = 1000000"]),
-    ("capture_times", ["UPDATE town.images SET captured_at = 0 WHERE id = 1000000"]),
-    ("capture_times", ["UPDATE town.images SET captured_at = NULL WHERE id = 1000000"]),
-    ("capture_times", ["UPDATE town.images SET captured_at = 1e14 WHERE id = 1000000"]),
-]  # fmt: skip
+    ("geometries", "UPDATE town.images SET geometry = ST_Translate(geometry, 1, 0)"),
+    ("geometries", "UPDATE town.street_points SET geometry = ST_Translate(geometry, 1, 0)"),
+    ("compass_angles", "UPDATE town.images SET compass_angle = 361.39 WHERE id = 1000000"),
+    ("compass_angles", "UPDATE town.images SET compass_angle = -1 WHERE id = 1000000"),
+    ("capture_times", "UPDATE town.images SET captured_at = NULL WHERE id = 1000000"),
+]
 
 
 def test_tables(project: Project, city: City) -> None:
-    for name, statements in TABLE_FAULTS:
-        execute(project, *statements)
+    for name, statement in TABLE_FAULTS:
+        execute(project, statement)
         assert broken(project, city, "postgis_tables") == {name}
         project.materialize(city, "postgis_tables")
 
@@ -167,8 +179,6 @@ SELECTION_FAULTS = [
                       "WHERE street_point_id = {a_point}"),
     ("distances", "UPDATE town.selected_images SET distance = distance + 1 "
                   "WHERE street_point_id = {a_point}"),
-    ("one_image_a_point", "INSERT INTO town.selected_images SELECT * FROM town.selected_images "
-                          "WHERE street_point_id = {a_point}"),
     ("recent", "UPDATE town.images SET captured_at = 1000000000000"),
     ("points_with_image", "DELETE FROM town.selected_images AS selected WHERE EXISTS (SELECT FROM "
                           "town.selected_images AS other WHERE other.image_id = selected.image_id "
@@ -195,29 +205,73 @@ def test_a_selection_of_all_images_has_no_distances(project: Project) -> None:
     city = project.write_city(selection="all")
     found = project.materialize_metadata(city).get_asset_check_evaluations()
     names = {found.check_name for found in found if found.asset_key.path[-1].startswith("sel")}
-    assert names == {"in_the_tables", "ids_file", "recent"}
+    assert names == {"in_the_tables", "ids_file", "recent", "points_with_image"}
     assert all(found.passed for found in found)
 
 
-def test_image_files(project: Project, city: City) -> None:
-    assert not broken(project, city, "image_files")  # nothing is downloaded, nothing is missing
+def test_listed_ids_that_are_not_in_the_tables(project: Project) -> None:
+    ids = project.folder / "ids.txt"
+    ids.write_text("1000000\n4712\n1000001\n4711\n4711\n")
+    city = project.write_city(imgid_file=str(ids))
+    project.materialize_metadata(city)
+    assert broken(project, city, "selected_image_ids") == {"listed_ids", "points_with_image"}
+    found = evaluations(project, city, "selected_image_ids")["listed_ids"]
+    assert (found.metadata["wrong"].value, found.metadata["of"].value) == (2, 4)
+    assert found.metadata["all of them"].value == str(city.absent_image_ids_path)
+    assert city.absent_image_ids_path.read_text() == "4711\n4712\n"
+
+    ids.write_text("1000000\n")
+    project.materialize(city, "selected_image_ids")
+    assert broken(project, city, "selected_image_ids") == {"points_with_image"}
+    assert city.absent_image_ids_path.read_text() == ""
+
+
+def test_photographs(project: Project, city: City) -> None:
+    assert not broken(project, city, "coverage_report")  # nothing is downloaded
     assert project.materialize_images(city).success
     path = next(city.sequences_folder.glob("*/*.jpg"))
     content = path.read_bytes()
 
     path.unlink()
-    assert broken(project, city, "image_files") == {"on_disk"}
+    assert broken(project, city, "coverage_report") == {"on_disk"}
     path.write_bytes(content[:-1])
-    assert broken(project, city, "image_files") == {"on_disk", "whole"}
+    assert broken(project, city, "coverage_report") == {"on_disk"}
     path.write_bytes(content)
-    assert not broken(project, city, "image_files")
+    assert not broken(project, city, "coverage_report")
 
 
-def test_an_image_that_mapillary_leaves_out_is_not_missing(project: Project, city: City) -> None:
-    gone = int(city.selected_image_ids_path.read_text().split()[0])
-    del project.sandbox.world.images[gone]
-    found = project.materialize_images(city).get_asset_check_evaluations()
-    [on_disk] = [found for found in found if found.check_name == "on_disk"]
-    assert on_disk.passed
-    assert on_disk.metadata["missing"].value == 0
-    assert on_disk.metadata["not answered"].value == 1
+def test_images_that_cannot_be_fetched_are_listed_and_not_missing(
+    project: Project, city: City
+) -> None:
+    gone, odd, *_ = map(int, city.selected_image_ids_path.read_text().split())
+    world = project.sandbox.world
+    del world.images[gone]
+    draw, png = world.picture, io.BytesIO()
+    Image.new("RGB", (64, 48)).save(png, "PNG")
+    world.picture = lambda image, size: png.getvalue() if image.id == odd else draw(image, size)
+    assert project.materialize_images(city).success
+
+    assert broken(project, city, "coverage_report") == {"answered", "usable"}
+    found = evaluations(project, city, "coverage_report")
+    assert found["on_disk"].metadata["missing"].value == 0
+    for name, image_id in (("answered", gone), ("usable", odd)):
+        assert found[name].metadata["wrong"].value == 1
+        first = found[name].metadata["the first of them"]
+        assert isinstance(first, TableMetadataValue)
+        assert first.records[0].data["image"] == str(image_id)
+
+
+def test_the_checks_of_a_run_read_nothing_of_the_rest_of_the_city(
+    project: Project, city: City
+) -> None:
+    first, second, *_ = city.tile_keys
+    project.materialize_images(city)
+    city.tile_path(second).write_text("broken since")
+    for sidecar in city.sequences_folder.glob("*/images.geojson"):
+        sidecar.write_text("broken since")
+    tiles = project.materialize(city, "tile_metadata", partitions=[first])
+    images = project.materialize(city, "image_files", partitions=project.sequences(city)[:1])
+    assert tiles.success
+    assert images.success
+    found = {found.check_name: found for found in tiles.get_asset_check_evaluations()}
+    assert found["inside_their_tile"].metadata["tiles"].value == 1

@@ -1,14 +1,23 @@
 """Where the city has photographs and where none, as a page to look at."""
 
-from dagster import AssetsDefinition, MetadataValue, Output, asset
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, Output, asset
 
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.columns import COVERAGE_REPORT
 from vsvi_assets.orchestration.common import asset_key, identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
+from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
 from vsvi_assets.settings import Settings
+from vsvi_assets.views.pictures import contact_sheet, markdown_picture
 from vsvi_assets.views.report import make_report, report_link
+
+THUMBNAILS = 20
+"""How many photographs a contact sheet shows at most."""
 
 
 def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
@@ -25,8 +34,14 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
         io_manager_key="coverage_report_file",
     )
     @retry_boundary()
-    def coverage_report(selected_image_ids: PostgisSchema) -> Output[str]:
+    def coverage_report(
+        context: AssetExecutionContext, selected_image_ids: PostgisSchema
+    ) -> Output[str]:
         report = make_report(city, selected_image_ids.postgis)
+        sequences = context.instance.get_dynamic_partitions(sequence_partitions_name(city))
+        if shown := _some_photographs(city, sequences):
+            sheet = markdown_picture(contact_sheet(shown), "contact sheet")
+            context.add_asset_metadata({"contact sheet": MetadataValue.md(sheet)})
         return Output(
             report.html,
             metadata={
@@ -41,3 +56,11 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
         )
 
     return coverage_report
+
+
+def _some_photographs(city: City, sequence_ids: Sequence[str]) -> list[Path]:
+    """Return a photograph of each of some sequences, taken evenly from all."""
+    step = math.ceil(len(sequence_ids) / THUMBNAILS) or 1
+    folders = (city.sequences_folder / sequence_id for sequence_id in sequence_ids[::step])
+    photographs = (next(folder.glob("*.jpg"), None) for folder in folders)
+    return [path for path in photographs if path]

@@ -1,9 +1,10 @@
 """Street points and image metadata as tables in PostGIS."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import geopandas as gpd
-from dagster import AssetsDefinition, asset
+import pyarrow as pa
+from dagster import AssetExecutionContext, AssetsDefinition, Output, asset
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import NewTable
@@ -32,11 +33,22 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
     )
     @retry_boundary()
     def postgis_tables(
-        street_points: gpd.GeoDataFrame, tile_metadata: Mapping[str, TileImages]
-    ) -> list[NewTable]:
-        return [
-            street_points_table(street_points, city),
-            images_table((tile.images for tile in tile_metadata.values()), city),
-        ]
+        context: AssetExecutionContext,
+        street_points: gpd.GeoDataFrame,
+        tile_metadata: Mapping[str, TileImages],
+    ) -> Output:
+        def store() -> Iterator[Sequence[NewTable]]:
+            in_tiles = 0
+
+            def tiles() -> Iterator[pa.Table]:
+                nonlocal in_tiles
+                for tile in tile_metadata.values():
+                    in_tiles += len(tile)
+                    yield tile.images
+
+            yield [street_points_table(street_points, city), images_table(tiles(), city)]
+            context.add_asset_metadata({"images in the tiles": in_tiles})
+
+        return Output(store())
 
     return postgis_tables

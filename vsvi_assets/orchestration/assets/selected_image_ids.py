@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,11 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
             # What follows runs once the table is stored: no file and no partition tells of
             # a selection that the database does not hold. And it runs before the selection
             # counts as made, upon which a refresh looks for sequences to download.
-            _write_ids(city, image_ids)
+            _write_ids(city.selected_image_ids_path, image_ids)
+            if city.imgid_file:
+                listed = pa.array(city.read_image_ids(), pa.int64()).unique().sort()
+                absent = listed.filter(pc.invert(pc.is_in(listed, image_ids)))
+                _write_ids(city.absent_image_ids_path, absent)
             inventory = take_inventory(city, postgis_tables.postgis)
             update_sequences(context, city, sequence_ids, incomplete=inventory.missing)
 
@@ -117,7 +122,7 @@ def _distances(distance: NDArray[np.float64], max_distance: float) -> MetadataVa
     )
 
 
-def _write_ids(city: City, image_ids: pa.Array) -> None:
-    city.folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(city.selected_image_ids_path) as file:
+def _write_ids(path: Path, image_ids: pa.Array) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
         file.writelines(b"%d\n" % image_id for image_id in image_ids.to_pylist())

@@ -1,9 +1,10 @@
 """The metadata of all Mapillary images, tile by tile."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 
 from dagster import (
+    AssetCheckResult,
     AssetExecutionContext,
     AssetsDefinition,
     BackfillPolicy,
@@ -18,6 +19,7 @@ from vsvi_assets.mapillary.coverage import fetch_tiles
 from vsvi_assets.mapillary.errors import InvalidTileError, TileBudgetError
 from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.mapillary.tiles import TileImages
+from vsvi_assets.orchestration.checks.tile_metadata import TileSurvey
 from vsvi_assets.orchestration.columns import TILE_FILE
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, identity
 from vsvi_assets.orchestration.partitions import Partition, hand_over
@@ -39,14 +41,16 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
         backfill_policy=BackfillPolicy.single_run(),
         io_manager_key="tile_files",
         pool=MAPILLARY_POOL,
+        check_specs=TileSurvey(city).specs,
     )
-    @retry_boundary()
     def tile_metadata(
         context: AssetExecutionContext,
         config: Fetch,
         mapillary: MapillaryResource,
         progress: ResourceParam[Progress],
-    ) -> Output:
+    ) -> Iterator[Output | AssetCheckResult]:
+        survey = TileSurvey(city)
+
         def partitions() -> Generator[Partition[TileImages], None, None]:
             outdated_before = _outdated_before(context, city)
             absent = []
@@ -61,6 +65,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
                         context.log.warning(f"Fetched anew: {error}")
                         absent.append(key)
                         continue
+                    survey.add(key, images)
                     yield Partition(key, None, {"images": len(images), "fetched": False})
             context.log.info(f"{len(absent)} of {len(context.partition_keys)} tiles to fetch")
             advance = progress.counting(
@@ -77,6 +82,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
             tiles = map(parse_tile_key, absent[:allowed])
             for tile, images in fetch_tiles(mapillary.client(city), tiles):
                 advance()
+                survey.add(tile_key(tile), images)
                 yield Partition(tile_key(tile), images, {"images": len(images), "fetched": True})
             if excess > 0:
                 raise TileBudgetError(
@@ -84,7 +90,9 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
                     "Run again after midnight UTC: tiles on disk are kept."
                 )
 
-        return Output(hand_over(context, partitions()))
+        with retry_boundary():
+            yield Output(hand_over(context, partitions()))
+            yield from survey.results()
 
     return tile_metadata
 

@@ -1,0 +1,64 @@
+"""What must hold for a city's street points."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import geopandas as gpd
+import shapely
+from dagster import AssetCheckResult, AssetChecksDefinition, multi_asset_check
+
+from vsvi_assets.city import City
+from vsvi_assets.database.audit import EXAMPLES, WrongRows
+from vsvi_assets.orchestration.checks.rules import Rule
+from vsvi_assets.orchestration.common import asset_key
+from vsvi_assets.orchestration.retries import retry_boundary
+
+
+def build_street_points_checks(city: City) -> AssetChecksDefinition:
+    asset = asset_key(city, "street_points")
+    in_the_box = Rule(asset, "in_the_box", "Every street point lies in the bounding box.")
+    spacing = Rule(
+        asset,
+        "spacing",
+        f"No two street points are closer than {city.interval / 2:g} m, half the interval.",
+    )
+
+    @multi_asset_check(
+        name=f"{city.group}__street_points_checks", specs=[in_the_box.spec, spacing.spec]
+    )
+    def street_points_checks() -> Iterator[AssetCheckResult]:
+        with retry_boundary():
+            points = gpd.read_file(city.street_points_path)
+            yield in_the_box.result(_points_outside(points, city))
+            yield spacing.result(_crowded_points(points, city))
+
+    return street_points_checks
+
+
+def _points_outside(points: gpd.GeoDataFrame, city: City) -> WrongRows:
+    box = city.bounding_box
+    inside = points.geometry.x.between(box.west, box.east) & points.geometry.y.between(
+        box.south, box.north
+    )
+    wrong = points[~inside]
+    return WrongRows(len(wrong), len(points), _records(wrong))
+
+
+def _crowded_points(points: gpd.GeoDataFrame, city: City) -> WrongRows:
+    # A millimetre less, for what the way through two coordinate systems rounds.
+    distance = city.interval / 2 - 0.001
+    places = points.geometry.to_crs(city.projected_srid).to_numpy()
+    one, other = shapely.STRtree(places).query(places, "dwithin", distance)
+    one, other = one[one < other], other[one < other]
+    ids = points["id"].to_numpy()
+    examples = [
+        {"street point": ids[a], "other": ids[b], "metres": places[a].distance(places[b])}
+        for a, b in zip(one[:EXAMPLES], other[:EXAMPLES], strict=True)
+    ]
+    return WrongRows(len(one), len(points), examples)
+
+
+def _records(points: gpd.GeoDataFrame) -> Sequence[Mapping[str, object]]:
+    return [
+        {"street point": point.id, "lon": point.geometry.x, "lat": point.geometry.y}
+        for point in points.head(EXAMPLES).itertuples()
+    ]
