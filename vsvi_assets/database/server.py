@@ -408,8 +408,12 @@ class LocalPostgis:
     def _refuse_other_owner(self) -> None:
         if not self.folder.exists() or os.geteuid() in (0, self.folder.stat().st_uid):
             return
+        try:
+            owner = self.folder.owner()
+        except KeyError:  # as in a container, or on a network's disk
+            owner = str(self.folder.stat().st_uid)
         raise LocalPostgisError(
-            f"The PostGIS server in {self.folder} was set up by user {self.folder.owner()}: "
+            f"The PostGIS server in {self.folder} was set up by user {owner}: "
             "run as that user, or set VSVI_DATA_DIR to a folder of your own."
         )
 

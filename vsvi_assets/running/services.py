@@ -144,17 +144,15 @@ def dagster_home(environment: Mapping[str, str]) -> Path:
     """
     named = environment.get("DAGSTER_HOME")
     home = Path(named or Path.cwd()).expanduser()
-    path = home / "dagster.yaml"
-    if home.is_absolute() and _is_ours(path):
+    if home.is_absolute() and _is_ours(home / "dagster.yaml"):
         return home
-    wrong = "is another project's" if path.is_file() else "is not there"
     advice = (
         f"DAGSTER_HOME = {named!r} has to be the whole path of the folder with this project's "
         "dagster.yaml: set it so, or unset it."
         if named
         else "Run vsvi in the project's folder, or set DAGSTER_HOME to it."
     )
-    raise ServiceError(f"{path} {wrong}. {advice}")
+    raise ServiceError(f"There is no dagster.yaml of this project in {home}. {advice}")
 
 
 def _is_ours(dagster_yaml: Path) -> bool:

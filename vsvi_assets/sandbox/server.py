@@ -16,14 +16,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from email.utils import formatdate
 from typing import Any, Self
 from urllib.parse import quote
 
-import orjson
 from aiohttp import web
 
 from vsvi_assets.sandbox import overpass
+from vsvi_assets.sandbox.answers import fault_answer, graph_error, html, json, overpass_error
 from vsvi_assets.sandbox.errors import SandboxError
 from vsvi_assets.sandbox.faults import TILE_CHANGES, Fault, Faults
 from vsvi_assets.sandbox.limits import (
@@ -47,7 +46,6 @@ LOGIN_PAGE = "<!DOCTYPE html><html><body>Please log in.</body></html>\n\n\n"
 
 _SECRET = b"sandbox"
 _PICTURES_KEPT = 256
-_HTML = "<!DOCTYPE html><html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>"
 
 LENIENT = True
 """Whether tokens in a tile's header, and Overpass requests without a maker, are served."""
@@ -212,7 +210,6 @@ class Sandbox:
                 self._route("elsewhere", "/elsewhere", self._elsewhere),
                 self._route("elsewhere", "/login/", self._elsewhere),
                 self._route("graph", "/images", self._graph_images),
-                self._route("graph", "/", self._graph_batch),
                 self._route("graph", "/{id}", self._graph_image),
             ]
         )
@@ -344,7 +341,7 @@ class Sandbox:
                 elsewhere = f"http://localhost:{self._port}/elsewhere"
                 return web.Response(status=302, headers={"Location": elsewhere})
             case _:
-                response = _error(fault, self.faults.retry_after)
+                response = fault_answer(fault, self.faults.retry_after)
                 if response.status == 429 and request.path.startswith("/api/"):
                     self.overpass_limits.refuse(request.remote or "")
                 return response
@@ -406,29 +403,12 @@ class Sandbox:
             return refusal
         ids = request.query.get("image_ids", "").split(",")
         if len(ids) > MOST_IDS:
-            return _graph_error(400, 100, f"Too many image ids: {len(ids)}, limit {MOST_IDS}")
+            return graph_error(400, 100, f"Too many image ids: {len(ids)}, limit {MOST_IDS}")
         found = [image for id in ids if (image := self._known(id))]
         if error := self._batch_error(ids):
             return error
         # In any order, so in another one than that of the question
-        return _json({"data": [self._entity(image, request) for image in reversed(found)]})
-
-    async def _graph_batch(self, request: web.Request) -> web.Response:
-        """`/?ids=…`: an object keyed by id; one unknown id refuses them all."""
-        if refusal := self._refusal(request):
-            return refusal
-        ids = request.query.get("ids", "").split(",")
-        if len(ids) > MOST_IDS:
-            return _graph_error(400, 100, f"Too many ids: {len(ids)}, limit {MOST_IDS}")
-        if error := self._batch_error(ids):
-            return error
-        entities = {}
-        for id in ids:
-            image = self._known(id)
-            if image is None:
-                return _unknown_id(id)
-            entities[id] = self._entity(image, request)
-        return _json(entities)
+        return json({"data": [self._entity(image, request) for image in reversed(found)]})
 
     async def _graph_image(self, request: web.Request) -> web.Response:
         """`/<image id>`"""
@@ -438,14 +418,14 @@ class Sandbox:
         if error := self._batch_error([id]):
             return error
         image = self._known(id)
-        return _json(self._entity(image, request)) if image else _unknown_id(id)
+        return json(self._entity(image, request)) if image else _unknown_id(id)
 
     def _batch_error(self, ids: Collection[str]) -> web.Response | None:
         """Return the error of a whole batch that some of its ids cause, always."""
         if self.faults.failing_ids.intersection(int(id) for id in ids if id.isdecimal()):
-            return _error(Fault.SERVER_ERROR, 0)
+            return fault_answer(Fault.SERVER_ERROR)
         if self.faults.most_ids is not None and len(ids) > self.faults.most_ids:
-            return _error(Fault.UNKNOWN_ERROR, 0)
+            return fault_answer(Fault.UNKNOWN_ERROR)
         return None
 
     def _known(self, id: str) -> StreetImage | None:
@@ -488,11 +468,11 @@ class Sandbox:
         in_query = "access_token" in request.query
         token = request.query.get("access_token") or header.removeprefix("OAuth ")
         if not token:
-            return _graph_error(500, 190, "Invalid OAuth 2.0 Access Token")
+            return graph_error(500, 190, "Invalid OAuth 2.0 Access Token")
         if self._accepts(token):
             return None
         message = "Error validating application" if "|" in token else "Failed to decode"
-        return _graph_error(400 if in_query else 401, 190, message, type="OAuthException")
+        return graph_error(400 if in_query else 401, 190, message, type="OAuthException")
 
     # Image files
 
@@ -524,7 +504,7 @@ class Sandbox:
 
     async def _overpass(self, request: web.Request) -> web.Response:
         if not names_its_maker(request.headers.get("User-Agent", "")) and not LENIENT:
-            return _html(406, "Not Acceptable")
+            return html(406, "Not Acceptable")
         address = request.remote or ""
         try:
             with self.overpass_limits.query(address):
@@ -540,24 +520,22 @@ class Sandbox:
             request.transport.abort()
             return web.Response()
         except TooManyQueriesError:
-            text = overpass.error_page(
-                "rate_limited. Please check /api/status for the quota of your IP address."
-            )
-            return web.Response(status=429, text=text, content_type="text/html")
+            reason = "rate_limited. Please check /api/status for the quota of your IP address."
+            return overpass_error(429, reason)
         except overpass.QueryError as error:
             return web.Response(status=400, text=f"Error: {error}")
         return web.Response(body=body, content_type="application/json")
 
     async def _overpass_status(self, request: web.Request) -> web.Response:
         if not names_its_maker(request.headers.get("User-Agent", "")) and not LENIENT:
-            return _html(406, "Not Acceptable")
+            return html(406, "Not Acceptable")
         left = self.overpass_limits.seconds_left(request.remote or "")
         return web.Response(text=overpass.status(datetime.now(UTC), left))
 
     # The sandbox itself
 
     async def _stats(self, _: web.Request) -> web.Response:
-        return _json(self.stats.as_dict())
+        return json(self.stats.as_dict())
 
     async def _elsewhere(self, request: web.Request) -> web.Response:
         """Where redirects lead that nobody is to follow."""
@@ -567,87 +545,18 @@ class Sandbox:
         return web.Response(text=LOGIN_PAGE, content_type="text/html")
 
 
-def _error(fault: Fault, retry_after: int) -> web.Response:
-    """Return the answer of a fault that is an answer of its own."""
-    limit = "Application request limit reached"
-    match fault:
-        case Fault.RATE_LIMITED:
-            response = _graph_error(429, 4, limit, is_transient=True)
-            response.headers["Retry-After"] = str(retry_after)
-            return response
-        case Fault.RATE_LIMITED_DATE:
-            response = _graph_error(429, 4, limit, is_transient=True)
-            response.headers["Retry-After"] = formatdate(time.time() + retry_after, usegmt=True)
-            return response
-        case Fault.RATE_LIMITED_BARE:
-            return _graph_error(429, 4, limit, is_transient=True)
-        case Fault.RATE_LIMITED_XML:
-            body = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code></Error>'
-            return web.Response(status=429, text=body, content_type="application/xml")
-        case Fault.APPLICATION_LIMIT:
-            return _graph_error(400, 4, limit, is_transient=True)
-        case Fault.UNKNOWN_ERROR:
-            message = "Please reduce the amount of data you're asking for, then retry your request"
-            return _graph_error(500, 1, message)
-        case Fault.SERVER_ERROR:
-            return _graph_error(500, 2, "Service temporarily unavailable", is_transient=True)
-        case Fault.TIMEOUT:
-            return _graph_error(400, -2, "Timeout", is_transient=False)
-        case Fault.UNAVAILABLE:
-            return _html(503, "Service Unavailable")
-        case Fault.GATEWAY_TIMEOUT:
-            return _html(504, "Gateway Timeout")
-        case Fault.TOO_BUSY:
-            text = overpass.error_page(
-                "timeout. The server is probably too busy to handle your request."
-            )
-            return web.Response(status=504, text=text, content_type="text/html")
-        case Fault.NO_DATA:
-            return _json({"data": []})
-        case Fault.HTML_PAGE:
-            return _html(200, "Sorry, something went wrong.")
-        case Fault.EMPTY:
-            return web.Response()
-        case Fault.NOT_FOUND:
-            return web.Response(status=404, text="Not Found")
-        case Fault.EXPIRED:
-            return web.Response(status=403, text="URL signature expired")
-        case Fault.REFUSED_TOKEN:
-            return _graph_error(401, 190, "Error validating application", type="OAuthException")
-    raise AssertionError(f"{fault!r} has no answer of its own")
-
-
 def _point(image: StreetImage) -> dict[str, Any]:
     return {"type": "Point", "coordinates": [image.lon, image.lat]}
 
 
-def _graph_error(status: int, code: int, message: str, **more: object) -> web.Response:
-    error = {
-        "message": message,
-        "type": "MLYApiException",
-        "code": code,
-        "fbtrace_id": "ASandboxTraceIdOfNoMeaning",
-    }
-    return _json({"error": error | more}, status=status)
-
-
 def _unknown_id(id: str) -> web.Response:
-    return _graph_error(
+    return graph_error(
         400,
         100,
         f"Unsupported get request. Object with ID '{id}' does not exist, cannot be loaded due "
         "to missing permissions, or does not support this operation",
         error_subcode=33,
     )
-
-
-def _json(content: object, status: int = 200) -> web.Response:
-    body = orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
-    return web.Response(status=status, body=body, content_type="application/json")
-
-
-def _html(status: int, title: str) -> web.Response:
-    return web.Response(status=status, text=_HTML.format(title), content_type="text/html")
 
 
 def _body(response: web.StreamResponse) -> bytes:

@@ -217,7 +217,7 @@ def test_what_people_get_wrong_is_told_without_a_traceback(
 
     (shell.folder / "dagster.yaml").rename(tmp_path / "dagster.yaml")
     try:
-        assert "dagster.yaml is not there. Run vsvi in" in shell.vsvi("up", status=1)
+        assert "no dagster.yaml of this project in" in shell.vsvi("up", status=1)
     finally:
         (tmp_path / "dagster.yaml").rename(shell.folder / "dagster.yaml")
 

@@ -9,13 +9,16 @@ import time
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
+from dagster._core.instance.ref import InstanceRef
 from dagster._core.secrets.env_file import get_env_var_dict
 from dotenv import dotenv_values
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsvi_assets.database.server import LocalPostgisError
 from vsvi_assets.running import services
 from vsvi_assets.running.services import ServiceError, start_all, stop_all, user_environment
 from vsvi_assets.sandbox import Sandbox
@@ -43,7 +46,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_dagster_reads_what_is_written_to_env(folder: Path) -> None:
+def test_dagster_reads_what_is_written_to_env(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / ".env").write_text("VSVI_CONTACT=me@example.org")
     before = dict(os.environ)
     environment = user_environment() | ELSEWHERE
@@ -58,7 +63,9 @@ def test_dagster_reads_what_is_written_to_env(folder: Path) -> None:
     assert get_env_var_dict(str(folder)) == expected
     assert "DAGSTER_HOME" not in user_environment()  # what `vsvi up` wrote is no setting of theirs
     start_all(environment | {"VSVI_DATA_DIR": str(folder / "elsewhere")}, [])
-    assert get_env_var_dict(str(folder))["VSVI_DAGSTER_DIR"] == str(folder / "elsewhere/dagster")
+    monkeypatch.setenv("VSVI_DAGSTER_DIR", get_env_var_dict(str(folder))["VSVI_DAGSTER_DIR"])
+    reference = InstanceRef.from_dir(str(folder))
+    assert reference.local_artifact_storage.storage_dir == str(folder / "elsewhere/dagster/storage")
 
 
 def test_the_users_own_settings_win(folder: Path) -> None:
@@ -109,13 +116,17 @@ def test_dagster_home_of_another_project(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     for home in (str(tmp_path / "gone"), "~/no-such-folder", "relative", str(other)):
-        with pytest.raises(ServiceError, match=r"dagster\.yaml is not there\. DAGSTER_HOME = "):
+        with pytest.raises(
+            ServiceError, match=r"no dagster\.yaml of this project in .*DAGSTER_HOME = "
+        ):
             start_all(ELSEWHERE | {"DAGSTER_HOME": home}, [])
     (other / "dagster.yaml").write_text("telemetry: {enabled: false}")
-    with pytest.raises(ServiceError, match=r"is another project's\. DAGSTER_HOME = "):
+    with pytest.raises(
+        ServiceError, match=r"no dagster\.yaml of this project in .*DAGSTER_HOME = "
+    ):
         start_all(ELSEWHERE | {"DAGSTER_HOME": str(other)}, [])
     (folder / "dagster.yaml").unlink()
-    with pytest.raises(ServiceError, match=r"is not there\. Run vsvi in the project's folder"):
+    with pytest.raises(ServiceError, match=r"no dagster\.yaml .*Run vsvi in the project's folder"):
         start_all(ELSEWHERE, [])
 
 
@@ -138,6 +149,13 @@ def test_folders_that_cannot_be_used_are_named(folder: Path) -> None:
         user_environment()
 
 
+def open_to_all(folder: Path) -> None:
+    """Let other users reach a folder below pytest's own."""
+    for path in (folder, *folder.parents):
+        if Path(gettempdir()) in path.parents:
+            path.chmod(0o755)
+
+
 @pytest.fixture
 def ordinary_user() -> Iterator[None]:
     """Be a user who may write nowhere here."""
@@ -152,9 +170,7 @@ def ordinary_user() -> Iterator[None]:
 def test_folders_of_others_are_named(
     folder: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    for path in (folder, *folder.parents):
-        if "pytest" in path.name:
-            path.chmod(0o755)
+    open_to_all(folder)
     (folder / "data").mkdir()
     tmp_path.chmod(0o555)
     (folder / "data").chmod(0o555)
@@ -168,6 +184,19 @@ def test_folders_of_others_are_named(
         assert f"The folder {data_dir} cannot be written: Permission denied" in str(error.value)
     with pytest.raises(ServiceError, match=r"\.env cannot be written: Permission denied"):
         start_all(ELSEWHERE, [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_server_of_a_user_without_a_name_is_named_by_number(
+    folder: Path, request: pytest.FixtureRequest
+) -> None:
+    open_to_all(folder)
+    (folder / "data/postgis").mkdir(parents=True)
+    (folder / "data").chmod(0o777)
+    os.chown(folder / "data/postgis", 424242, 424242)
+    request.getfixturevalue("ordinary_user")
+    with pytest.raises(LocalPostgisError, match="was set up by user 424242: run as that user"):
+        start_all({}, [])
 
 
 STUBBORN = """

@@ -248,13 +248,6 @@ def test_images_and_streets_can_be_added_while_it_runs(sandbox: Sandbox) -> None
 
 def test_the_graph_leaves_out_or_refuses_unknown_ids(sandbox: Sandbox) -> None:
     assert set(links(sandbox, [101, 999])) == {101}
-    both = get(f"{sandbox.graph_url}/", params={"ids": "101,102", "fields": "sequence"})
-    assert both.json() == {
-        "101": {"id": "101", "sequence": "sequence"},
-        "102": {"id": "102", "sequence": "sequence"},
-    }
-    unknown = get(f"{sandbox.graph_url}/", params={"ids": "101,999", "fields": "sequence"})
-    assert graph_error(unknown) == (400, 100, 33)
     assert graph_error(get(f"{sandbox.graph_url}/999")) == (400, 100, 33)
     assert get(f"{sandbox.graph_url}/101", params={"fields": "captured_at"}).json() == {
         "id": "101",
