@@ -18,7 +18,7 @@ from vsvi_assets.database.tables import images_table, select_images
 from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.orchestration.io_managers.filesystem import StreetPointsFile
 from vsvi_assets.sandbox import TOKEN, World
-from vsvi_assets.streets import street_points
+from vsvi_assets.streets import street_points, streets_of_graph
 
 MAX_DISTANCE = 100.0
 NAME = "metropolis"
@@ -40,7 +40,9 @@ def prepare(clock: Clock, size: SyntheticCity, home: Home, tiles_folder: Path) -
     size.write(home.folder / "cities", NAME, interval=INTERVAL, max_distance=MAX_DISTANCE)
     city = _city(home)
     city.folder.mkdir(parents=True)
-    points = street_points(size.network(), city.bounding_box.bounds, SRID, INTERVAL)
+    points = street_points(
+        streets_of_graph(size.network()), city.bounding_box.bounds, SRID, INTERVAL
+    )
     StreetPointsFile({}).write(city, city.street_points_path, points)
     tiles_folder.mkdir()
     largest = 0

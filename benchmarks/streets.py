@@ -6,7 +6,7 @@ from benchmarks import reference
 from benchmarks.inputs import SRID, SyntheticCity
 from benchmarks.measure import Clock, in_turn, measure
 from benchmarks.table import Row, megabytes, seconds
-from vsvi_assets.streets import street_points
+from vsvi_assets.streets import street_points, streets_of_graph
 
 INTERVAL = 50.0
 
@@ -17,9 +17,9 @@ VILLAGE = SyntheticCity.of_size(1)
 
 def project_points(clock: Clock, city: SyntheticCity) -> None:
     network = city.network()
-    street_points(VILLAGE.network(), VILLAGE.box, SRID, INTERVAL)
+    street_points(streets_of_graph(VILLAGE.network()), VILLAGE.box, SRID, INTERVAL)
     with clock:
-        points = street_points(network, city.box, SRID, INTERVAL)
+        points = street_points(streets_of_graph(network), city.box, SRID, INTERVAL)
     clock.facts = {"points": len(points)}
 
 

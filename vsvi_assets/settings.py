@@ -108,6 +108,10 @@ class Settings:
         For how long no tile is requested after Mapillary has blocked this address.
     contact
         How those who run the services reach the user: a page or an e-mail address.
+    overpass_memory
+        Most megabytes that a query may take on the Overpass server; None: the server's default.
+    overpass_area
+        Largest area of one query to Overpass, in square kilometres.
     sequences_per_run
         Most sequences in one run of a backfill.
     retry_delay
@@ -131,6 +135,8 @@ class Settings:
     tiles_per_day: int
     block_hours: int
     contact: str
+    overpass_memory: int | None
+    overpass_area: int
     sequences_per_run: int
     retry_delay: int
     pages_url: str | None
@@ -160,6 +166,12 @@ class Settings:
             tiles_per_day=_positive_number(environ, "VSVI_TILES_PER_DAY", 50_000),
             block_hours=_positive_number(environ, "VSVI_BLOCK_HOURS", 24),
             contact=_contact(environ),
+            overpass_memory=(
+                _positive_number(environ, "VSVI_OVERPASS_MEMORY", 0)
+                if environ.get("VSVI_OVERPASS_MEMORY")
+                else None
+            ),
+            overpass_area=_positive_number(environ, "VSVI_OVERPASS_AREA", 2500),
             sequences_per_run=_positive_number(environ, "VSVI_SEQUENCES_PER_RUN", 200),
             retry_delay=_positive_number(environ, "VSVI_RETRY_DELAY", 30),
             pages_url=_url(environ, "VSVI_PAGES_URL", "") or None,

@@ -15,7 +15,7 @@ from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.orchestration.build import build_defs
 from vsvi_assets.orchestration.common import Fetch
-from vsvi_assets.orchestration.resources import MapillaryResource
+from vsvi_assets.orchestration.resources import MapillaryResource, OverpassResource
 from vsvi_assets.progress import LogProgress, Progress
 from vsvi_assets.running.run_city import CityRun, run_city
 from vsvi_assets.sandbox import Sandbox, StreetImage, World
@@ -96,7 +96,7 @@ class Project:
     def resources(self) -> Mapping[str, object]:
         """The resources that differ from the project's own: a client that soon tries again."""
         mapillary = MapillaryResource(data_dir=str(self.settings.data_dir), backoff=0.01)
-        return {"mapillary": mapillary}
+        return {"mapillary": mapillary, "overpass": OverpassResource(pause=0.01)}
 
     def defs(self) -> Definitions:
         """Build the definitions of all cities."""
@@ -130,7 +130,7 @@ class Project:
         tags: Mapping[str, str] | None = None,
     ) -> ExecuteInProcessResult:
         """Materialize assets of a city in one run; `partitions` are the ends of a range."""
-        fetching = {"tile_metadata", "image_files"}.intersection(assets)
+        fetching = {"street_points", "tile_metadata", "image_files"}.intersection(assets)
         tags = dict(tags or {})
         if partitions:
             tags["dagster/asset_partition_range_start"] = partitions[0]

@@ -18,7 +18,11 @@ from vsvi_assets.orchestration.io_managers.filesystem import (
 )
 from vsvi_assets.orchestration.io_managers.postgis import PostgisIOManager
 from vsvi_assets.orchestration.notifications import build_notification_sensors
-from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
+from vsvi_assets.orchestration.resources import (
+    MapillaryResource,
+    OverpassResource,
+    PostgisResource,
+)
 from vsvi_assets.orchestration.retries import RetriedIOManager
 from vsvi_assets.progress import LogProgress
 from vsvi_assets.settings import Settings
@@ -70,6 +74,7 @@ def build_cities_defs(
             "mapillary": MapillaryResource.from_settings(settings),
             "progress": LogProgress(),
             "postgis": postgis,
+            "overpass": OverpassResource(),
             "street_points_file": RetriedIOManager(StreetPointsFile(by_name)),
             "tile_files": RetriedIOManager(TileFiles(by_name)),
             "postgis_tables": RetriedIOManager(PostgisIOManager(postgis)),

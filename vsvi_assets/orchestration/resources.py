@@ -4,16 +4,22 @@ None of them carries a secret in its configuration, which the UI shows: token an
 address are read from the environment when they are needed.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dagster import ConfigurableResource
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.errors import LockHeldError
+from vsvi_assets.database.locks import advisory_lock
 from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.pacing import TileBudget
 from vsvi_assets.settings import Settings
+from vsvi_assets.streets import Overpass
 
 
 class MapillaryResource(ConfigurableResource):
@@ -57,3 +63,38 @@ class PostgisResource(ConfigurableResource):
             cluster.start()
             url = cluster.vsvi_url
         return Postgis(url)
+
+
+class OverpassResource(ConfigurableResource):
+    """OpenStreetMap's Overpass, which all processes ask one after the other."""
+
+    pause: float = 30.0
+    """Seconds without a query after an answer that the server is busy, at first."""
+
+    def server(
+        self, city: City, postgis: PostgisResource, report: Callable[[str], None]
+    ) -> Overpass:
+        """Return the server of the city's services; `report` receives that it waits its turn."""
+        settings = Settings.from_environment()
+        url = settings.services_of(city.services).overpass_url
+
+        @contextmanager
+        def turn() -> Iterator[None]:
+            database = postgis.database()
+            name = f"Overpass ({urlsplit(url).hostname})"
+            with ExitStack() as held:
+                try:
+                    held.enter_context(advisory_lock(database, name, wait=False))
+                except LockHeldError as error:
+                    report(f"{error} Waiting for it: one query at a time.")
+                    held.enter_context(advisory_lock(database, name, wait=True))
+                yield
+
+        return Overpass(
+            url=url,
+            user_agent=settings.user_agent,
+            turn=turn,
+            memory=settings.overpass_memory,
+            area=settings.overpass_area,
+            pause=self.pause,
+        )

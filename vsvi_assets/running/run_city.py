@@ -242,7 +242,8 @@ class _Runs:
         """Materialize all that comes before the photographs, with all tiles, in one run."""
         names = ["tile_metadata"] if tiles_only else list(METADATA_ASSETS)
         keys = self._city.tile_keys
-        fetch = {"tile_metadata": Fetch(overwrite=overwrite)}
+        fetching = {"street_points", "tile_metadata"}.intersection(names)
+        fetch = {name: Fetch(overwrite=overwrite) for name in fetching}
         self._execute(names, _range_tags(keys[0], keys[-1]), fetch)
 
     def materialize_images(self, inventory: Inventory, *, overwrite: bool) -> None:

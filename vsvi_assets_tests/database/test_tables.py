@@ -374,11 +374,13 @@ def test_a_list_of_ids_selects_these_alone(
 
 
 def test_a_missing_list_of_ids_is_an_error(
-    database: Postgis, make_city: Callable[..., City]
+    database: Postgis, make_city: Callable[..., City], tmp_path: Path
 ) -> None:
-    city = make_city(imgid_file="absent.txt")
+    (tmp_path / "ids.txt").write_text("1")
+    city = make_city(imgid_file="ids.txt")
+    (tmp_path / "ids.txt").unlink()
     load(database, city, [scattered(3)])
-    with pytest.raises(CityFileError, match=r"imgid_file = .*absent\.txt: cannot be read"):
+    with pytest.raises(CityFileError, match=r"imgid_file = .*ids\.txt cannot be read"):
         select_images(database, city)
 
 

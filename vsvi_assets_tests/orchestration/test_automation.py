@@ -291,6 +291,7 @@ def test_a_deleted_photograph_shows_and_is_fetched_again(
 
 def test_one_run_shows_all_sequences_that_gained_images_as_failed(project: Project) -> None:
     ids = project.folder / "ids.txt"
+    ids.write_text("")
     city = project.write_city(imgid_file=str(ids))
     zero, one, two, three = (f"sequence-{number:04}-abcdefgh" for number in range(4))
 

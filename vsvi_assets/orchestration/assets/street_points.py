@@ -1,12 +1,16 @@
 """Points every so many metres along every street of the box."""
 
+from datetime import UTC, datetime
+from typing import Any
+
 import geopandas as gpd
 from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, asset
 
 from vsvi_assets import streets
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.columns import STREET_POINTS_FILE
-from vsvi_assets.orchestration.common import identity
+from vsvi_assets.orchestration.common import REFRESH_TAG, Fetch, identity
+from vsvi_assets.orchestration.resources import OverpassResource, PostgisResource
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import markdown_picture, street_points_map
@@ -23,20 +27,40 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
         io_manager_key="street_points_file",
     )
     @retry_boundary()
-    def street_points(context: AssetExecutionContext) -> gpd.GeoDataFrame:
+    def street_points(
+        context: AssetExecutionContext,
+        config: Fetch,
+        overpass: OverpassResource,
+        postgis: PostgisResource,
+    ) -> gpd.GeoDataFrame:
         box = city.bounding_box.bounds
         if city.streets_path:
-            network = streets.read_network(city.streets_path, city.network_type)
+            lines = streets.read_streets(city.streets_path, city.network_type)
+            source: dict[str, Any] = {"streets": MetadataValue.path(city.streets_path)}
         else:
-            network = streets.download_network(
+            download = streets.download_streets(
                 box,
                 city.network_type,
-                overpass_url=settings.services_of(city.services).overpass_url,
+                overpass=overpass.server(city, postgis, context.log.warning),
                 cache_folder=settings.data_dir / "osmnx",
+                not_before=_not_before(context, city, config),
+                report=context.log.warning,
             )
-        points = streets.street_points(network, box, city.projected_srid, city.interval)
+            lines = download.streets
+            asked_at = f"{download.asked_at:%Y-%m-%d %H:%M} UTC"
+            if download.from_cache:
+                context.log.info(
+                    f"Streets as Overpass gave them on {asked_at}, kept in {download.folder}. "
+                    "Overwrite, or the city's refresh, asks anew."
+                )
+            source = {
+                "streets": MetadataValue.path(download.folder),
+                "streets of": asked_at,
+                "streets from cache": download.from_cache,
+            }
+        points = streets.street_points(lines, box, city.projected_srid, city.interval)
         picture = street_points_map(
-            streets.street_lines(network),
+            lines.geometry.to_numpy(),
             points.geometry.x.to_numpy(),
             points.geometry.y.to_numpy(),
             city.bounding_box,
@@ -47,8 +71,20 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
                 "dagster/row_count": len(points),
                 "interval (m)": city.interval,
                 "srid": city.projected_srid,
+                **source,
             }
         )
         return points
 
     return street_points
+
+
+def _not_before(context: AssetExecutionContext, city: City, config: Fetch) -> datetime | None:
+    """Return from when an answer of Overpass serves this run; None: whenever it came.
+
+    An answer that the run itself asked for serves all of its attempts.
+    """
+    if config.overwrite:
+        record = context.instance.get_run_record_by_id(context.run_id)
+        return record.create_timestamp if record else datetime.now(UTC)
+    return city.latest_tick(datetime.now(UTC)) if REFRESH_TAG in context.run.tags else None

@@ -1,0 +1,366 @@
+"""Streets from Overpass: queries by osmnx, one at a time and with pauses, and their answers kept.
+
+Rules of overpass-api.de: a User-Agent of one's own, no queries at the same time, and at least
+30 s without a query after a 429 (drolbr/Overpass-API#791). osmnx itself would repeat a query
+every 55 s for as long as the server is busy.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import geopandas as gpd
+import numpy as np
+import orjson
+import osmnx
+import requests
+import shapely
+
+from vsvi_assets.files import atomic_write, sync_folder, writing_in
+from vsvi_assets.streets.errors import (
+    Box,
+    NoStreetsError,
+    OverpassBusyError,
+    OverpassRefusedError,
+    OverpassUnreachableError,
+    describe_box,
+)
+from vsvi_assets.streets.network_types import overpass_filter
+from vsvi_assets.streets.networks import streets_of_elements
+
+QUERY_SECONDS = 180
+"""How long the server may work on a query, its own default."""
+
+READ_SECONDS = QUERY_SECONDS + 60
+"""How long to wait for an answer to begin: the server's time, and that of its queue."""
+
+RETRIES = 5
+"""How often a busy server is asked again."""
+
+PART_LIFETIME = timedelta(days=1)
+"""For how long the parts of a download that failed may serve the next attempt."""
+
+_BUSY = frozenset({429, 502, 503, 504})
+_MARGIN_METRES = 505.0
+"""A little more than osmnx adds around a polygon (500 m)."""
+
+_osmnx_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Overpass:
+    """An Overpass server, and how it may be asked.
+
+    Attributes
+    ----------
+    url
+        Base URL, such as https://overpass-api.de/api.
+    user_agent
+        Names this program, and how to reach those who use it.
+    turn
+        Makes a context within which no other process asks this server.
+    memory
+        Most megabytes that a query may take on the server; None: the server's default.
+    area
+        Largest area of a query in square kilometres. A larger box is asked for in parts.
+    pause
+        Seconds without a query after an answer that the server is busy; doubled at each retry.
+    """
+
+    url: str
+    user_agent: str
+    turn: Callable[[], AbstractContextManager[None]]
+    memory: int | None = None
+    area: int = 2500
+    pause: float = 30.0
+
+
+@dataclass(frozen=True)
+class DownloadedStreets:
+    """The streets of a box, when Overpass was asked for them, and the folder of its answer.
+
+    `from_cache` says whether that was before this call.
+    """
+
+    streets: gpd.GeoDataFrame
+    asked_at: datetime
+    folder: Path
+    from_cache: bool
+
+
+def download_streets(
+    box: Box,
+    network_type: str,
+    *,
+    overpass: Overpass,
+    cache_folder: Path,
+    not_before: datetime | None = None,
+    report: Callable[[str], None],
+) -> DownloadedStreets:
+    """Return the streets that meet a box, from Overpass or from an answer that was kept.
+
+    Overpass is asked once for the same box and network type. An answer without a street in the
+    box is not kept. Nothing but the server is contacted. Where a large box is asked for in
+    parts, those that arrived are not asked for again after an error.
+
+    Parameters
+    ----------
+    box
+        West, south, east, north in degrees (EPSG:4326).
+    network_type
+        One of `NETWORK_TYPES`.
+    cache_folder
+        Where answers are kept, in a folder each. Made where it is missing.
+    not_before
+        Earlier answers do not count; None: all do.
+    report
+        Receives sentences on pauses and on kept answers that cannot be used.
+
+    Returns
+    -------
+    streets
+        A table of streets (see `vsvi_assets.streets.networks`). Ways that leave the box are
+        whole.
+
+    Raises
+    ------
+    NoStreetsError
+        When the answer has no street in the box.
+    OverpassUnreachableError
+        When Overpass cannot be reached, or its answer is not whole.
+    OverpassBusyError
+        When it is still busy after `RETRIES` retries.
+    OverpassRefusedError
+        When it refuses the query or gives up on it.
+    """
+    cache = _Cache(cache_folder, overpass.url, network_type, box)
+
+    def kept() -> DownloadedStreets | None:
+        asked_at = cache.asked_at(cache.folder)
+        if asked_at is None or (not_before and asked_at < not_before):
+            return None
+        try:
+            streets = _read_streets(cache.folder, network_type)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            report(f"The answer in {cache.folder} cannot be read ({error}); Overpass is asked anew")
+            return None
+        return DownloadedStreets(streets, asked_at, cache.folder, from_cache=True)
+
+    if found := kept():
+        return found
+    with overpass.turn():
+        # Another process may have asked for the same while this one waited for its turn.
+        if found := kept():
+            return found
+        asked_at = cache.begin_part(not_before)
+        _ask(box, network_type, overpass, cache.part, report)
+        streets = _read_streets(cache.part, network_type)
+        if not shapely.intersects(streets.geometry.to_numpy(), shapely.box(*box)).any():
+            shutil.rmtree(cache.part)
+            raise NoStreetsError(box)
+        cache.keep_part()
+    return DownloadedStreets(streets, asked_at, cache.folder, from_cache=False)
+
+
+def _ask(
+    box: Box, network_type: str, overpass: Overpass, folder: Path, report: Callable[[str], None]
+) -> None:
+    """Let osmnx put the answers into a folder, with pauses while the server is busy."""
+    for retry in range(RETRIES + 1):
+        try:
+            return _ask_once(box, network_type, overpass, folder)
+        except OverpassBusyError as error:
+            # Held after the last attempt too, since others wait for their turn to ask.
+            last = retry == RETRIES
+            seconds = overpass.pause * (1 if last else 2**retry)
+            if not last:
+                report(f"{error}; retry {retry + 1} of {RETRIES} in {seconds:.0f} seconds")
+            time.sleep(seconds)
+            if last:
+                raise OverpassBusyError(
+                    f"{error}, {RETRIES + 1} times. Run again later, set OVERPASS_URL to another "
+                    "server, or name a streets_file."
+                ) from error
+
+
+def _ask_once(box: Box, network_type: str, overpass: Overpass, folder: Path) -> None:
+    where = f"Overpass ({urlsplit(overpass.url).hostname})"
+    try:
+        with _osmnx_configured(overpass, folder), writing_in(folder):
+            # The public way to raw answers. From the graph that osmnx would make of them it
+            # drops segments that cross the box with both of their nodes outside.
+            osmnx.graph_from_polygon(_area(box), custom_filter=overpass_filter(network_type))
+    except InterruptedError:
+        # How osmnx ends in its mode `cache_only_mode`.
+        return
+    except requests.ReadTimeout as error:
+        raise OverpassBusyError(f"{where} did not answer within {READ_SECONDS} seconds") from error
+    except requests.RequestException as error:
+        raise OverpassUnreachableError(
+            f"{where} gave no streets for {describe_box(box)}: {error}. Run again later, or set "
+            "OVERPASS_URL to another server."
+        ) from error
+    except json.JSONDecodeError as error:
+        # An attempt was killed while osmnx wrote a part.
+        shutil.rmtree(folder)
+        raise OverpassUnreachableError(
+            f"A part of the streets for {describe_box(box)} was not whole on disk. It is removed: "
+            "run again."
+        ) from error
+    raise AssertionError("osmnx did not keep to cache_only_mode")
+
+
+def _area(box: Box) -> shapely.Polygon:
+    """Return the polygon to ask for: the box, as osmnx has to get it.
+
+    osmnx divides a large area in a projected CRS, where a long parallel is a curve; vertices
+    along the edges keep the parts from missing what lies in between. And it adds 500 m around,
+    which must not reach over the antimeridian: it would come out on the other side of the world.
+    """
+    west, south, east, north = box
+    room = 0.2  # degrees, more than the margin has at any latitude of the tiles
+    box = (min(west, 180 - room), south, max(east, room - 180), north)
+    area = shapely.segmentize(shapely.box(*box), 0.05)
+
+    def withdraw(vertices: "np.ndarray[Any, np.dtype[np.float64]]") -> Any:
+        lon, lat = vertices.T
+        limit = 180 - _MARGIN_METRES / (111_195 * np.cos(np.radians(lat)))
+        return np.column_stack([lon.clip(-limit, limit), lat])
+
+    return shapely.transform(area, withdraw)
+
+
+@contextmanager
+def _osmnx_configured(overpass: Overpass, folder: Path) -> Iterator[None]:
+    """Set osmnx's settings, which are those of the whole process, for a while."""
+    settings = {
+        "overpass_url": overpass.url,
+        "overpass_settings": f"[out:json][timeout:{QUERY_SECONDS}]{{maxsize}}",
+        "overpass_memory": overpass.memory and overpass.memory * 1_000_000,
+        "overpass_rate_limit": False,
+        "max_query_area_size": overpass.area * 1e6,
+        "requests_timeout": READ_SECONDS,
+        "requests_kwargs": {
+            "hooks": {"response": _require_whole},
+            "proxies": _proxies(overpass.url),
+        },
+        "http_user_agent": overpass.user_agent,
+        "http_referer": overpass.user_agent,
+        "doh_url_template": None,
+        "use_cache": True,
+        "cache_only_mode": True,
+        "cache_folder": folder / "answers",
+        "log_console": False,
+        "log_file": False,
+    }
+    with _osmnx_lock:
+        before = {name: getattr(osmnx.settings, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                setattr(osmnx.settings, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(osmnx.settings, name, value)
+
+
+def _proxies(url: str) -> dict[str, str]:
+    """Keep requests to this machine away from the proxy of the environment."""
+    host = urlsplit(url).hostname or ""
+    return {"no_proxy": host} if host in ("localhost", "127.0.0.1", "::1") else {}
+
+
+def _require_whole(response: requests.Response, **_: object) -> None:
+    """Raise unless a response is a whole answer, before it is followed, repeated or kept."""
+    host = urlsplit(response.url).hostname
+    where = f"Overpass ({host}) answered HTTP {response.status_code} {response.reason}"
+    if response.status_code in _BUSY:
+        raise OverpassBusyError(f"{where}: it is too busy")
+    if response.status_code == 406:
+        raise OverpassRefusedError(
+            f"{where}: it does not accept the User-Agent {response.request.headers['User-Agent']}. "
+            "Set VSVI_CONTACT to your own address or page."
+        )
+    if response.status_code >= 500:
+        raise requests.HTTPError(f"HTTP {response.status_code} {response.reason}")
+    if response.status_code != 200:
+        raise OverpassRefusedError(f"{where}. Check OVERPASS_URL, or name a streets_file.")
+    try:
+        answer = orjson.loads(response.content)
+    except orjson.JSONDecodeError as error:
+        if response.content.lstrip()[:1] == b"<":
+            raise OverpassBusyError(f"{where} with a page in place of data") from error
+        raise requests.RequestException(f"the answer is not whole ({error})") from error
+    if not isinstance(answer, dict) or "elements" not in answer:
+        raise requests.RequestException("the answer has no elements")
+    if "remark" in answer:
+        raise OverpassRefusedError(
+            f"Overpass ({host}) gave up: {answer['remark']}. Let it take smaller parts "
+            "(VSVI_OVERPASS_AREA), allow more memory (VSVI_OVERPASS_MEMORY), or name a "
+            "streets_file."
+        )
+
+
+def _read_streets(folder: Path, network_type: str) -> gpd.GeoDataFrame:
+    answers = (orjson.loads(path.read_bytes()) for path in sorted(folder.glob("answers/*.json")))
+    return streets_of_elements(
+        (element for answer in answers for element in answer["elements"]), network_type
+    )
+
+
+class _Cache:
+    """The answer to one question in a folder of its own, complete or not there.
+
+    `request.json` says what was asked and when; `answers` has osmnx's own files.
+    """
+
+    def __init__(self, root: Path, overpass_url: str, network_type: str, box: Box) -> None:
+        question = json.dumps([overpass_url, network_type, *box])
+        name = hashlib.sha256(question.encode()).hexdigest()[:16]
+        self.folder = root / name
+        self.part = root / f"{name}.part"
+        self._request = {
+            "host": urlsplit(overpass_url).hostname,
+            "network_type": network_type,
+            "box": box,
+        }
+
+    def asked_at(self, folder: Path) -> datetime | None:
+        """Return when Overpass was asked for a folder's answers; None where there are none."""
+        try:
+            request = json.loads((folder / "request.json").read_bytes())
+            return datetime.fromisoformat(request["asked_at"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def begin_part(self, not_before: datetime | None) -> datetime:
+        """Make the folder of a download, or find that of one that failed; return its time."""
+        now = datetime.now(UTC)
+        begun = self.asked_at(self.part)
+        if begun and begun >= max(not_before or begun, now - PART_LIFETIME):
+            return begun
+        shutil.rmtree(self.part, ignore_errors=True)
+        self.part.mkdir(parents=True)
+        with atomic_write(self.part / "request.json") as file:
+            file.write(orjson.dumps(self._request | {"asked_at": now.isoformat()}))
+        return now
+
+    def keep_part(self) -> None:
+        """Put the download in the place of the answer that was kept before."""
+        for path in self.part.glob("answers/*"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(self.part / "answers")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.part.rename(self.folder)
+        sync_folder(self.folder.parent)

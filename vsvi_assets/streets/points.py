@@ -1,0 +1,225 @@
+"""Points at even distances along streets."""
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+import shapely
+from numpy.typing import NDArray
+
+from vsvi_assets.streets.errors import Box, NoStreetsError, describe_box
+
+MIN_INTERVAL = 5
+"""Metres; points of a smaller interval could share an id."""
+
+COORDINATE_DECIMALS = 7
+"""Decimals of a degree that OpenStreetMap stores, about a centimetre."""
+
+_ID_CELLS_PER_DEGREE = 300_000
+
+_SLACK = 0.2
+"""Metres that the parts of a street stay below the interval. A point is moved by up to a
+centimetre where its coordinates are rounded, and by a little more where the edge of the box,
+a straight line in degrees, is a curve in the projected CRS."""
+
+
+def street_points(
+    streets: gpd.GeoDataFrame, box: Box, srid: int, interval: float
+) -> gpd.GeoDataFrame:
+    """Place points along all streets inside a box.
+
+    A street is a way of OpenStreetMap from end to end, or between its forks. It is divided into
+    equal parts shorter than the interval, and the middle of each part is a candidate. From the
+    longest street to the shortest, a candidate becomes a point unless one stands within half an
+    interval of it. Therefore
+
+    - no place on a street inside the box is farther than `interval` from a point,
+    - no two points are closer than `interval / 2`,
+    - all points lie within the box, and
+    - the same streets give the same points, ids and order, in whatever order they come.
+
+    Parameters
+    ----------
+    streets
+        `osmid`, `name` and `geometry` of each line, as `vsvi_assets.streets.networks` makes them.
+    box
+        West, south, east, north in degrees (EPSG:4326).
+    srid
+        EPSG code of a projected CRS in metres; distances are measured in it.
+    interval
+        Metres, at least `MIN_INTERVAL`.
+
+    Returns
+    -------
+    points
+        `id` (int64, by position alone; below 2**53, so exact in JSON), `osmid` (int64, the
+        OpenStreetMap way), `street` (its name, str or None) and `geometry` (Point, EPSG:4326,
+        rounded to `COORDINATE_DECIMALS`), in the order of the ids, from south to north.
+
+    Raises
+    ------
+    NoStreetsError
+        When no street lies in the box.
+    ValueError
+        When the interval is too small, or `srid` cannot hold a coordinate.
+    """
+    if not interval >= MIN_INTERVAL:
+        raise ValueError(f"The interval is {interval} m; it must be at least {MIN_INTERVAL} m.")
+    pieces = _clip(streets, box)
+    if pieces.empty:
+        raise NoStreetsError(box)
+    projection = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
+    pieces["line"] = shapely.transform(
+        pieces["line"].to_numpy(), projection.transform, interleaved=False
+    )
+    _require_finite(pieces["line"].to_numpy(), f"EPSG:{srid} cannot hold {describe_box(box)}")
+    ways = _merge(pieces)
+    way, x, y = _divide(ways["line"].to_numpy(), interval - _SLACK)
+
+    west, south, east, north = box
+    lon, lat = projection.transform(x, y, direction="INVERSE")
+    lon = lon.round(COORDINATE_DECIMALS).clip(west, east)
+    lat = lat.round(COORDINATE_DECIMALS).clip(south, north)
+    chosen = _thin(*projection.transform(lon, lat), interval / 2)
+
+    lon, lat = lon[chosen], lat[chosen]
+    ways = ways.iloc[way[chosen]]
+    points = gpd.GeoDataFrame(
+        {
+            "id": _position_ids(lon, lat),
+            "osmid": ways["osmid"].to_numpy(),
+            "street": pd.Series(ways["name"].to_numpy(), dtype=object),
+        },
+        geometry=shapely.points(lon, lat),
+        crs="EPSG:4326",
+    )
+    return points.sort_values("id", ignore_index=True)
+
+
+def _clip(streets: gpd.GeoDataFrame, box: Box) -> pd.DataFrame:
+    """Return `line`, `osmid` and `name` of the parts of streets inside a box."""
+    lines = streets.geometry.to_numpy()
+    west, south, east, north = box
+    left, bottom, right, top = shapely.bounds(lines).T
+    inside = (left >= west) & (bottom >= south) & (right <= east) & (top <= north)
+    meets = (right >= west) & (top >= south) & (left <= east) & (bottom <= north)
+    crossing = np.flatnonzero(meets & ~inside)
+    # shapely.clip_by_rect would be faster, but drops what runs along the edge of the box.
+    cut, origin = shapely.get_parts(
+        shapely.intersection(lines[crossing], shapely.box(*box)), return_index=True
+    )
+    kept = np.concatenate([np.flatnonzero(inside), crossing[origin]])
+    line = np.concatenate([lines[inside], cut])
+    pieces = pd.DataFrame(
+        {
+            "line": line,
+            "osmid": streets["osmid"].to_numpy()[kept],
+            "name": pd.Series(streets["name"].to_numpy()[kept], dtype=object),
+        }
+    )
+    return pieces[shapely.length(line) > 0]
+
+
+def _merge(pieces: pd.DataFrame) -> pd.DataFrame:
+    """Join the pieces of each way where they meet end to end; the longest come first."""
+    by_way = np.lexsort((*shapely.bounds(pieces["line"]).T, pieces["osmid"]))
+    pieces = pieces.iloc[by_way]
+    # A way has several names only where osmnx joined it with others.
+    names = pieces.drop_duplicates("osmid").set_index("osmid")["name"]
+    several = pieces["osmid"].duplicated(keep=False)
+    osmids, way = np.unique(pieces["osmid"][several], return_inverse=True)
+    merged, origin = shapely.get_parts(
+        shapely.line_merge(
+            shapely.multilinestrings(pieces["line"][several].to_numpy(), indices=way)
+        ),
+        return_index=True,
+    )
+    lines = np.concatenate([pieces["line"][~several], merged])
+    osmids = np.concatenate([pieces["osmid"][~several], osmids[origin]])
+    longest_first = np.lexsort((*shapely.bounds(lines).T, osmids, -shapely.length(lines)))
+    lines, osmids = lines[longest_first], osmids[longest_first]
+    names = pd.Series(names.loc[osmids].to_numpy(), dtype=object)
+    return pd.DataFrame({"line": lines, "osmid": osmids, "name": names})
+
+
+def _divide(
+    lines: NDArray[np.object_], longest: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Divide lines into equal parts up to `longest`.
+
+    Returns
+    -------
+    line, x, y
+        Of each part the index of its line, and its middle.
+    """
+    vertices, owner = shapely.get_coordinates(lines, return_index=True)
+    # End to end and a metre apart, all lines are one, on which a place is one number.
+    steps = np.where(np.diff(owner), 1, np.hypot(*np.diff(vertices, axis=0).T))
+    along = np.concatenate([[0], steps.cumsum()])
+    start = along[np.searchsorted(owner, np.arange(len(lines)))]
+    lengths = shapely.length(lines)
+    parts = np.ceil(lengths / longest).astype(np.int64)
+    line = np.repeat(np.arange(len(lines)), parts)
+    part = np.arange(len(line)) - np.repeat(parts.cumsum() - parts, parts)
+    middle = start[line] + (part + 0.5) * (lengths / parts)[line]
+    x, y = (np.interp(middle, along, coordinate) for coordinate in vertices.T)
+    return line, x, y
+
+
+def _thin(x: NDArray[np.float64], y: NDArray[np.float64], distance: float) -> NDArray[np.bool_]:
+    """Choose points at least `distance` apart, each other one being nearer to a chosen one.
+
+    The choice is that of going through the points in order and taking each that is not too
+    near to one taken before. It is made in few rounds: in each, the points with no undecided
+    one before them are taken, and those too near to them given up.
+    """
+    # A thousandth of a millimetre more, lest two chosen points measure less for rounding.
+    earlier, later = _near_pairs(x, y, distance + 1e-6)
+    chosen = np.ones(len(x), dtype=bool)
+    while earlier.size:
+        first = np.ones(len(x), dtype=bool)
+        first[later] = False
+        chosen[later[first[earlier]]] = False
+        undecided = chosen[earlier] & chosen[later]
+        earlier, later = earlier[undecided], later[undecided]
+    return chosen
+
+
+def _near_pairs(
+    x: NDArray[np.float64], y: NDArray[np.float64], distance: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pairs of points nearer than `distance`, the lower index first.
+
+    Points are sorted into square cells of that size: a pair shares a cell, or its cells touch.
+    On arrays this is several times faster than an STRtree of as many geometries.
+    """
+    column, row = (np.floor(values / distance).astype(np.int64) for values in (x, y))
+    height = np.ptp(row) + 2
+    cell = column * height + row
+    order = np.argsort(cell, kind="stable")
+    cell = cell[order]
+    position = np.arange(len(cell))
+    pairs = []
+    for offset in (0, 1, height - 1, height, height + 1):
+        start = np.searchsorted(cell, cell + offset, "left") if offset else position + 1
+        count = np.searchsorted(cell, cell + offset, "right") - start
+        one = np.repeat(position, count)
+        other = np.arange(len(one)) + np.repeat(start - count.cumsum() + count, count)
+        one, other = order[one], order[other]
+        near = np.hypot(x[one] - x[other], y[one] - y[other]) < distance
+        pairs.append(np.sort([one[near], other[near]], axis=0))
+    earlier, later = np.concatenate(pairs, axis=1)
+    return earlier, later
+
+
+def _position_ids(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number the cells of a grid over the world, at most 37 cm wide, row by row from the south."""
+    columns = 360 * _ID_CELLS_PER_DEGREE + 1
+    column = np.floor((lon + 180) * _ID_CELLS_PER_DEGREE).astype(np.int64)
+    row = np.floor((lat + 90) * _ID_CELLS_PER_DEGREE).astype(np.int64)
+    return row * columns + column
+
+
+def _require_finite(lines: NDArray[np.object_], otherwise: str) -> None:
+    if not np.isfinite(shapely.get_coordinates(lines)).all():
+        raise ValueError(f"{otherwise}.")
