@@ -16,6 +16,7 @@ import heapq
 import itertools
 import logging
 import os
+import stat
 import threading
 import time
 from collections import Counter, deque
@@ -46,7 +47,7 @@ from vsvi_assets.mapillary.errors import (
     UnavailableError,
 )
 from vsvi_assets.photographs.errors import OtherFormatError, UnusableFolderError
-from vsvi_assets.photographs.jpeg import MAX_BYTES, MAX_PIXELS, check_jpeg_file
+from vsvi_assets.photographs.jpeg import MAX_BYTES, MAX_PIXELS, check_jpeg, mapped
 from vsvi_assets.photographs.sidecar import (
     SERVICES_WITHOUT_MARK,
     SIDECAR_NAME,
@@ -62,6 +63,9 @@ from vsvi_assets.photographs.sidecar import (
 from vsvi_assets.photographs.states import Absence, Refusal
 
 log = logging.getLogger(__name__)
+
+MAX_INSPECTING = 8
+"""Folders that are looked into at a time. That is mostly Python, so more threads are slower."""
 
 MAX_WITNESSES = 5
 """Known images that are asked for together with those that an answer left out."""
@@ -276,7 +280,7 @@ class _Downloads:
         elif self._with_link:
             image = self._with_link.popleft()
             self._start(self._fetched, image, self._fetch, image)
-        elif self._jobs and self._has_room():
+        elif self._jobs and self._has_room() and self._inspecting < MAX_INSPECTING:
             job = next(self._jobs, None)
             if job is None:
                 self._jobs = None
@@ -417,6 +421,8 @@ class _Downloads:
             if path.is_symlink():
                 raise
             return None, True
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no file")
         written = _moment(status.st_mtime)
         if record and record.bytes == status.st_size:
             is_old = _is_before(record.stored_at or written, self._fetched_before)
@@ -452,7 +458,8 @@ class _Downloads:
                 if size > MAX_BYTES:
                     raise OversizedImageError(f"more than {MAX_BYTES:,} bytes")
             file.flush()
-            info = check_jpeg_file(file.fileno())
+            with mapped(file.fileno()) as fetched:
+                info = check_jpeg(fetched)
             if info.is_oversized:
                 raise OversizedImageError(
                     f"{info.width} x {info.height} pixels, more than {MAX_PIXELS:,}"
@@ -659,25 +666,24 @@ def _place(description: Description) -> dict[str, Any]:
 
 def _read_image(path: Path, description: Description, written: datetime) -> ImageRecord | None:
     """Return the image in a file of unknown origin, None when it is not whole."""
-    if not path.is_file():
-        raise OSError(errno.EINVAL, "it is no file")
-    with path.open("rb") as file:
-        try:
-            info = check_jpeg_file(file.fileno())
-        except OversizedImageError:
-            raise
-        except InvalidImageError as error:
-            log.warning("%s: %s; it is fetched anew", path, error)
-            return None
-        return ImageRecord(
-            **_place(description),
-            creator=None,
-            width=info.width,
-            height=info.height,
-            bytes=os.fstat(file.fileno()).st_size,
-            sha256=hashlib.file_digest(file, "sha256").hexdigest(),
-            stored_at=written,
-        )
+    try:
+        with path.open("rb") as file, mapped(file.fileno()) as image:
+            info = check_jpeg(image)
+            bytes_, sha256 = len(image), hashlib.sha256(image).hexdigest()
+    except OversizedImageError:
+        raise
+    except InvalidImageError as error:
+        log.warning("%s: %s; it is fetched anew", path, error)
+        return None
+    return ImageRecord(
+        **_place(description),
+        creator=None,
+        width=info.width,
+        height=info.height,
+        bytes=bytes_,
+        sha256=sha256,
+        stored_at=written,
+    )
 
 
 def _message(path: Path, error: Exception) -> str:

@@ -82,8 +82,8 @@ def check_jpeg(image: bytes | mmap.mmap | Path) -> JpegInfo:
         When there is no such file.
     """
     if isinstance(image, Path):
-        with image.open("rb") as file:
-            return check_jpeg_file(file.fileno())
+        with image.open("rb") as file, mapped(file.fileno()) as content:
+            return check_jpeg(content)
     if image[:3] != b"\xff\xd8\xff":
         raise _no_jpeg(image)
     try:
@@ -98,11 +98,16 @@ def check_jpeg(image: bytes | mmap.mmap | Path) -> JpegInfo:
     return first.info
 
 
-def check_jpeg_file(descriptor: int) -> JpegInfo:
-    """Check an open file as `check_jpeg` does, without reading it into memory."""
+def mapped(descriptor: int) -> mmap.mmap:
+    """Return the content of an open file without reading it into memory.
+
+    Raises
+    ------
+    InvalidImageError
+        When the file is empty.
+    """
     try:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as image:
-            return check_jpeg(image)
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except ValueError as error:  # mmap's word for an empty file
         raise InvalidImageError("it is empty") from error
 

@@ -126,32 +126,34 @@ def _without(mapping: dict[int, Value], ids: set[int]) -> dict[int, Value]:
 def photographs_of(sequence_id: str, sidecar: Sidecar) -> Iterator[Photograph]:
     """Yield what a sidecar says of each image, as the table `photographs` has it, by id."""
     for image_id in sorted(sidecar.ids):
-        photograph = Photograph(sequence_id, image_id, State.FAILED)
+        known: dict[str, Any] = {}
         if absence := sidecar.absent.get(image_id):
-            photograph = photograph._replace(
-                state=absence.state,
-                first_asked=absence.first_asked,
-                last_asked=absence.last_asked,
-                answers=absence.answers,
-            )
+            known = {
+                "state": absence.state,
+                "first_asked": absence.first_asked,
+                "last_asked": absence.last_asked,
+                "answers": absence.answers,
+            }
         if refusal := sidecar.refused.get(image_id):
-            photograph = photograph._replace(
-                state=State.REFUSED, reason=refusal.reason, last_asked=refusal.asked
-            )
+            known |= {
+                "state": State.REFUSED,
+                "reason": refusal.reason,
+                "last_asked": refusal.asked,
+            }
         if image_id in sidecar.failed:
-            photograph = photograph._replace(state=State.FAILED, reason=sidecar.failed[image_id])
+            known |= {"state": State.FAILED, "reason": sidecar.failed[image_id]}
         if image := sidecar.images.get(image_id):
-            photograph = photograph._replace(
-                state=State.STORED,
-                bytes=image.bytes,
-                sha256=image.sha256,
-                width=image.width,
-                height=image.height,
-                image_size=image.image_size,
-                creator=image.creator,
-                stored_at=image.stored_at,
-            )
-        yield photograph
+            known |= {
+                "state": State.STORED,
+                "bytes": image.bytes,
+                "sha256": image.sha256,
+                "width": image.width,
+                "height": image.height,
+                "image_size": image.image_size,
+                "creator": image.creator,
+                "stored_at": image.stored_at,
+            }
+        yield Photograph(sequence_id, image_id, **known)
 
 
 def sequence_folder(seqdir: Path, sequence_id: str) -> Path:
@@ -267,7 +269,9 @@ def with_creator(images: Mapping[int, ImageRecord]) -> dict[int, ImageRecord]:
     were there already, as those of a run that was killed, do not name.
     """
     creators = {image.creator for image in images.values() if image.creator}
-    creator = creators.pop() if len(creators) == 1 else None
+    if len(creators) != 1:
+        return dict(images)
+    creator = creators.pop()
     return {
         image_id: image if image.creator else replace(image, creator=creator)
         for image_id, image in images.items()
@@ -320,7 +324,7 @@ def _feature(image: ImageRecord) -> Mapping[str, Any]:
 
 
 def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def _iso_of_milliseconds(milliseconds: int) -> str | None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import chain
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from vsvi_assets.photographs.downloads import (
     download_sequences,
     utc_now,
 )
-from vsvi_assets.photographs.jpeg import JpegInfo, check_jpeg_file
+from vsvi_assets.photographs.jpeg import JpegInfo, check_jpeg
 from vsvi_assets.photographs.sidecar import (
     ImageRecord,
     Sidecar,
@@ -560,14 +561,14 @@ def test_leaving_off_stops_the_reading_of_files_too(
     (tmp_path / images[100].sequence_id).mkdir()
     for image in images[100:]:
         path_of(tmp_path, image).write_bytes(jpeg(image.id))
-    read: list[int] = []
+    read: list[mmap] = []
 
-    def read_slowly(descriptor: int) -> JpegInfo:
-        read.append(descriptor)
+    def read_slowly(image: mmap) -> JpegInfo:
+        read.append(image)
         time.sleep(0.05)
-        return check_jpeg_file(descriptor)
+        return check_jpeg(image)
 
-    monkeypatch.setattr("vsvi_assets.photographs.downloads.check_jpeg_file", read_slowly)
+    monkeypatch.setattr("vsvi_assets.photographs.downloads.check_jpeg", read_slowly)
     with Sandbox(world_of(images)) as sandbox:
         results = download_sequences(
             client_of(sandbox),
