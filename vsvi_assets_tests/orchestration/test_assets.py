@@ -43,33 +43,6 @@ def the_failure(result: ExecuteInProcessResult) -> str:
     return reason(failure)
 
 
-# Street points
-
-
-def test_street_points_come_from_overpass_once(project: Project) -> None:
-    city = project.write_city(interval=40)
-    result = project.materialize(city, "street_points")
-    features = json.loads(city.street_points_path.read_text())["features"]
-    assert len(features) > 100
-    told = metadata(result, city, "street_points")[None]
-    assert (told["dagster/row_count"], told["srid"]) == (len(features), 28992)
-
-    asked = project.sandbox.stats.requests["overpass"]
-    before = city.street_points_path.read_bytes()
-    project.materialize(city, "street_points")
-    assert project.sandbox.stats.requests["overpass"] == asked
-    assert city.street_points_path.read_bytes() == before
-
-
-def test_a_box_without_streets_is_an_error_and_no_empty_file(project: Project) -> None:
-    nowhere = {"west": 3.1, "south": 53.1, "east": 3.11, "north": 53.11}
-    city = project.write_city(bounding_box=nowhere, srid=32631)
-    result = project.materialize(city, "street_points", raise_on_error=False)
-    assert "3.1" in the_failure(result)
-    assert not was_retried(result)
-    assert not city.street_points_path.exists()
-
-
 # Tile metadata
 
 

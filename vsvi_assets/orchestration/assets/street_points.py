@@ -85,6 +85,6 @@ def _not_before(context: AssetExecutionContext, city: City, config: Fetch) -> da
     An answer that the run itself asked for serves all of its attempts.
     """
     if config.overwrite:
-        record = context.instance.get_run_record_by_id(context.run_id)
+        record = context.instance.get_run_record_by_id(context.run.run_id)
         return record.create_timestamp if record else datetime.now(UTC)
     return city.latest_tick(datetime.now(UTC)) if REFRESH_TAG in context.run.tags else None
