@@ -1,9 +1,8 @@
 """The asset of street points: when Overpass is asked, by whom, and what the asset's page says."""
 
 import json
-import multiprocessing
+import threading
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from vsvi_assets.orchestration.common import REFRESH_TAG
 from vsvi_assets.orchestration.resources import OverpassResource, PostgisResource
 from vsvi_assets.orchestration.retries import reason
 from vsvi_assets.sandbox import Fault, Faults
-from vsvi_assets.streets import download_streets
-from vsvi_assets_tests.project import BOX, Project
+from vsvi_assets.settings import SettingError
+from vsvi_assets_tests.project import Project
 
 EXTRACT = """<osm version="0.6">
   <node id="1" lat="52.524" lon="5.205"/><node id="2" lat="52.524" lon="5.213"/>
@@ -152,34 +151,38 @@ def test_a_streets_file_asks_nobody(project: Project) -> None:
     assert metadata(result, city)["streets"] == str(path)
 
 
-def ask(number: int, data_dir: Path) -> None:
-    """Ask for a box that no other process asks for; runs in a process of its own."""
-    city = City.parse({"bounding_box": BOX}, name="town", data_dir=data_dir)
-    waiting: list[str] = []
-    server = OverpassResource(pause=5).server(
-        city, PostgisResource(data_dir=str(data_dir)), waiting.append
-    )
-    box = (BOX["west"], BOX["south"], BOX["east"], BOX["north"] + number / 1e6)
-    download_streets(
-        box, "all", overpass=server, cache_folder=data_dir / "osmnx", report=waiting.append
-    )
-    (data_dir / f"waited-{number}.json").write_text(json.dumps(waiting))
+def test_one_asks_while_the_others_wait_for_their_turn(project: Project) -> None:
+    """A turn is a lock of the database; that queries are made within it is tested in streets."""
+    city = project.write_city()
+    database = PostgisResource(data_dir=str(project.settings.data_dir))
+    reports: list[str] = []
+    entered = threading.Event()
+
+    def take_turn() -> None:
+        with OverpassResource().server(city, database, reports.append).turn():
+            entered.set()
+
+    other = threading.Thread(target=take_turn)
+    with OverpassResource().server(city, database, reports.append).turn():
+        other.start()
+        assert not entered.wait(1)
+    assert entered.wait(10)
+    other.join()
+    [report] = reports
+    assert report.startswith("Overpass (127.0.0.1) is locked by vsvi on ")
+    assert "Waiting for it" in report
 
 
-@pytest.mark.timeout(120)
-def test_one_query_at_a_time_over_all_processes(project: Project) -> None:
-    data_dir = project.settings.data_dir
-    data_dir.mkdir(parents=True)
-    project.sandbox.overpass_seconds = 1.0
-    spawning = multiprocessing.get_context("spawn")
-    processes = [spawning.Process(target=ask, args=(number, data_dir)) for number in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert queries(project) == 3
-    assert project.sandbox.stats.most_at_once["overpass"] == 1
-    assert not project.sandbox.overpass_limits.ignored
-    waited = [json.loads(path.read_text()) for path in data_dir.glob("waited-*.json")]
-    assert any("is locked by" in text and "Waiting" in text for texts in waited for text in texts)
+def test_the_server_is_asked_as_the_settings_say(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VSVI_OVERPASS_MEMORY", "2048")
+    monkeypatch.setenv("VSVI_OVERPASS_AREA", "100")
+    monkeypatch.setenv("VSVI_CONTACT", "somebody@example.org")
+    database = PostgisResource(data_dir=str(project.settings.data_dir))
+    server = OverpassResource().server(project.write_city(), database, print)
+    assert (server.memory, server.area, server.pause) == (2048, 100, 30)
+    assert "somebody@example.org" in server.user_agent
+    monkeypatch.setenv("VSVI_OVERPASS_MEMORY", "0")
+    with pytest.raises(SettingError, match="VSVI_OVERPASS_MEMORY"):
+        OverpassResource().server(project.write_city(), database, print)

@@ -1,7 +1,12 @@
 """Overpass: what is asked, how patiently, what is kept, and what is said when it fails."""
 
+import signal
 import socket
-from contextlib import nullcontext
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -207,6 +212,56 @@ def test_no_query_falls_into_a_pause_that_the_server_asked_for(
             with pytest.raises(OverpassBusyError):
                 download(server, tmp_path / folder)
         assert not sandbox.overpass_limits.ignored
+
+
+def test_all_queries_and_pauses_are_made_within_a_turn(tmp_path: Path) -> None:
+    turns: list[int] = []
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        turns.append(sandbox.stats.requests["overpass"])
+        yield
+        assert not sandbox.overpass_limits.seconds_left("127.0.0.1")
+        turns.append(sandbox.stats.requests["overpass"])
+
+    with overpass_with(STREET) as sandbox:
+        sandbox.overpass_limits.pause = 0.05
+        sandbox.faults = Faults(overpass={Fault.RATE_LIMITED: 1.0}, most=2)
+        server = replace(overpass_at(sandbox.overpass_url, pause=0.05), turn=turn)
+        download(server, tmp_path)
+        assert turns == [0, 3]
+        download(server, tmp_path)
+        assert turns == [0, 3], "what is kept needs no turn"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("moment", ["in a pause", "in a query"])
+def test_ctrl_c_ends_a_pause_and_a_query(moment: str, tmp_path: Path) -> None:
+    with overpass_with(STREET) as sandbox:
+        if moment == "in a pause":
+            sandbox.faults = Faults(overpass={Fault.TOO_BUSY: 1.0})
+        else:
+            sandbox.overpass_seconds = 30.0
+        here = threading.get_ident()
+        interrupt = threading.Timer(1.0, signal.pthread_kill, [here, signal.SIGINT])
+        began = time.monotonic()
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            download(overpass_at(sandbox.overpass_url, pause=30.0), tmp_path)
+        assert time.monotonic() - began < 5
+        assert sandbox.stats.requests["overpass"] == 1
+
+
+def test_an_answer_that_another_process_got_meanwhile_is_taken(tmp_path: Path) -> None:
+    @contextmanager
+    def turn() -> Iterator[None]:
+        download(overpass_at(sandbox.overpass_url), tmp_path)
+        yield
+
+    with overpass_with(STREET) as sandbox:
+        server = replace(overpass_at(sandbox.overpass_url), turn=turn)
+        assert download(server, tmp_path).from_cache
+        assert sandbox.stats.requests["overpass"] == 1
 
 
 def test_the_client_is_more_patient_than_the_server(
