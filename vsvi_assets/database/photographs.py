@@ -33,6 +33,8 @@ from vsvi_assets.photographs.sidecar import (
 from vsvi_assets.photographs.states import Photograph, State
 
 BATCH_ROWS = 10_000
+LATEST = 200
+PAUSE_SECONDS = 60
 
 
 class PhotographRecords:
@@ -157,6 +159,61 @@ def latest_stored(postgis: Postgis, city: City, count: int) -> list[int]:
     ).format(_table(city))
     rows = postgis.stream(query, {"state": State.STORED, "count": count})
     return [image_id for (image_id,) in rows]
+
+
+def latest_rate(postgis: Postgis, city: City) -> float | None:
+    """Return how many bytes per second came in the latest download; None where it is unknown.
+
+    It is that of the last `LATEST` images, up to the last pause of `PAUSE_SECONDS`. Images that
+    were there already have no part in it.
+    """
+    query = sql.SQL(
+        """
+        SELECT extract(epoch FROM stored_at)::float, bytes FROM {}
+        WHERE stored_at IS NOT NULL AND image_size IS NOT NULL
+        ORDER BY stored_at DESC LIMIT %(latest)s
+        """
+    ).format(_table(city))
+    latest = earliest = None
+    arrived = first = 0
+    for moment, bytes_ in postgis.stream(query, {"latest": LATEST}):
+        latest = latest or moment
+        if earliest and earliest - moment > PAUSE_SECONDS:
+            break
+        earliest, first, arrived = moment, bytes_, arrived + bytes_
+    if latest is None or earliest is None or latest == earliest:
+        return None
+    return float((arrived - first) / (latest - earliest))
+
+
+def selected_sizes_shuffled(postgis: Postgis, city: City) -> pa.Table:
+    """Return `is_pano` (bool) and `bytes` (int64) of selected images that were asked for.
+
+    The bytes are those of the city's `image_size`, 0 where there is no file. The order is that
+    of `selected_images_shuffled`.
+    """
+    query = sql.SQL(
+        """
+        SELECT is_pano IS TRUE, coalesce(bytes, 0)
+        FROM {photographs} JOIN {images} ON id = image_id
+        WHERE image_id IN (SELECT image_id FROM {selected}) AND (
+            state = ANY(%(without_file)s) OR state = %(stored)s AND image_size = %(image_size)s
+        )
+        ORDER BY md5(%(city)s || id)
+        """
+    ).format(
+        photographs=_table(city),
+        images=sql.Identifier(city.name, "images"),
+        selected=sql.Identifier(city.name, "selected_images"),
+    )
+    schema = pa.schema({"is_pano": pa.bool_(), "bytes": pa.int64()})
+    parameters = {
+        "without_file": [State.NOT_ANSWERED, State.UNAVAILABLE, State.REFUSED],
+        "stored": State.STORED,
+        "image_size": city.image_size,
+        "city": city.name,
+    }
+    return postgis.read(query, schema, parameters)
 
 
 def stored_since(postgis: Postgis, city: City, moment: datetime) -> tuple[int, int]:

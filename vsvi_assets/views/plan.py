@@ -2,66 +2,53 @@
 
 import math
 import shutil
-import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.photographs import take_inventory
+from vsvi_assets.database.photographs import (
+    PhotographRecords,
+    latest_rate,
+    latest_stored,
+    selected_sizes_shuffled,
+    take_inventory,
+)
 from vsvi_assets.database.queries import selected_images_shuffled
-from vsvi_assets.files import atomic_write, gigabytes
+from vsvi_assets.database.tables import selected_images_of
+from vsvi_assets.files import DiskFullError, DiskGuard, gigabytes
 from vsvi_assets.mapillary.client import (
     IMAGES_PER_REQUEST,
     LINK_REQUESTS_PER_SECOND,
-    ImageSize,
     Mapillary,
 )
-from vsvi_assets.mapillary.errors import (
-    MapillaryError,
-    OversizedImageError,
-    RefusedRequestError,
-    StaleLinkError,
-    TransientError,
-    UnavailableError,
-)
+from vsvi_assets.mapillary.errors import TransientError
 from vsvi_assets.mapillary.pacing import TILES_PER_DAY
+from vsvi_assets.photographs.attribution import write_attribution
+from vsvi_assets.photographs.downloads import MAX_WITNESSES, SequenceJob, download_sequences
+from vsvi_assets.photographs.inventory import Inventory
+from vsvi_assets.photographs.sidecar import Sidecar
 
 SAMPLE_OF_A_KIND = 15
-"""Panoramas, and as many flat images, that are fetched for their sizes."""
+"""Panoramas, and as many flat images, whose sizes are known or fetched for the plan."""
 
-NOT_TO_BE_HAD = (OversizedImageError, RefusedRequestError, StaleLinkError, TransientError)
+SIZES_OF_A_KIND = 500
+"""At most so many sizes of a kind are used, where they are known."""
 
 RANGE_PERCENTILES = (5, 95)
 RESAMPLINGS = 2000
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Images that were fetched for their sizes.
-
-    Attributes
-    ----------
-    image_size
-        As in the city file.
-    sizes
-        Bytes by image id; 0 where Mapillary has the image no longer. Images that could not be
-        had are not among them.
-    bytes_per_second
-        How fast they came; None where none came.
-    """
-
-    image_size: ImageSize
-    sizes: Mapping[int, int] = field(default_factory=dict)
-    bytes_per_second: float | None = None
+class SampleFailedError(TransientError):
+    """None of the images could be fetched whose sizes the plan is made of."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +64,11 @@ class DownloadPlan:
         Images to download, and how many of them are panoramas.
     bytes, bytes_low, bytes_high
         What they take on disk: the estimate, and the range that holds it in 9 of 10 cases.
+        0 where no size is known, because the disk takes no more photographs.
     sampled
-        Images fetched to estimate it.
+        Images whose sizes it is made of.
     bytes_per_second
-        The rate at which these came; None where nothing was sampled.
+        The rate at which the latest of them came; None where none came.
     link_requests
         Requests to the Graph API.
     tiles, tile_requests_left
@@ -113,15 +101,15 @@ class DownloadPlan:
     @property
     def fits(self) -> bool:
         """Whether the estimate fits on the disk."""
-        return self.bytes <= self.usable_bytes
+        return not self.images or self.bytes < self.usable_bytes
 
     @property
     def surely_fits(self) -> bool:
         """Whether the upper end of the range fits too."""
-        return self.bytes_high <= self.usable_bytes
+        return not self.images or self.bytes_high < self.usable_bytes
 
     def seconds(self, bytes_: int) -> float:
-        """Return how long so many bytes take at the rate of the sample, in seconds."""
+        """Return how long so many bytes take at the latest rate, in seconds."""
         links = self.link_requests / LINK_REQUESTS_PER_SECOND
         return max(bytes_ / self.bytes_per_second, links) if self.bytes_per_second else links
 
@@ -129,51 +117,64 @@ class DownloadPlan:
 def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
     """Plan the download of a city's selected images that are not on disk yet.
 
-    The sizes come from images that are fetched once and remembered in the city's folder.
-    Which these are depends on the city's name and the selection alone; flat images and
-    panoramas are sampled apart, being of different sizes. The range comes from drawing the
-    sample again from itself many times (the percentile bootstrap, B. Efron 1979).
+    The sizes are those of images that are on disk. Where these are few, some of the missing
+    images are downloaded first, to where they belong. Flat images and panoramas are sampled
+    apart, being of different sizes; what is sampled depends on the city's name and selection
+    alone. The range comes from drawing the sample again from itself many times (the
+    percentile bootstrap, B. Efron 1979).
 
     Raises
     ------
-    MapillaryError
-        When no sampled image can be had, for another reason than that it is gone.
+    SampleFailedError
+        When no size is known, and none of the sampled images could be fetched.
     psycopg2.errors.UndefinedTable
         When nothing is selected yet.
     """
     inventory = take_inventory(city, postgis)
     missing = set(chain.from_iterable(inventory.missing.values())).difference(inventory.unread)
-    selected = selected_images_shuffled(postgis, city)
-    panoramas = pc.sum(_those_of(selected, missing)["is_pano"]).as_py() or 0
-    known = _read_sample(city)
-    # What is on disk is not fetched for its size.
-    kinds = _draw_sample(_those_of(selected, missing | known.sizes.keys())) if missing else {}
-    sample = _sample(city, client, known, list(chain.from_iterable(kinds.values())))
-    counts = {False: len(missing) - panoramas, True: panoramas}
+    shuffled = selected_images_shuffled(postgis, city)
+    kinds = {
+        is_pano: [image_id for image_id in ids if image_id in missing]
+        for is_pano, ids in _by_kind(shuffled["is_pano"], shuffled["id"]).items()
+    }
+    sizes = _known_sizes(city, postgis)
+    sample = [
+        image_id
+        for is_pano, ids in kinds.items()
+        for image_id in ids[: max(SAMPLE_OF_A_KIND - len(sizes.get(is_pano, [])), 0)]
+    ]
+    fetched = _fetch(city, postgis, client, inventory, sample) if sample else Sidecar()
+    if fetched.images or fetched.absent or fetched.refused:
+        sizes = _known_sizes(city, postgis)
+    elif fetched.failed and not sizes:
+        raise SampleFailedError(
+            f"{city.name}: none of {len(sample)} images could be fetched to plan the download. "
+            f"The first reason: {next(iter(fetched.failed.values()))}"
+        )
+    left = missing - (fetched.ids - fetched.failed.keys())
+    counts = {is_pano: sum(id_ in left for id_ in ids) for is_pano, ids in kinds.items()}
+    # Of a kind of which no size is known, the other says most.
+    all_sizes = list(chain.from_iterable(sizes.values()))
     estimate, low, high = estimate_bytes(
         {
-            is_pano: (
-                counts[is_pano],
-                # Of a kind none of which could be had, the other tells most.
-                [sample.sizes[image_id] for image_id in ids if image_id in sample.sizes]
-                or list(sample.sizes.values()),
-            )
-            for is_pano, ids in kinds.items()
+            is_pano: (count, sizes.get(is_pano) or all_sizes)
+            for is_pano, count in counts.items()
+            if count and all_sizes
         }
     )
     assert client.tile_budget
     return DownloadPlan(
         selected=inventory.selected,
-        on_disk=inventory.on_disk + len(inventory.unread),
+        on_disk=inventory.on_disk + len(inventory.unread) + len(fetched.images),
         unavailable=len(inventory.unavailable),
-        images=len(missing),
-        panoramas=panoramas,
+        images=len(left),
+        panoramas=counts.get(True, 0),
         bytes=estimate,
         bytes_low=low,
         bytes_high=high,
-        sampled=len(sample.sizes),
-        bytes_per_second=sample.bytes_per_second,
-        link_requests=math.ceil(len(missing) / IMAGES_PER_REQUEST),
+        sampled=len(all_sizes),
+        bytes_per_second=latest_rate(postgis, city),
+        link_requests=math.ceil(len(left) / IMAGES_PER_REQUEST),
         tiles=len(city.tiles),
         tile_requests_left=client.tile_budget.left(),
         free_bytes=shutil.disk_usage(_existing(city.sequences_folder)).free,
@@ -205,7 +206,7 @@ def estimate_bytes(kinds: Mapping[bool, tuple[int, Sequence[int]]]) -> tuple[int
 
 
 def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
-    """Tell a plan to people."""
+    """Return a plan as lines for people."""
     lines = [city.name]
 
     def add(label: str, text: str) -> None:
@@ -214,10 +215,10 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
     add(
         "selected",
         f"{plan.selected:,} images, {plan.on_disk:,} of them on disk, "
-        f"{plan.unavailable:,} no longer at Mapillary",
+        f"{plan.unavailable:,} not available any more",
     )
     add("to download", f"{plan.images:,} images, {plan.panoramas:,} of them panoramas")
-    if plan.images:
+    if plan.sampled and plan.images:
         add(
             "room",
             f"{gigabytes(plan.bytes)} ({gigabytes(plan.bytes_low)} to "
@@ -233,7 +234,7 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
             timedelta(seconds=round(plan.seconds(bytes_)))
             for bytes_ in (plan.bytes_low, plan.bytes_high)
         )
-        add("time", f"{low} to {high}, at {plan.bytes_per_second / 1e6:,.1f} MB a second")
+        add("time", f"{low} to {high}, at {plan.bytes_per_second / 1e6:,.1f} MB per second")
     add("requests", f"{plan.link_requests:,} for links, {plan.images:,} for images")
     add(
         "tiles",
@@ -244,8 +245,10 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
 
 
 def fit_message(city: City, plan: DownloadPlan, needed: str, fits: bool) -> str:
-    """Tell whether what is needed fits on the disk, and if not what to do."""
+    """Say whether what is needed fits on the disk, and if not what to do."""
     usable = f"the disk of {city.sequences_folder} can take {gigabytes(plan.usable_bytes)}"
+    if not plan.sampled:
+        needed = "more"
     if fits:
         return f"The photographs need {needed}; {usable}."
     return (
@@ -255,86 +258,52 @@ def fit_message(city: City, plan: DownloadPlan, needed: str, fits: bool) -> str:
     )
 
 
-def _those_of(images: pa.Table, ids: Collection[int]) -> pa.Table:
-    return images.filter(pc.is_in(images["id"], pa.array(ids, pa.int64())))
+def _by_kind(is_pano: pa.ChunkedArray, values: pa.ChunkedArray) -> dict[bool, list[int]]:
+    """Return the values of flat images, and those of panoramas, without kinds that have none."""
+    kinds = {kind: values.filter(pc.equal(is_pano, kind)).to_pylist() for kind in (False, True)}
+    return {kind: found for kind, found in kinds.items() if found}
 
 
-def _draw_sample(selected: pa.Table) -> dict[bool, list[int]]:
-    """Take the first images of each kind."""
-    drawn = {
-        is_pano: selected.filter(pc.equal(selected["is_pano"], is_pano))["id"]
-        .slice(0, SAMPLE_OF_A_KIND)
-        .to_pylist()
-        for is_pano in (False, True)
+def _known_sizes(city: City, postgis: Postgis) -> dict[bool, list[int]]:
+    """Return the bytes of images that were asked for, by kind; 0 where there is no file."""
+    known = selected_sizes_shuffled(postgis, city)
+    return {
+        is_pano: sizes[:SIZES_OF_A_KIND]
+        for is_pano, sizes in _by_kind(known["is_pano"], known["bytes"]).items()
     }
-    return {is_pano: ids for is_pano, ids in drawn.items() if ids}
 
 
-def _sample(city: City, client: Mapillary, known: Sample, ids: Sequence[int]) -> Sample:
-    """Return the sizes of the images, of which those known from before are not fetched again."""
-    unknown = [image_id for image_id in ids if image_id not in known.sizes]
-    if unknown:
-        fetched, failed = _fetch_sample(client, unknown, city.image_size)
-        known = Sample(
-            city.image_size,
-            {**known.sizes, **fetched.sizes},
-            fetched.bytes_per_second or known.bytes_per_second,
-        )
-        if known.sizes.keys().isdisjoint(ids):
-            raise failed[0]
-        city.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(_sample_path(city)) as file:
-            file.write(orjson.dumps(asdict(known), option=orjson.OPT_NON_STR_KEYS))
-    return Sample(
-        known.image_size,
-        {image_id: known.sizes[image_id] for image_id in ids if image_id in known.sizes},
-        known.bytes_per_second,
+def _fetch(
+    city: City,
+    postgis: Postgis,
+    client: Mapillary,
+    inventory: Inventory,
+    image_ids: Collection[int],
+) -> Sidecar:
+    """Download some of the missing images, and return what became of them."""
+    found, wanted = Sidecar(), set(image_ids)
+    sequence_ids = [key for key, ids in inventory.missing.items() if not wanted.isdisjoint(ids)]
+    jobs = [
+        SequenceJob(sequence_id, [image for image in images if image.id in wanted])
+        for sequence_id, images in selected_images_of(postgis, city.name, sequence_ids)
+    ]
+    city.sequences_folder.mkdir(parents=True, exist_ok=True)
+    write_attribution(city.sequences_folder)
+    results = download_sequences(
+        client,
+        jobs,
+        city.sequences_folder,
+        size=city.image_size,
+        services=city.services,
+        guard=DiskGuard(city.sequences_folder, city.required_free_bytes),
+        witnesses=latest_stored(postgis, city, MAX_WITNESSES),
     )
-
-
-def _sample_path(city: City) -> Path:
-    return city.folder / "image_sizes.json"
-
-
-def _read_sample(city: City) -> Sample:
-    if _sample_path(city).is_file():
-        content = orjson.loads(_sample_path(city).read_bytes())
-        if content["image_size"] == city.image_size:
-            sizes = {int(image_id): bytes_ for image_id, bytes_ in content["sizes"].items()}
-            return Sample(city.image_size, sizes, content["bytes_per_second"])
-    return Sample(city.image_size)
-
-
-def _fetch_sample(
-    client: Mapillary, ids: Sequence[int], image_size: ImageSize
-) -> tuple[Sample, list[MapillaryError]]:
-    """Fetch images all at once, as a download does, and throw them away.
-
-    As in a download, one that cannot be had stops no other: the errors come beside the sample.
-    """
-    arrived: list[float] = []
-    failed: list[MapillaryError] = []
-    with client.workers(len(ids)) as (pool, stop):
-        links = client.image_links(ids, image_size, stop).found
-
-        def size(image_id: int) -> int | None:
-            if image_id not in links:
-                return 0
-            try:
-                bytes_ = client.image_size(links[image_id], stop)
-            except UnavailableError:
-                return 0
-            except NOT_TO_BE_HAD as error:
-                failed.append(error)
-                return None
-            arrived.append(time.monotonic())
-            return bytes_
-
-        began = time.monotonic()
-        found = zip(ids, pool.map(size, ids), strict=True)
-        sizes = {image_id: size for image_id, size in found if size is not None}
-    rate = sum(sizes.values()) / (max(arrived) - began) if arrived else None
-    return Sample(image_size, sizes, rate), failed
+    # A full disk is no error here: the plan says that the photographs do not fit on it.
+    with suppress(DiskFullError), closing(results), PhotographRecords(postgis, city) as records:
+        for result in results:
+            records.add(result.sequence_id, result.sidecar)
+            found = found.updated(result.found)
+    return found
 
 
 def _existing(folder: Path) -> Path:

@@ -2,20 +2,21 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 from dagster import AssetCheckEvaluation, AssetCheckSeverity, TableMetadataValue
 
 from vsvi_assets.city import City
-from vsvi_assets.database.photographs import take_inventory
-from vsvi_assets.mapillary.errors import TransientError
+from vsvi_assets.database.photographs import rebuild_photographs, take_inventory
 from vsvi_assets.orchestration.resources import MapillaryResource
-from vsvi_assets.photographs.sidecar import SIDECAR_NAME
+from vsvi_assets.photographs.sidecar import SIDECAR_NAME, read_sidecar
 from vsvi_assets.sandbox import Fault, Faults
 from vsvi_assets.views.plan import (
     SAMPLE_OF_A_KIND,
     DownloadPlan,
+    SampleFailedError,
     estimate_bytes,
     make_plan,
     plan_lines,
@@ -39,43 +40,64 @@ def test_a_plan_foretells_the_download(project: Project) -> None:
     project.materialize_metadata(city)
     plan = planned(project, city)
 
-    world = project.sandbox.world
-    assert plan.images == plan.selected == len(city.selected_image_ids_path.read_text().split())
-    assert plan.panoramas == sum(image.is_pano for image in world.images.values())
-    assert plan.sampled == 2 * SAMPLE_OF_A_KIND
-    assert plan.link_requests == 3
+    images = project.sandbox.world.images.values()
+    panoramas = sum(image.is_pano for image in images)
+    assert plan.selected == len(city.selected_image_ids_path.read_text().split()) == len(images)
+    assert plan.sampled == plan.on_disk == 2 * SAMPLE_OF_A_KIND
+    assert plan.images == len(images) - plan.on_disk
+    assert plan.panoramas == panoramas - SAMPLE_OF_A_KIND
+    assert plan.link_requests == 2
     assert plan.bytes_per_second
     assert plan.fits
 
+    sample = take_inventory(city, project.postgis).bytes
     project.materialize_images(city)
     on_disk = take_inventory(city, project.postgis).bytes
-    assert plan.bytes == pytest.approx(on_disk, rel=0.05)
+    assert plan.bytes + sample == pytest.approx(on_disk, rel=0.05)
     after = planned(project, city)
-    assert (after.images, after.bytes, after.on_disk) == (0, 0, plan.images)
+    assert (after.images, after.bytes, after.on_disk) == (0, 0, plan.selected)
     assert "\n".join(plan_lines(city, after))
 
 
-def test_the_sample_is_fetched_once(project: Project) -> None:
-    city = project.write_city()
+def test_no_photograph_is_fetched_twice_for_the_plan(project: Project) -> None:
+    city = project.write_city(selection="all")
     project.materialize_metadata(city)
     plan = planned(project, city)
     asked = dict(project.sandbox.stats.requests)
-    assert planned(project, city).bytes == plan.bytes
+    assert planned(project, city) == replace(plan, free_bytes=ANY)
     assert project.sandbox.stats.requests == asked
 
-    smaller = project.write_city(image_size="256")
-    planned(project, smaller)
-    assert project.sandbox.stats.requests != asked
+    sampled = list(city.sequences_folder.glob("*/*.jpg"))
+    assert len(sampled) == plan.on_disk
+    for photograph in sampled:
+        record = read_sidecar(photograph.parent).images[int(photograph.stem)]
+        assert record.bytes == photograph.stat().st_size
+        assert record.lon
+    project.materialize_images(city)
+    assert set(project.sandbox.stats.images_asked.values()) == {1}
+
+
+def test_sizes_of_another_image_size_say_nothing(project: Project) -> None:
+    city = project.write_city(selection="all")
+    project.materialize_metadata(city)
+    before = planned(project, city)
+    assert 0 < before.panoramas < SAMPLE_OF_A_KIND
+    smaller = project.write_city(selection="all", image_size="256")
+    plan = planned(project, smaller)
+    assert plan.sampled == SAMPLE_OF_A_KIND + before.panoramas
+    assert plan.on_disk == before.on_disk + plan.sampled
 
 
 def test_images_that_are_gone_take_no_room(project: Project) -> None:
     city = project.write_city(selection="all")
     project.materialize_metadata(city)
-    whole = planned(project, city)
-    for image_id in list(project.sandbox.world.images)[::2]:
-        del project.sandbox.world.images[image_id]
-    (city.folder / "image_sizes.json").unlink()
-    assert planned(project, city).bytes < 0.9 * whole.bytes
+    world = project.sandbox.world
+    sizes = [len(world.picture(image, "original")) for image in world.images.values()]
+    whole = sum(sizes) / len(sizes)
+    for image_id in list(world.images)[::2]:
+        del world.images[image_id]
+    plan = planned(project, city)
+    assert plan.bytes < 0.9 * whole * plan.images
 
 
 def test_images_that_percept_vsvi_filter_downloaded_take_no_more_room(project: Project) -> None:
@@ -84,6 +106,7 @@ def test_images_that_percept_vsvi_filter_downloaded_take_no_more_room(project: P
     project.materialize_images(city)
     for sidecar in city.sequences_folder.glob(f"*/{SIDECAR_NAME}"):
         sidecar.unlink()
+    rebuild_photographs(project.postgis, city)
     asked = dict(project.sandbox.stats.requests)
 
     plan = planned(project, city)
@@ -93,26 +116,23 @@ def test_images_that_percept_vsvi_filter_downloaded_take_no_more_room(project: P
     lost = next(city.sequences_folder.glob("*/*.jpg"))
     lost.unlink()
     plan = planned(project, city)
-    assert (plan.images, plan.sampled, plan.on_disk) == (1, 1, plan.selected - 1)
+    assert (plan.images, plan.sampled, plan.on_disk) == (0, 1, plan.selected)
+    assert lost.exists()
 
 
-def test_images_that_cannot_be_had_stop_no_plan(project: Project) -> None:
+def test_images_that_are_not_available_stop_no_plan(project: Project) -> None:
     city = project.write_city(selection="all", num_retries=0)
     project.materialize_metadata(city)
-    whole = planned(project, city)
-    sampled = list(project.sandbox.stats.images_asked)
-    (city.folder / "image_sizes.json").unlink()
+    project.sandbox.faults = Faults(images={Fault.UNAVAILABLE: 1.0})
+    with pytest.raises(SampleFailedError, match="503"):
+        planned(project, city)
+    tried = list(project.sandbox.stats.images_asked)
     kinds = [Fault.EXPIRED, Fault.HTML_PAGE, Fault.TRUNCATED, Fault.RESET, Fault.REDIRECT_TO_FILE]
-    project.sandbox.faults = Faults(by_image=dict(zip(sampled, kinds, strict=False)))
+    project.sandbox.faults = Faults(by_image=dict(zip(tried, kinds, strict=False)))
     plan = planned(project, city)
-    assert plan.sampled == len(sampled) - len(kinds)
-    assert plan.bytes == pytest.approx(whole.bytes, rel=0.05)
-
+    assert plan.sampled == len(tried) - len(kinds)
     project.sandbox.faults = Faults(images={Fault.UNAVAILABLE: 1.0})
     assert planned(project, city).bytes == plan.bytes
-    (city.folder / "image_sizes.json").unlink()
-    with pytest.raises(TransientError, match="503"):
-        planned(project, city)
 
 
 def test_a_plan_that_does_not_fit_the_disk_is_a_failed_check(project: Project) -> None:
@@ -123,7 +143,9 @@ def test_a_plan_that_does_not_fit_the_disk_is_a_failed_check(project: Project) -
     assert [name for name, check in found.items() if check.blocking] == ["fits_disk"]
 
     too_full = project.write_city(required_disk_space=1e9)
+    stored = sorted(city.sequences_folder.rglob("*"))
     found = checks(project, too_full)
+    assert sorted(city.sequences_folder.rglob("*")) == stored
     assert not any(check.passed for check in found.values())
     assert found["fits_disk"].severity == AssetCheckSeverity.ERROR
     assert "Make room" in str(found["fits_disk"].description)
@@ -159,7 +181,8 @@ def test_the_asset_tells_the_plan(project: Project) -> None:
     assert isinstance(by_year, TableMetadataValue)
     counts = {record.data["year"]: record.data["images"] for record in by_year.records}
     assert "unknown" in counts
-    assert sum(map(int, map(str, counts.values()))) == metadata["images"].value
+    selected = city.selected_image_ids_path.read_text().split()
+    assert sum(map(int, map(str, counts.values()))) == len(selected)
 
 
 def test_the_range_holds_the_true_value_in_nine_of_ten_cases() -> None:
