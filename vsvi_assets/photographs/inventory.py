@@ -59,9 +59,9 @@ class Inventory:
     orphaned: list[str] = field(default_factory=list)
 
     @property
-    def missing_images(self) -> int:
-        """Number of images to download, should the unread files be whole."""
-        return sum(map(len, self.missing.values())) - len(self.unread)
+    def without_file(self) -> int:
+        """Number of selected images that have no file, whatever the reason."""
+        return self.selected - self.on_disk - len(self.unread)
 
     @property
     def pending_sequences(self) -> set[str]:

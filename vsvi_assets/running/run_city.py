@@ -162,7 +162,7 @@ def run_city(
             run.plan = make_plan(city, postgis, client)
         if not (tiles_only or plan_only or run.failures):
             inventory = take_inventory(city, postgis)
-            run.selected, run.missing = inventory.selected, inventory.missing_images
+            run.selected, run.missing = inventory.selected, inventory.without_file
             runs.materialize_images(inventory, overwrite=overwrite)
             runs.materialize_report()
         run.failures += [
@@ -260,8 +260,8 @@ class _Runs:
         if not overwrite:
             files = asset_key(self._city, "image_files")
             pending -= self._instance.get_materialized_partitions(files)
-            pending |= inventory.missing.keys()
-        expected = inventory.selected if overwrite else inventory.missing_images
+            pending |= inventory.pending_sequences
+        expected = inventory.selected if overwrite else inventory.pending_images
         self._progress.expect(self._name("image_files"), expected)
         fetch = {"image_files": Fetch(overwrite=overwrite)}
         size = self._settings.sequences_per_run

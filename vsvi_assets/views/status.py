@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
@@ -69,6 +70,12 @@ def status_lines(city: City, status: CityStatus) -> list[str]:
         add("selected", "nothing yet")
         return lines
     add("selected", f"{inventory.selected:,} images  ({city.selected_image_ids_path})")
+    if city.imgid_file and (absent := _count_lines(city.absent_image_ids_path)):
+        add(
+            "not in the box",
+            f"{absent:,} ids of {city.imgid_file}, or left out by the city's filters  "
+            f"({city.absent_image_ids_path})",
+        )
     add(
         "on disk",
         f"{inventory.on_disk:,} images, {inventory.bytes:,} bytes  ({city.sequences_folder})",
@@ -114,6 +121,14 @@ def verification_lines(found: Verification) -> list[str]:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.others.items()))
         lines.append(f"  {'other files':<14} {counts}")
     return lines
+
+
+def _count_lines(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            return sum(1 for _ in file)
+    except FileNotFoundError:
+        return 0
 
 
 def _most_frequent(reasons: Mapping[int, str]) -> list[str]:

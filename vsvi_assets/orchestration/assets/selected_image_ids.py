@@ -57,7 +57,7 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
                 absent = listed.filter(pc.invert(pc.is_in(listed, image_ids)))
                 _write_ids(city.absent_image_ids_path, absent)
             inventory = take_inventory(city, postgis_tables.postgis)
-            update_sequences(context, city, sequence_ids, incomplete=inventory.missing)
+            update_sequences(context, city, sequence_ids, incomplete=inventory.pending_sequences)
 
         return Output(
             store(),
