@@ -277,12 +277,13 @@ def _materialize(
     overwrite: bool = False,
 ) -> None:
     # Dagster takes seconds to load, which other commands need not.
-    from vsvi_assets.running.run_city import command_line_instance, run_city
+    from vsvi_assets.orchestration.dagster_internals import instance_for_a_terminal
+    from vsvi_assets.running.run_city import run_city
 
     city = _city(city_name)
     settings = Settings.from_environment()
     with (
-        command_line_instance(os.environ["DAGSTER_HOME"]) as instance,
+        instance_for_a_terminal(Path(os.environ["DAGSTER_HOME"])) as instance,
         progress_on(sys.stderr) as progress,
     ):
         run = run_city(

@@ -21,20 +21,21 @@ REPOSITORY = {
     "repositoryName": "__repository__",
 }
 
-# Its loops rest for up to half a minute, which no setting shortens, and schedules tick once a
-# minute at the most: the conditions are evaluated by a clock that the test sets.
+# Its loops rest for up to a minute, which no setting shortens, and schedules tick by a clock that
+# the test sets.
 QUICK_DAEMON = """
 from datetime import timedelta
 from pathlib import Path
-from dagster._core.definitions.declarative_automation import automation_condition_evaluator
 from dagster._daemon import asset_daemon, controller
 from dagster._daemon.cli import main
+from dagster._scheduler import scheduler
 from dagster._time import get_current_datetime
 
 def now():
     return get_current_datetime() + timedelta(days=int(Path("days_passed").read_text()))
 
-automation_condition_evaluator.get_current_datetime = now
+scheduler.get_current_datetime = now
+scheduler._get_next_scheduler_iteration_time = lambda start: start + 2
 asset_daemon.MIN_INTERVAL_LOOP_SECONDS = controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 2
 main()
 """
@@ -153,23 +154,48 @@ class DagsterServices:
         assert "errors" not in answer, answer["errors"]
         return answer["data"]
 
-    def switch_on(self, sensor: str) -> None:
-        """Switch a sensor of the Automation page on."""
+    def click(self, job: str) -> str:
+        """Press *Materialize* on the page of a job; return the id of the run."""
         answer = self.ask(
-            """mutation($sensor: SensorSelector!) {
-                startSensor(sensorSelector: $sensor) { __typename ... on Sensor { name } }
-            }""",
-            sensor={**REPOSITORY, "sensorName": sensor},
+            """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
+                __typename ... on LaunchRunSuccess { run { runId } }
+            } }""",
+            params={
+                "mode": "default",
+                "executionMetadata": {"tags": [{"key": "dagster/from_ui", "value": "true"}]},
+                "runConfigData": "{}",
+                "selector": {**REPOSITORY, "pipelineName": job},
+            },
         )
-        assert answer["startSensor"]["__typename"] == "Sensor", answer
+        return answer["launchRun"]["run"]["runId"]
 
-    def switch_off(self, sensor: str) -> None:
-        """Switch a sensor of the Automation page off."""
+    def cancel_backfill(self, backfill_id: str) -> None:
+        """Press *Cancel* on the page of a backfill."""
         answer = self.ask(
-            "mutation($id: String) { stopSensor(id: $id) { __typename } }",
-            id=self._sensor_state(sensor)["id"],
+            "mutation($id: String!) { cancelPartitionBackfill(backfillId: $id) { __typename } }",
+            id=backfill_id,
         )
-        assert answer["stopSensor"]["__typename"] == "StopSensorMutationResult", answer
+        assert answer["cancelPartitionBackfill"]["__typename"] == "CancelBackfillSuccess", answer
+
+    def retry_backfill(self, backfill_id: str) -> str:
+        """Choose *Re-execute*, *from failure* on the page of a backfill; return the new id."""
+        answer = self.ask(
+            """mutation($params: ReexecutionParams!) { reexecutePartitionBackfill(
+                reexecutionParams: $params
+            ) { __typename ... on LaunchBackfillSuccess { backfillId } } }""",
+            params={"parentRunId": backfill_id, "strategy": "FROM_FAILURE"},
+        )
+        return answer["reexecutePartitionBackfill"]["backfillId"]
+
+    def switch_on(self, schedule: str) -> None:
+        """Switch a schedule of the Automation page on."""
+        answer = self.ask(
+            """mutation($schedule: ScheduleSelector!) {
+                startSchedule(scheduleSelector: $schedule) { __typename }
+            }""",
+            schedule={**REPOSITORY, "scheduleName": schedule},
+        )
+        assert answer["startSchedule"]["__typename"] == "ScheduleStateResult", answer
 
     def evaluations(self, sensor: str) -> set[str]:
         """Return the sensor's finished ticks."""

@@ -7,7 +7,7 @@ from dagster import AssetKey, AssetSpec, Definitions, LoggerDefinition
 
 from vsvi_assets.city import BrokenCity, City, load_cities
 from vsvi_assets.orchestration.assets import build_city_assets
-from vsvi_assets.orchestration.automation import build_refresh_sensor, with_conditions
+from vsvi_assets.orchestration.automation import build_city_automation, with_conditions
 from vsvi_assets.orchestration.checks import build_city_checks
 from vsvi_assets.orchestration.dagster_internals import interruptible_executor
 from vsvi_assets.orchestration.io_managers.filesystem import (
@@ -59,32 +59,32 @@ def build_cities_defs(
     """Build the definitions of the given cities; see `build_defs`."""
     by_name = {city.name: city for city in cities}
     postgis = PostgisResource(data_dir=str(settings.data_dir))
-    return Definitions(
-        assets=[
-            asset
-            for city in cities
-            for asset in with_conditions(city, build_city_assets(city, settings))
-        ],
-        asset_checks=[check for city in cities for check in build_city_checks(city)],
-        sensors=[
-            *(build_refresh_sensor(city) for city in cities if city.schedule),
-            *build_notification_sensors(settings),
-        ],
-        resources={
-            "mapillary": MapillaryResource.from_settings(settings),
-            "progress": LogProgress(),
-            "postgis": postgis,
-            "overpass": OverpassResource(),
-            "street_points_file": RetriedIOManager(StreetPointsFile(by_name)),
-            "tile_files": RetriedIOManager(TileFiles(by_name)),
-            "postgis_tables": RetriedIOManager(PostgisIOManager(postgis)),
-            "sequence_folders": RetriedIOManager(SequenceFolders(by_name)),
-            "coverage_report_file": RetriedIOManager(CoverageReportFile(by_name)),
-            **(resource_overrides or {}),
-        },
-        loggers=loggers,
-        # A run's steps follow from each other, so a process for each would only cost time.
-        executor=interruptible_executor,
+    return Definitions.merge(
+        *map(build_city_automation, cities),
+        Definitions(
+            assets=[
+                asset
+                for city in cities
+                for asset in with_conditions(city, build_city_assets(city, settings))
+            ],
+            asset_checks=[check for city in cities for check in build_city_checks(city)],
+            sensors=build_notification_sensors(settings),
+            resources={
+                "mapillary": MapillaryResource.from_settings(settings),
+                "progress": LogProgress(),
+                "postgis": postgis,
+                "overpass": OverpassResource(),
+                "street_points_file": RetriedIOManager(StreetPointsFile(by_name)),
+                "tile_files": RetriedIOManager(TileFiles(by_name)),
+                "postgis_tables": RetriedIOManager(PostgisIOManager(postgis)),
+                "sequence_folders": RetriedIOManager(SequenceFolders(by_name)),
+                "coverage_report_file": RetriedIOManager(CoverageReportFile(by_name)),
+                **(resource_overrides or {}),
+            },
+            loggers=loggers,
+            # A run's steps follow from each other, so a process for each would only cost time.
+            executor=interruptible_executor,
+        ),
     )
 
 

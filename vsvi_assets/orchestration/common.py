@@ -16,6 +16,9 @@ OWNERS = "team:vsvi"
 CITY_TAG = "vsvi/city"
 """The run tag by which dagster.yaml bounds the runs of each city."""
 
+ORDER_TAG = "vsvi/order"
+"""The run tag of runs after which the city's next steps follow by themselves."""
+
 REFRESH_TAG = "vsvi/refresh"
 """The run tag of a scheduled refresh: tiles older than the tick are fetched anew."""
 

@@ -4,10 +4,12 @@ No other module imports from `dagster._…`. Each function says why it is here, 
 test_dagster_internals.py fails when Dagster changes underneath it.
 """
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dagster import (
@@ -15,13 +17,20 @@ from dagster import (
     AssetKey,
     AssetMaterialization,
     DagsterEvent,
+    DagsterEventType,
     DagsterInstance,
+    DagsterRun,
+    ExecuteInProcessResult,
     Executor,
     InitExecutorContext,
     executor,
     raise_execution_interrupts,
 )
-from dagster._core.events import DagsterEventBatchMetadata, generate_event_batch_id
+from dagster._core.events import (
+    DagsterEventBatchMetadata,
+    RunFailureReason,
+    generate_event_batch_id,
+)
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.execution.context.metadata_logging import (
     AssetMetadataHandle,
@@ -32,6 +41,14 @@ from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
+from dagster._core.instance.ref import InstanceRef
+
+# What a run launcher that knows its runs' health has to take and to return.
+from dagster._core.launcher import CheckRunHealthResult as CheckRunHealthResult
+from dagster._core.launcher import LaunchRunContext as LaunchRunContext
+from dagster._core.launcher import WorkerStatus as WorkerStatus
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 SHORTEST_WAIT = 0.1
 """Seconds between two looks at a pool that is full."""
@@ -159,3 +176,37 @@ def backfills_ended_since(instance: DagsterInstance, moment: float) -> list[Ende
         if backfill.backfill_end_timestamp and backfill.backfill_end_timestamp > moment
     ]
     return sorted(ended, key=lambda backfill: backfill.ended_at)
+
+
+def instance_for_a_terminal(home: Path) -> DagsterInstance:
+    """Return the instance of the folder's dagster.yaml, as a command in a terminal uses it.
+
+    What steps print goes to the terminal alone. Dagster would copy it by processes of its own,
+    which Ctrl-C ends too, with a traceback each; and dagster.yaml, which turns that off, turns
+    it off for the UI's runs as well.
+    """
+    compute_logs = {
+        "module": NoOpComputeLogManager.__module__,
+        "class": NoOpComputeLogManager.__name__,
+    }
+    reference = InstanceRef.from_dir(str(home), overrides={"compute_logs": compute_logs})
+    return DagsterInstance.from_ref(reference)
+
+
+def was_interrupted(result: ExecuteInProcessResult) -> bool:
+    """Return whether Ctrl-C ended a run.
+
+    `execute_in_process` raises it only where it raises the errors of steps too, at the first
+    of which it would end.
+    """
+    failures = result.filter_events(lambda e: e.event_type == DagsterEventType.RUN_FAILURE)
+    reasons = [failure.job_failure_data.failure_reason for failure in failures]
+    return RunFailureReason.UNEXPECTED_TERMINATION in reasons
+
+
+def code_server_of(run: DagsterRun) -> Mapping[str, object]:
+    """Return where the code server is that started the run's process: `host`, `port`, `socket`.
+
+    Dagster's default launcher notes it in a tag, for itself.
+    """
+    return json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))

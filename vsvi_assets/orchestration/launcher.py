@@ -9,9 +9,9 @@ machine: whoever launched a run is asked. A run in the process of a command is l
 nobody. It lives as long as that process holds a lock of the cities' database.
 """
 
-import json
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from dagster import (
@@ -22,10 +22,14 @@ from dagster import (
     DefaultRunLauncher,
     RunsFilter,
 )
-from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
-from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from vsvi_assets.database.locks import is_locked
+from vsvi_assets.orchestration.dagster_internals import (
+    CheckRunHealthResult,
+    LaunchRunContext,
+    WorkerStatus,
+    code_server_of,
+)
 from vsvi_assets.orchestration.resources import PostgisResource
 from vsvi_assets.settings import Settings
 
@@ -58,7 +62,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         super().launch_run(context)
         run_id = context.dagster_run.run_id
         run = self._instance.get_run_by_id(run_id)
-        if run and _is_this_machine(json.loads(run.tags[GRPC_INFO_TAG])):
+        if run and _is_this_machine(code_server_of(run)):
             self._instance.add_run_tags(run_id, {HOST_TAG: this_machine()})
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
@@ -114,9 +118,9 @@ def _is_held(lock: str) -> bool:
     return is_locked(PostgisResource(data_dir=str(data_dir)).database(), lock)
 
 
-def _is_this_machine(code_server: dict[str, object]) -> bool:
+def _is_this_machine(code_server: Mapping[str, object]) -> bool:
     """Return whether a code server, which starts the processes of runs, runs on this machine."""
-    return "socket" in code_server or code_server["host"] in ("localhost", "127.0.0.1", "::1")
+    return "socket" in code_server or code_server.get("host") in ("localhost", "127.0.0.1", "::1")
 
 
 def _lost_its_process(instance: DagsterInstance, run: DagsterRun) -> bool:

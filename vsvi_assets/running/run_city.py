@@ -22,10 +22,6 @@ from dagster import (
     RunConfig,
     logger,
 )
-from dagster._core.errors import DagsterAssetCheckFailedError
-from dagster._core.events import JobFailureData, RunFailureReason
-from dagster._core.instance.ref import InstanceRef
-from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
@@ -34,7 +30,7 @@ from vsvi_assets.database.locks import advisory_lock
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.orchestration.build import build_cities_defs
 from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key
-from vsvi_assets.orchestration.dagster_internals import interruptible_waits
+from vsvi_assets.orchestration.dagster_internals import interruptible_waits, was_interrupted
 from vsvi_assets.orchestration.launcher import LOCK_TAG, end_lost_runs
 from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.orchestration.retries import is_partial, reason
@@ -198,20 +194,6 @@ def only_process(city: City, postgis: Postgis) -> Iterator[None]:
         ) from error
 
 
-def command_line_instance(home: str) -> DagsterInstance:
-    """Return the instance of the folder's dagster.yaml, as a command in a terminal uses it.
-
-    What steps print goes to the terminal alone. Dagster would copy it by processes of its own,
-    which Ctrl-C ends too: with a traceback each.
-    """
-    compute_logs = {
-        "module": NoOpComputeLogManager.__module__,
-        "class": NoOpComputeLogManager.__name__,
-    }
-    reference = InstanceRef.from_dir(home, overrides={"compute_logs": compute_logs})
-    return DagsterInstance.from_ref(reference)
-
-
 class _Runs:
     """The Dagster runs of one `run_city`, one after the other."""
 
@@ -291,8 +273,7 @@ class _Runs:
                 run_config=RunConfig(ops=ops, loggers={"progress": {}}),
                 tags={**tags, CITY_TAG: self._city.name, LOCK_TAG: city_lock(self._city)},
             )
-        interrupted = RunFailureReason.UNEXPECTED_TERMINATION
-        if not result.success and _run_failure(result).failure_reason == interrupted:
+        if was_interrupted(result):
             self._instance.report_run_canceled(result.dagster_run, "Interrupted by the user.")
             raise KeyboardInterrupt
         checks = {check.asset_check_key: check for check in result.get_asset_check_evaluations()}
@@ -303,19 +284,23 @@ class _Runs:
     def _failures(
         self, result: ExecuteInProcessResult, checks: Collection[AssetCheckEvaluation]
     ) -> list[str]:
-        messages = [
-            f"{self._assets.get(event.step_key or '', event.step_key)}: {reason(event)}"
-            for event in _step_failures(result)
-            if not _is_of_a_check(event)
-        ]
-        messages += [
+        blocking = [
             _check_message(check)
             for check in checks
             if check.blocking and not check.passed and check.severity == AssetCheckSeverity.ERROR
         ]
-        if messages or result.success:
-            return messages
-        error = _run_failure(result).error
+        messages = [
+            f"{self._assets.get(event.step_key or '', event.step_key)}: {reason(event)}"
+            for event in _step_failures(result)
+            # A blocking check ends the step by an error of Dagster's.
+            if not blocking or event.step_failure_data.user_failure_data
+        ]
+        if result.success or messages or blocking:
+            return messages + blocking
+        [failure] = result.filter_events(
+            lambda event: event.event_type == DagsterEventType.RUN_FAILURE
+        )
+        error = failure.job_failure_data.error
         return [f"{self._city.name}: {error.message if error else 'failed without a reason'}"]
 
     def _name(self, asset: str) -> str:
@@ -399,18 +384,8 @@ def partition_ranges(
         start = end + 1
 
 
-def _run_failure(result: ExecuteInProcessResult) -> JobFailureData:
-    [failure] = result.filter_events(lambda event: event.event_type == DagsterEventType.RUN_FAILURE)
-    return failure.job_failure_data
-
-
 def _step_failures(result: ExecuteInProcessResult) -> Sequence[DagsterEvent]:
     return result.filter_events(lambda event: event.is_step_failure)
-
-
-def _is_of_a_check(event: DagsterEvent) -> bool:
-    error = event.step_failure_data.error
-    return error is not None and error.cls_name == DagsterAssetCheckFailedError.__name__
 
 
 def _check_message(check: AssetCheckEvaluation) -> str:

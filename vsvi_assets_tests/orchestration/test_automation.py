@@ -3,7 +3,7 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,9 +11,12 @@ import pytest
 from dagster import (
     AssetKey,
     AssetSelection,
+    AutomationConditionSensorDefinition,
     DagsterRun,
     DagsterRunStatus,
+    DefaultScheduleStatus,
     DefaultSensorStatus,
+    ExecuteInProcessResult,
     RunsFilter,
     evaluate_automation_conditions,
 )
@@ -22,63 +25,91 @@ from vsvi_assets.city import City
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.orchestration.sequence_partitions import LACKING_IMAGES, sequence_partitions
 from vsvi_assets.photographs.inventory import Inventory
+from vsvi_assets.progress import LogProgress
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
 from vsvi_assets_tests.project import BOX, METADATA_ASSETS, Project, small_world
 
 WEEKLY = "0 3 * * 1"
-SUNDAY = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ASSETS = (*METADATA_ASSETS, "download_plan", "image_files", "coverage_report")
+
+
+def automation_sensors(project: Project) -> list[AutomationConditionSensorDefinition]:
+    sensors = project.defs().sensors or ()
+    return [s for s in sensors if isinstance(s, AutomationConditionSensorDefinition)]
 
 
 class Automation:
-    """A city's conditions on a clock of the test's own; what they ask for is carried out."""
+    """A city's conditions, evaluated when a test says so; what they ask for is carried out."""
 
-    def __init__(self, project: Project, city: City) -> None:
+    def __init__(self, project: Project, city: City, look_first: bool = True) -> None:
         self.project = project
         self.city = city
-        self._now = SUNDAY
         self._cursor: Any = None
-        assert self.evaluate() == {}, "nothing is asked for before the first tick"
+        if look_first:
+            assert self.evaluate() == {}, "nothing is asked for before the first order"
 
-    def evaluate(self, after: timedelta = timedelta(seconds=30)) -> dict[str, set[str | None]]:
+    def evaluate(self) -> dict[str, set[str | None]]:
         """Evaluate the conditions once; return the partitions they ask for, by asset."""
-        self._now += after
         result = evaluate_automation_conditions(
             defs=self.project.defs(),
             instance=self.project.instance,
             asset_selection=AssetSelection.key_prefixes(self.city.name),
-            evaluation_time=self._now,
             cursor=self._cursor,
         )
         self._cursor = result.cursor
         requested = {
             name: set(result.get_requested_partitions(AssetKey([self.city.name, name])))
-            for name in (*METADATA_ASSETS, "download_plan", "image_files")
+            for name in ASSETS
         }
         return {name: partitions for name, partitions in requested.items() if partitions}
 
-    def week(self) -> set[str | None]:
-        """Let a week pass; return the sequences of which photographs were asked for."""
-        for path in self.city.tiles_folder.glob("*"):
-            week_old = path.stat().st_mtime - timedelta(days=7).total_seconds()
-            os.utime(path, (week_old, week_old))
-        asked = self.evaluate(after=timedelta(days=7))
-        assert asked.keys() == {"street_points", "tile_metadata"}
-        assert asked["tile_metadata"] == set(self.city.tile_keys)
-        refresh = {"vsvi/refresh": WEEKLY}
-        self.project.materialize(self.city, *asked, partitions=self.city.tile_keys, tags=refresh)
+    def click(self) -> ExecuteInProcessResult:
+        """Launch the city's job."""
+        job = self.project.defs().resolve_job_def(self.city.group)
+        return job.execute_in_process(instance=self.project.instance, raise_on_error=False)
+
+    def carry_out(self, *assets: str, partitions: Sequence[str] = ()) -> ExecuteInProcessResult:
+        """Materialize what was asked for, in a run like those of the city's sensor."""
+        [sensor] = automation_sensors(self.project)
+        return self.project.materialize(
+            self.city,
+            *assets,
+            partitions=partitions,
+            tags=sensor.run_tags,
+            raise_on_error=False,
+        )
+
+    def order(self) -> set[str | None]:
+        """Carry out all that follows from a click; return the sequences that were asked for."""
+        assert self.click().success
+        asked = self.evaluate()
+        assert asked == {"tile_metadata": set(self.city.tile_keys)}
+        assert self.carry_out("tile_metadata", partitions=self.city.tile_keys).success
         asked = self.evaluate()
         assert asked.keys() == {"postgis_tables", "selected_image_ids", "download_plan"}
-        self.project.materialize(self.city, *asked, tags=refresh, raise_on_error=False)
+        self.carry_out(*asked)
         asked = self.evaluate()
         assert asked.keys() <= {"image_files"}
         sequences = asked.get("image_files", set())
         keys = [key for key in self.project.sequences(self.city) if key in sequences]
         if keys:
-            self.project.materialize(
-                self.city, "image_files", partitions=keys, raise_on_error=False
-            )
-        assert self.evaluate() == {}, "what ran is not asked for again before the next tick"
+            self.carry_out("image_files", partitions=keys)
+            assert self.evaluate() == {}
+        assert self.evaluate() == {"coverage_report": {None}}
+        assert self.carry_out("coverage_report").success
+        assert self.evaluate() == {}, "what ran is not asked for again before the next order"
         return sequences
+
+    def week(self) -> set[str | None]:
+        """Let a week pass, and carry out all that follows from the schedule's tick."""
+        self.let_tiles_age()
+        return self.order()
+
+    def let_tiles_age(self) -> None:
+        """Make the tiles on disk a week older."""
+        for path in self.city.tiles_folder.glob("*"):
+            week_old = path.stat().st_mtime - timedelta(days=7).total_seconds()
+            os.utime(path, (week_old, week_old))
 
 
 @pytest.fixture
@@ -135,26 +166,106 @@ def image_run(project: Project, city: City, first: str, last: str) -> DagsterRun
     )
 
 
-def test_each_city_with_a_schedule_has_one_switch_which_is_off(project: Project) -> None:
+def test_each_city_has_a_job_and_one_with_a_schedule_a_switch_which_is_off(
+    project: Project,
+) -> None:
     project.write_city("old-town", schedule=WEEKLY, timezone="Europe/Amsterdam")
     project.write_city("port", schedule="*/30 * * * *", seqdir="elsewhere")
     project.write_city("village")
-    defs = project.defs()
-    sensors = {sensor.name: sensor for sensor in defs.sensors or ()}
-    assert sensors.keys() == {"old_town", "port"}
-    assert {sensor.default_status for sensor in sensors.values()} == {DefaultSensorStatus.STOPPED}
-    conditions = {
-        spec.key.to_user_string(): spec.automation_condition
-        for spec in defs.resolve_all_asset_specs()
-    }
-    assert conditions["village/tile_metadata"] is None
-    assert "Europe/Amsterdam" in str(conditions["old-town/tile_metadata"])
+    repository = project.defs().get_repository_def()
+    for name in ("old_town", "port", "village"):
+        assert repository.get_job(name).partitions_def is None, "a click launches it at once"
+    schedules = {schedule.name: schedule for schedule in repository.schedule_defs}
+    assert schedules.keys() == {"old_town", "port"}
+    assert schedules["old_town"].execution_timezone == "Europe/Amsterdam"
+    assert {s.default_status for s in schedules.values()} == {DefaultScheduleStatus.STOPPED}
+    sensors = automation_sensors(project)
+    assert {s.default_status for s in sensors} == {DefaultSensorStatus.RUNNING}
 
 
 def test_a_city_ticks_by_its_own_timezone(city: City) -> None:
     # The night before, the clocks went from two to three in Amsterdam.
     now = datetime(2026, 3, 30, 1, 30, tzinfo=UTC)
     assert city.latest_tick(now) == datetime(2026, 3, 30, 1, tzinfo=UTC)
+
+
+def test_a_click_leads_to_all_images_and_the_report_without_a_schedule(project: Project) -> None:
+    city = project.write_city()
+    automation = Automation(project, city)
+    assert automation.order() == set(project.sequences(city))
+    assert_statuses_are_true(project, city)
+    assert statuses(project, city).keys() == {"MATERIALIZED"}
+    tiles = project.sandbox.stats.requests["tiles"]
+    assert automation.order() == set()
+    assert project.sandbox.stats.requests["tiles"] == tiles, "what is on disk is not fetched again"
+
+
+def test_an_order_before_the_first_evaluation_is_carried_out_and_none_is_repeated(
+    project: Project, city: City
+) -> None:
+    automation = Automation(project, city, look_first=False)
+    automation.click()
+    assert automation.evaluate() == {"tile_metadata": set(city.tile_keys)}
+    automation.carry_out("tile_metadata", partitions=city.tile_keys)
+    assert Automation(project, city, look_first=False).evaluate() == {}
+
+
+def test_what_the_command_runs_is_followed_by_nothing(project: Project, city: City) -> None:
+    automation = Automation(project, city)
+    moments = []
+
+    class Evaluating(LogProgress):
+        def started(self, asset: str) -> None:
+            moments.append(automation.evaluate())
+
+        finished = started
+
+    assert project.run_city(city, Evaluating(), sequences_per_run=2).success
+    moments.append(automation.evaluate())
+    assert len(moments) > 12
+    assert not any(moments)
+
+
+def test_without_its_tiles_an_order_goes_on_with_the_selection_that_is_there(
+    project: Project, city: City, automation: Automation
+) -> None:
+    failing = 1_000_005
+    project.sandbox.faults = Faults(by_image={failing: Fault.TRUNCATED})
+    automation.order()
+    project.sandbox.faults = Faults(by_tile={city.tile_keys[1]: Fault.MALFORMED})
+    automation.let_tiles_age()
+
+    automation.click()
+    assert automation.evaluate().keys() == {"tile_metadata"}
+    assert not automation.carry_out("tile_metadata", partitions=city.tile_keys).success
+    sequence = project.sandbox.world.images[failing].sequence_id
+    assert automation.evaluate() == {"image_files": {sequence}}
+    automation.carry_out("image_files", partitions=[sequence])
+    assert automation.evaluate() == {}
+    assert automation.evaluate() == {"coverage_report": {None}}
+    automation.carry_out("coverage_report")
+    assert automation.evaluate() == {}
+
+    project.sandbox.faults = Faults()
+    assert automation.carry_out("tile_metadata", partitions=city.tile_keys).success
+    asked = automation.evaluate()
+    assert asked.keys() == {"postgis_tables", "selected_image_ids", "download_plan"}
+
+
+def test_a_step_that_fails_is_not_asked_for_again_by_itself(
+    project: Project, city: City, automation: Automation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automation.click()
+    automation.evaluate()
+    automation.carry_out("tile_metadata", partitions=city.tile_keys)
+    asked = automation.evaluate()
+    with monkeypatch.context() as broken:
+        broken.setattr("vsvi_assets.orchestration.assets.selected_image_ids.select_images", None)
+        assert not automation.carry_out(*asked).success
+    assert automation.evaluate() == {}
+    assert automation.evaluate() == {}
+    assert automation.carry_out("selected_image_ids", "download_plan").success
+    assert automation.evaluate() == {"image_files": set(project.sequences(city))}
 
 
 def test_the_first_tick_leads_to_all_images_and_the_next_to_none(
@@ -291,7 +402,7 @@ def test_a_deleted_photograph_shows_and_is_fetched_again(
 
 def test_one_run_shows_all_sequences_that_gained_images_as_failed(project: Project) -> None:
     ids = project.folder / "ids.txt"
-    ids.write_text("")
+    ids.write_text("1000000\n1001000\n1003000")
     city = project.write_city(imgid_file=str(ids))
     zero, one, two, three = (f"sequence-{number:04}-abcdefgh" for number in range(4))
 
@@ -299,7 +410,6 @@ def test_one_run_shows_all_sequences_that_gained_images_as_failed(project: Proje
         ids.write_text("\n".join(str(1_000_000 + number) for number in numbers))
         project.materialize(city, "selected_image_ids")
 
-    ids.write_text("1000000\n1001000\n1003000")
     project.materialize_metadata(city)
     project.materialize_images(city)
     select(3000)

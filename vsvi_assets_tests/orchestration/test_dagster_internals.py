@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,10 @@ from dagster import (
 
 from vsvi_assets.orchestration.dagster_internals import (
     add_partition_metadata,
+    instance_for_a_terminal,
     interruptible_waits,
     record_together,
+    was_interrupted,
 )
 
 KEYS = [f"key-{number}" for number in range(9)]
@@ -73,8 +76,21 @@ def test_ctrl_c_ends_the_wait_for_a_retry(instance: DagsterInstance) -> None:
 
     with interruptible_waits(), interrupted_when(lambda: waiting):
         result = materialize([failing], instance=instance, raise_on_error=False)
-    assert not result.success
+    assert was_interrupted(result)
     assert waiting == [True]
+
+
+def test_a_run_that_fails_or_succeeds_was_not_interrupted(instance: DagsterInstance) -> None:
+    @asset
+    def failing() -> None:
+        raise KeyError
+
+    @asset
+    def succeeding() -> None: ...
+
+    for definition in (failing, succeeding):
+        result = materialize([definition], instance=instance, raise_on_error=False)
+        assert not was_interrupted(result)
 
 
 def test_ctrl_c_ends_the_wait_for_a_place_in_a_pool(tmp_path: Path, postgis_url: str) -> None:
@@ -137,3 +153,20 @@ def test_what_is_recorded_together_is_stored_in_few_writes(
     materialize([recording], instance=instance)
     assert written == [5, 4]
     assert instance.get_materialized_partitions(AssetKey("several")) == set(KEYS)
+
+
+def test_a_command_in_a_terminal_starts_no_process_that_copies_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **keywords: object) -> None:
+        pytest.fail(f"started {arguments}")
+
+    @asset
+    def printing() -> None:
+        print("printed")
+
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with instance_for_a_terminal(tmp_path) as instance:
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        assert materialize([printing], instance=instance).success
+        assert Path(instance.root_directory) == tmp_path

@@ -1,4 +1,4 @@
-"""Cities that keep themselves up to date, by Dagster's real daemon and webserver."""
+"""Cities that follow from a click or a schedule, by Dagster's real daemon and webserver."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ import pytest
 
 from vsvi_assets.city import City
 from vsvi_assets.database.photographs import take_inventory
+from vsvi_assets.orchestration.launcher import HOST_TAG, this_machine
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
 from vsvi_assets_tests.dagster_services import Bounds, DagsterServices, Run, wait_until
 from vsvi_assets_tests.project import BOX, Project, small_world
@@ -106,7 +107,7 @@ def test_cities_keep_themselves_up_to_date(project: Project, services: DagsterSe
         bounds.watch(services.runs())
         return all(is_complete(services, city) for city in (town, village))
 
-    wait_until(both_are_complete, 300, "all images of both cities are on disk")
+    wait_until(both_are_complete, 400, "all images of both cities are on disk")
     for city in (town, village):
         assert_status_is_the_disk(services, project, city)
     runs = image_runs(services.runs())
@@ -121,15 +122,14 @@ def test_cities_keep_themselves_up_to_date(project: Project, services: DagsterSe
     assert dict(bounds.of_city) == {"town": 1, "village": 1}, "one run a city"
     assert bounds.in_all == 2, "the cities did not wait for each other"
 
-    # A tick with nothing new.
-    services.switch_off("village")
+    # A tick with nothing new; the other city's tick has nothing new either.
     project.sandbox.faults = Faults()
     asked, tiles = dict(stats.images_asked), stats.requests["tiles"]
-    refresh(services, town)
+    refresh(services, town, village)
     known = {run.id for run in runs}
     assert {run.id for run in image_runs(services.runs())} == known
     assert stats.images_asked == asked
-    assert stats.requests["tiles"] == tiles + len(town.tile_keys)
+    assert stats.requests["tiles"] == tiles + len(town.tile_keys) + len(village.tile_keys)
 
     # A tick with three new sequences.
     add_three_sequences(project)
@@ -156,22 +156,74 @@ def let_a_week_pass(services: DagsterServices, *cities: City) -> None:
 def wait_for_evaluations(services: DagsterServices, *cities: City) -> None:
     """Wait until the cities' conditions have been evaluated, from now on, twice."""
     for city in cities:
-        before = services.evaluations(city.name)
+        sensor = f"{city.group}_next_steps"
+        before = services.evaluations(sensor)
 
-        def came(name: str = city.name, before: set[str] = before) -> bool:
+        def came(name: str = sensor, before: set[str] = before) -> bool:
             return len(services.evaluations(name) - before) >= 2
 
         wait_until(came, 300, f"the conditions of {city.name} are evaluated")
 
 
-def refresh(services: DagsterServices, city: City) -> None:
-    """Let a week pass, and wait until the new selection is there and was looked at."""
+def refresh(services: DagsterServices, *cities: City) -> None:
+    """Let a week pass, and wait until the new selections are there and were looked at."""
     before = {run.id for run in services.runs()}
-    let_a_week_pass(services, city)
+    let_a_week_pass(services, *cities)
 
-    def is_selected() -> bool:
+    def are_selected() -> bool:
         new = [run for run in services.runs() if run.id not in before]
-        return any("selected_image_ids" in run.assets and run.status == "SUCCESS" for run in new)
+        selected = [run for run in new if "selected_image_ids" in run.assets]
+        return {run.city for run in selected if run.status == "SUCCESS"} >= {
+            city.name for city in cities
+        }
 
-    wait_until(is_selected, 300, "the selection is refreshed")
+    wait_until(are_selected, 300, "the selection is refreshed")
+    wait_for_evaluations(services, *cities)
+
+
+@pytest.mark.timeout(900)
+def test_a_click_leads_to_all_photographs_as_a_backfill_to_cancel_and_retry(
+    project: Project, services: DagsterServices
+) -> None:
+    city = project.write_city("village")
+    project.sandbox.faults = Faults(images={Fault.SLOW: 0.5}, slow=8)
+    services.start()
+    services.click("village")
+
+    wait_until(lambda: files(city), 300, "the first images are on disk")
+    [backfill] = [b for b in services.backfills() if b["assetSelection"] == image_files_of(city)]
+    assert backfill["tags"]
+    services.cancel_backfill(backfill["id"])
+
+    def is_canceled() -> bool:
+        [found] = [b for b in services.backfills() if b["id"] == backfill["id"]]
+        return found["status"] == "CANCELED"
+
+    wait_until(is_canceled, 60, "the backfill is canceled")
+    wait_until(lambda: reports(services) == 1, 120, "the report shows what is there")
+    assert not is_complete(services, city)
+    whole, runs = files(city), {run.id for run in image_runs(services.runs())}
     wait_for_evaluations(services, city)
+    assert {run.id for run in image_runs(services.runs())} == runs, "canceled is canceled"
+
+    project.sandbox.faults = Faults()
+    retried = services.retry_backfill(backfill["id"])
+    wait_until(lambda: is_complete(services, city), 300, "all images are on disk")
+    assert_status_is_the_disk(services, project, city)
+    assert files(city).items() >= whole.items()
+    new = [run for run in image_runs(services.runs()) if run.id not in runs]
+    assert {run.tags["dagster/backfill"] for run in new} == {retried}
+    wait_until(lambda: reports(services) == 2, 120, "the report shows all")
+
+    asked, runs = dict(project.sandbox.stats.images_asked), {run.id for run in services.runs()}
+    services.click("village")
+    wait_until(lambda: reports(services) == 3, 300, "the second click ends with its report")
+    assert project.sandbox.stats.images_asked == asked
+    assert not [run for run in image_runs(services.runs()) if run.id not in runs]
+    # By this tag a lost worker is known, and only by the machine on which it ran.
+    assert {run.tags.get(HOST_TAG) for run in services.runs()} == {this_machine()}
+
+
+def reports(services: DagsterServices) -> int:
+    runs = [run for run in services.runs() if "coverage_report" in run.assets]
+    return [run.status for run in runs].count("SUCCESS")
