@@ -26,6 +26,7 @@ from vsvi_assets.city.lists import read_image_ids, read_tile_names, shortened
 from vsvi_assets.city.projection import check_scale, check_srid, utm_srid
 from vsvi_assets.city.schedule import check_cron, check_timezone
 from vsvi_assets.city.tiles import ZOOM, parse_tile_key, tile_file_name, tile_key
+from vsvi_assets.city.views import Views
 
 MAX_TILES = 20_000
 MAX_LATITUDE = 85.0511
@@ -144,6 +145,7 @@ class City(BaseModel):
     services: Literal["mapillary", "sandbox"] = "mapillary"
     schedule: Annotated[str, AfterValidator(check_cron)] | None = None
     timezone: Annotated[str, AfterValidator(check_timezone)] = "UTC"
+    views: Views | None = None
 
     _name: str = PrivateAttr()
     _data_dir: Path = PrivateAttr()
@@ -297,6 +299,14 @@ class City(BaseModel):
     @property
     def coverage_report_path(self) -> Path:
         return self.folder / REPORT_NAME
+
+    @property
+    def dataset_path(self) -> Path:
+        return self.folder / "dataset.parquet"
+
+    @property
+    def views_folder(self) -> Path:
+        return self.folder / "views"
 
     @property
     def qgis_project_path(self) -> Path:

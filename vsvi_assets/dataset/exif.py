@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
-from vsvi_assets.dataset.perspective import HeadingAt, heading_of_centre
+from vsvi_assets.city.views import HeadingAt
+from vsvi_assets.dataset.perspective import heading_of_centre
 from vsvi_assets.files import atomic_write
 from vsvi_assets.photographs.attribution import LICENCE, LICENCE_PAGE
 from vsvi_assets.photographs.sidecar import IMAGE_PAGE, ImageRecord

@@ -7,6 +7,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.compute
 import pyarrow.parquet
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -141,3 +142,10 @@ def table_rows(table: Path, names: list[str]) -> Iterator[dict[str, Any]]:
     with pyarrow.parquet.ParquetFile(table) as file:
         for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=names):
             yield from batch.to_pylist()
+
+
+def count_photographs(table: Path) -> int:
+    """Return how many images of a table have a photograph on disk."""
+    columns = pyarrow.parquet.read_table(table, columns=["image_id", "file"])
+    stored = columns.filter(pyarrow.compute.is_valid(columns["file"]))
+    return int(pyarrow.compute.count_distinct(stored["image_id"]).as_py())

@@ -8,13 +8,12 @@ Manual", USGS Professional Paper 1395, 1987, page 164).
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-HeadingAt = Literal["centre", "left"]
+from vsvi_assets.city.views import HeadingAt
 
 _BITS = 8
 _SUBPIXELS = 1 << _BITS

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 import pyarrow.parquet
 from PIL import Image
 
+from vsvi_assets.city.views import COMPASS_DIRECTIONS, RELATIVE_DIRECTIONS, Views
 from vsvi_assets.dataset.manifest import table_rows
 from vsvi_assets.dataset.perspective import (
-    HeadingAt,
     NotAPanoramaError,
     Panorama,
     View,
@@ -31,8 +31,6 @@ from vsvi_assets.photographs.attribution import LICENCE
 from vsvi_assets.photographs.sidecar import IMAGE_PAGE
 
 VIEWS_NAME = "views.geojson"
-COMPASS_DIRECTIONS = {"north": 0, "east": 90, "south": 180, "west": 270}
-RELATIVE_DIRECTIONS = {"front": 0, "right": 90, "back": 180, "left": 270}
 
 _JPEG_QUALITY = 92
 _COLUMNS = (
@@ -41,37 +39,14 @@ _COLUMNS = (
 )
 
 
-class ViewRules(Protocol):
-    """What views are made, as the city file says it.
-
-    `directions` are names of `COMPASS_DIRECTIONS` or `RELATIVE_DIRECTIONS`, or headings in
-    degrees; `fov` and `pitch` are degrees, `width` and `height` pixels. Relative directions
-    are seen from a street or from the camera; `heading_at` says where in a panorama its
-    compass angle lies.
-    """
-
-    @property
-    def directions(self) -> Sequence[str | float]: ...
-    @property
-    def relative_to(self) -> str: ...
-    @property
-    def fov(self) -> float: ...
-    @property
-    def pitch(self) -> float: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def heading_at(self) -> HeadingAt: ...
-
-
 @dataclass
 class ViewsMade:
     """What became of a city's photographs.
 
     Attributes
     ----------
+    photographs
+        Number of photographs that were looked at.
     views, flat
         Number of views of panoramas, and of flat photographs taken along.
     kept
@@ -80,14 +55,23 @@ class ViewsMade:
         Why a panorama has no views, by image id.
     """
 
+    photographs: int = 0
     views: int = 0
     flat: int = 0
     kept: int = 0
     skipped: dict[int, str] = field(default_factory=dict)
 
+    def add(self, other: "ViewsMade") -> None:
+        """Add what became of other photographs."""
+        self.photographs += other.photographs
+        self.views += other.views
+        self.flat += other.flat
+        self.kept += other.kept
+        self.skipped |= other.skipped
+
 
 def write_views(
-    table: Path, photographs: Path, folder: Path, rules: ViewRules, workers: int
+    table: Path, photographs: Path, folder: Path, rules: Views, workers: int
 ) -> Iterator[ViewsMade]:
     """Write the views of each sequence to `<folder>/<sequence_id>/`, sequence by sequence.
 
@@ -120,10 +104,7 @@ def write_views(
             features = [feature for features, _ in made for feature in features]
             result = ViewsMade()
             for _, part in made:
-                result.views += part.views
-                result.flat += part.flat
-                result.kept += part.kept
-                result.skipped |= part.skipped
+                result.add(part)
             _write_sidecar(target, features, result.skipped)
             for name in known.keys() - {feature["properties"]["file"] for feature in features}:
                 (target / name).unlink(missing_ok=True)
@@ -170,11 +151,11 @@ def _make_views(
     image: dict[str, Any],
     photographs: Path,
     target: Path,
-    rules: ViewRules,
+    rules: Views,
     known: Mapping[str, dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], ViewsMade]:
     """Make what is missing of one photograph; return the features of all that belongs to it."""
-    made = ViewsMade()
+    made = ViewsMade(photographs=1)
     photograph = photographs / image["file"]
     if not image["is_pano"]:
         angle = image["compass_angle"]
@@ -217,7 +198,7 @@ def _make_views(
         try:
             with Image.open(photograph) as opened:
                 panorama = Panorama(opened, centre, width)
-        except NotAPanoramaError as error:
+        except (NotAPanoramaError, OSError) as error:
             made.skipped[image["image_id"]] = str(error)
             return [], made
         for name, view in missing.items():
@@ -228,7 +209,7 @@ def _make_views(
     return [feature for feature, _ in features.values()], made
 
 
-def _headings(image: dict[str, Any], rules: ViewRules) -> tuple[dict[str, float] | None, str]:
+def _headings(image: dict[str, Any], rules: Views) -> tuple[dict[str, float] | None, str]:
     """Return the headings of a panorama's views; or None, and why there are none."""
     camera = image["compass_angle"]
     if camera is None:

@@ -42,7 +42,13 @@ from dagster import (
 )
 
 from vsvi_assets.city import City
-from vsvi_assets.orchestration.common import CITY_TAG, ORDER_TAG, REFRESH_TAG, asset_key
+from vsvi_assets.orchestration.common import (
+    CITY_TAG,
+    ORDER_TAG,
+    REFRESH_TAG,
+    asset_key,
+    closing_assets,
+)
 
 EVALUATION_SECONDS = 30
 """How often a city's conditions are evaluated."""
@@ -96,7 +102,7 @@ def with_conditions(city: City, assets: Iterable[AssetsDefinition]) -> list[Asse
         asset_key(city, "selected_image_ids"): _in_one_run_with_upstream(),
         asset_key(city, "download_plan"): _in_one_run_with_upstream(),
         asset_key(city, "image_files"): _while_incomplete(city),
-        asset_key(city, "coverage_report"): _after_all_is_done(city),
+        **{asset_key(city, name): _after_all_is_done(city) for name in closing_assets(city)},
     }
 
     def with_condition(spec: AssetSpec) -> AssetSpec:

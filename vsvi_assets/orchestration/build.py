@@ -12,6 +12,7 @@ from vsvi_assets.orchestration.checks import build_city_checks
 from vsvi_assets.orchestration.dagster_internals import interruptible_executor
 from vsvi_assets.orchestration.io_managers.filesystem import (
     CoverageReportFile,
+    DatasetFile,
     SequenceFolders,
     StreetPointsFile,
     TileFiles,
@@ -79,6 +80,7 @@ def build_cities_defs(
                 "postgis_tables": RetriedIOManager(PostgisIOManager(postgis)),
                 "sequence_folders": RetriedIOManager(SequenceFolders(by_name)),
                 "coverage_report_file": RetriedIOManager(CoverageReportFile(by_name)),
+                "dataset_file": RetriedIOManager(DatasetFile(by_name)),
                 **(resource_overrides or {}),
             },
             loggers=loggers,

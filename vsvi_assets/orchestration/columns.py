@@ -3,7 +3,8 @@
 from dagster import TableColumn, TableColumnConstraints, TableSchema
 
 from vsvi_assets.city import City
-from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS, Table
+from vsvi_assets.database.dataset import DATASET_SCHEMA
+from vsvi_assets.database.schema import DESCRIPTION, IMAGES, SELECTED_IMAGES, STREET_POINTS, Table
 
 _KEY = TableColumnConstraints(nullable=False, unique=True)
 _REQUIRED = TableColumnConstraints(nullable=False)
@@ -71,5 +72,12 @@ COVERAGE_REPORT = TableSchema(
         _column(IMAGES, "compass_angle"),
         _column(IMAGES, "is_pano"),
         _CREATOR,
+    ]
+)
+
+DATASET = TableSchema(
+    [
+        TableColumn(field.name, str(field.type), field.metadata[DESCRIPTION].decode())
+        for field in DATASET_SCHEMA
     ]
 )

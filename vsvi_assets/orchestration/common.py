@@ -52,3 +52,8 @@ def upstream(city: City, *names: str) -> dict[str, AssetIn]:
     """Return the inputs that come from other assets of the same city."""
     # Without a type of its own Dagster would take the annotation `Mapping` to mean `dict`.
     return {name: AssetIn(asset_key(city, name), dagster_type=DagsterAny) for name in names}
+
+
+def closing_assets(city: City) -> tuple[str, ...]:
+    """Return the names of the assets that are made at the end, of the photographs then on disk."""
+    return ("coverage_report", "dataset", *(["views"] if city.views else []))

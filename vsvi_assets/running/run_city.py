@@ -29,7 +29,7 @@ from vsvi_assets.database.errors import LockHeldError, PostgisError
 from vsvi_assets.database.locks import advisory_lock
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.orchestration.build import build_cities_defs
-from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key
+from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key, closing_assets
 from vsvi_assets.orchestration.dagster_internals import interruptible_waits, was_interrupted
 from vsvi_assets.orchestration.launcher import LOCK_TAG, end_lost_runs
 from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
@@ -160,7 +160,7 @@ def run_city(
             inventory = take_inventory(city, postgis)
             run.selected, run.missing = inventory.selected, inventory.without_file
             runs.materialize_images(inventory, overwrite=overwrite)
-            runs.materialize_report()
+            runs.materialize_closing_assets()
         run.failures += [
             _check_message(check)
             for check in run.checks.values()
@@ -208,9 +208,8 @@ class _Runs:
         self.run = CityRun()
         self._city, self._settings, self._instance = city, settings, instance
         self._progress = progress
-        keys = [
-            asset_key(city, name) for name in (*METADATA_ASSETS, "image_files", "coverage_report")
-        ]
+        names = (*METADATA_ASSETS, "image_files", *closing_assets(city))
+        keys = [asset_key(city, name) for name in names]
         self._assets = {key.to_python_identifier(): key.to_user_string() for key in keys}
         resources = {
             "progress": _Arrivals(self._name("image_files"), progress, self.run),
@@ -254,9 +253,9 @@ class _Runs:
             if not (result.success or (failures and all(map(is_partial, failures)))):
                 return
 
-    def materialize_report(self) -> None:
-        """Materialize the coverage report, of what is there now."""
-        self._execute(["coverage_report"], {}, {})
+    def materialize_closing_assets(self) -> None:
+        """Materialize what is made of the photographs that are there now."""
+        self._execute(closing_assets(self._city), {}, {})
 
     def _execute(
         self, names: Sequence[str], tags: Mapping[str, str], fetch: Mapping[str, Fetch]

@@ -108,6 +108,8 @@ def status_lines(city: City, status: CityStatus) -> list[str]:
         lines += [f"    {sequence_id}" for sequence_id in inventory.orphaned]
     if city.coverage_report_path.exists():
         add("report", str(city.coverage_report_path))
+    if city.dataset_path.exists():
+        add("table", f"{city.dataset_path}  (one row per point and image)")
     return lines
 
 

@@ -1,5 +1,4 @@
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from vsvi_assets.dataset.perspective import HeadingAt, View
+from vsvi_assets.city.views import Views
+from vsvi_assets.dataset.perspective import View
 from vsvi_assets.dataset.views import (
     ViewsMade,
     front_along_street,
@@ -18,15 +18,9 @@ from vsvi_assets.dataset.views import (
 from vsvi_assets_tests.dataset.test_perspective import heading_seen, marked_panorama
 
 
-@dataclass(frozen=True)
-class Rules:
-    directions: tuple[str | float, ...] = ("front", "right", "back", "left")
-    relative_to: str = "street"
-    fov: float = 90
-    pitch: float = 0
-    width: int = 640
-    height: int = 480
-    heading_at: HeadingAt = "centre"
+def rules_of(directions: tuple[str | float, ...] | None = None, **keys: object) -> Views:
+    keys |= {"directions": directions} if directions else {}
+    return Views.model_validate({"width": 640, "height": 480} | keys)
 
 
 IMAGE = {
@@ -56,13 +50,13 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def made(
-    photographs: Path, *images: dict[str, object], rules: Rules = Rules()
+    photographs: Path, *images: dict[str, object], rules: Views | None = None
 ) -> tuple[ViewsMade, Path]:
     """Make views of images and return what was made, and the sequence's folder."""
     table = photographs.parent / "dataset.parquet"
     pyarrow.parquet.write_table(pa.Table.from_pylist(list(images), SCHEMA), table)
     folder = photographs.parent / "views"
-    [result] = write_views(table, photographs, folder, rules, 2)
+    [result] = write_views(table, photographs, folder, rules or rules_of(), 2)
     return result, folder / "s"
 
 
@@ -95,14 +89,14 @@ def test_each_view_looks_where_its_sidecar_and_name_say(photographs: Path) -> No
 @pytest.mark.parametrize(
     ("rules", "headings"),
     [
-        (Rules(("north", "south")), [0, 180]),
-        (Rules(("front", "left"), relative_to="camera"), [15, 285]),
-        (Rules((45.0, -90.0)), [45, 270]),
-        (Rules(("front",), heading_at="left"), [30]),
+        (rules_of(("north", "south")), [0, 180]),
+        (rules_of(("front", "left"), relative_to="camera"), [15, 285]),
+        (rules_of((45.0, -90.0)), [45, 270]),
+        (rules_of(("front",), heading_at="left"), [30]),
     ],
 )
 def test_directions_of_the_compass_and_of_the_camera(
-    photographs: Path, rules: Rules, headings: list[float]
+    photographs: Path, rules: Views, headings: list[float]
 ) -> None:
     _, folder = made(photographs, IMAGE, rules=rules)
     assert [view["heading"] for view in described(folder)] == headings
@@ -120,13 +114,13 @@ def test_a_flat_photograph_is_taken_along(photographs: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "rules", "reason"),
     [
-        ({"compass_angle": None}, Rules(), "compass angle is unknown"),
-        ({"bearing": None}, Rules(), "direction of its street is unknown"),
-        ({"file": "s/2.jpg"}, Rules(), "twice as wide as high"),
+        ({"compass_angle": None}, rules_of(), "compass angle is unknown"),
+        ({"bearing": None}, rules_of(), "direction of its street is unknown"),
+        ({"file": "s/2.jpg"}, rules_of(), "twice as wide as high"),
     ],
 )
 def test_a_panorama_without_views_is_listed_with_the_reason(
-    photographs: Path, change: dict[str, object], rules: Rules, reason: str
+    photographs: Path, change: dict[str, object], rules: Views, reason: str
 ) -> None:
     result, folder = made(photographs, IMAGE | change, rules=rules)
     assert reason in result.skipped[1]
@@ -147,15 +141,15 @@ def test_what_is_made_already_is_not_made_again(photographs: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "rules"),
     [
-        ({"sha256": "cd"}, Rules()),
-        ({}, Rules(width=320)),
-        ({"compass_angle": 16.0}, Rules()),
-        ({}, Rules(heading_at="left")),
+        ({"sha256": "cd"}, rules_of()),
+        ({}, rules_of(width=320)),
+        ({"compass_angle": 16.0}, rules_of()),
+        ({}, rules_of(heading_at="left")),
     ],
     ids=["another photograph", "another size", "another angle", "another convention"],
 )
 def test_views_of_something_else_are_made_anew(
-    photographs: Path, change: dict[str, object], rules: Rules
+    photographs: Path, change: dict[str, object], rules: Views
 ) -> None:
     made(photographs, IMAGE)
     result, _ = made(photographs, IMAGE | change, rules=rules)
@@ -165,7 +159,7 @@ def test_views_of_something_else_are_made_anew(
 def test_views_that_are_no_longer_asked_for_go_and_other_files_stay(photographs: Path) -> None:
     _, folder = made(photographs, IMAGE)
     (folder / "mine.jpg").write_bytes(b"mine")
-    result, _ = made(photographs, IMAGE, rules=replace(Rules(), directions=("front",)))
+    result, _ = made(photographs, IMAGE, rules=rules_of(("front",)))
     assert result.kept == 1
     assert sorted(path.name for path in folder.iterdir()) == [
         "1_front_heading030_pitch+00_fov090.jpg",
@@ -197,7 +191,7 @@ def test_the_same_photographs_give_the_same_bytes(photographs: Path) -> None:
 
 def test_the_street_of_the_nearest_point_counts(photographs: Path) -> None:
     far = IMAGE | {"distance": 50.0, "bearing": 90.0}
-    _, folder = made(photographs, far, IMAGE, far, rules=Rules(("front",)))
+    _, folder = made(photographs, far, IMAGE, far, rules=rules_of(("front",)))
     assert [view["heading"] for view in described(folder)] == [30]
 
 

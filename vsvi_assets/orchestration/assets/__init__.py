@@ -6,12 +6,14 @@ from dagster import AssetsDefinition, BetaWarning
 
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.assets.coverage_report import build_coverage_report
+from vsvi_assets.orchestration.assets.dataset import build_dataset
 from vsvi_assets.orchestration.assets.download_plan import build_download_plan
 from vsvi_assets.orchestration.assets.image_files import build_image_files
 from vsvi_assets.orchestration.assets.postgis_tables import build_postgis_tables
 from vsvi_assets.orchestration.assets.selected_image_ids import build_selected_image_ids
 from vsvi_assets.orchestration.assets.street_points import build_street_points
 from vsvi_assets.orchestration.assets.tile_metadata import build_tile_metadata
+from vsvi_assets.orchestration.assets.views import build_views
 from vsvi_assets.settings import Settings
 
 
@@ -28,4 +30,6 @@ def build_city_assets(city: City, settings: Settings) -> list[AssetsDefinition]:
             build_download_plan(city, settings),
             build_image_files(city, settings),
             build_coverage_report(city, settings),
+            build_dataset(city),
+            *([build_views(city)] if city.views else []),
         ]

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import geopandas as gpd
+import pyarrow as pa
+import pyarrow.parquet
 from dagster import InputContext, IOManager, MetadataValue, OutputContext
 
 from vsvi_assets.city import City
+from vsvi_assets.dataset.export import write_table
 from vsvi_assets.files import atomic_write, remove_abandoned_parts
 from vsvi_assets.mapillary.tile_files import read_tile, write_tile
 from vsvi_assets.mapillary.tiles import TileImages
@@ -190,6 +193,26 @@ class CoverageReportFile(FilesystemIOManager[str]):
 
     def read(self, city: City, path: Path) -> str:
         return path.read_text(encoding="utf-8")
+
+
+class DatasetFile(FilesystemIOManager[pa.RecordBatchReader]):
+    """Keeps a city's dataset as one GeoParquet file, written as its rows come."""
+
+    def handle_output(self, context: OutputContext, obj: object) -> None:
+        super().handle_output(context, obj)
+        path = self.path(self._city(context.asset_key.path), None)
+        rows = pyarrow.parquet.read_metadata(path).num_rows
+        context.add_output_metadata({"dagster/row_count": rows})
+
+    def path(self, city: City, partition: str | None) -> Path:
+        return city.dataset_path
+
+    def write(self, city: City, path: Path, value: pa.RecordBatchReader) -> None:
+        write_table(value, path)
+
+    def read(self, city: City, path: Path) -> pa.RecordBatchReader:
+        file = pyarrow.parquet.ParquetFile(path)
+        return pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches())
 
 
 def _pairs(value: object) -> Generator[tuple[str, Any], None, None]:
