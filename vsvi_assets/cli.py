@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +19,10 @@ from vsvi_assets.city import City, CityFileError, load_cities
 from vsvi_assets.database.debian import UNPACKED, InstallationError, unpack_postgis
 from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_port
-from vsvi_assets.files import atomic_write
-from vsvi_assets.orchestration.resources import PostgisResource
+from vsvi_assets.dataset.errors import DatasetError
+from vsvi_assets.files import DiskFullError, DiskGuard, atomic_write
+from vsvi_assets.mapillary.errors import RefusedTokenError
+from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
@@ -32,12 +35,17 @@ from vsvi_assets.views.status import city_status, status_lines, verification_lin
 
 ERRORS_FOR_PEOPLE = (
     CityFileError,
+    DatasetError,
+    DiskFullError,
     InstallationError,
     LocalPostgisError,
     PostgisError,
+    RefusedTokenError,
     SettingError,
     services.ServiceError,
 )
+
+OUTPUT = click.Path(path_type=Path)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -178,6 +186,136 @@ def qgis(city_name: str) -> None:
 
 
 @main.command()
+@click.argument("city_name", metavar="CITY")
+@click.option(
+    "--format",
+    "ending",
+    type=click.Choice(["parquet", "gpkg", "csv"]),
+    default="parquet",
+    help="GeoParquet (default), GeoPackage or CSV.",
+)
+@click.option("--output", type=OUTPUT, help="The file to write; its ending names the format.")
+@click.option("--shards", type=OUTPUT, help="Also write WebDataset tar files to this folder.")
+@click.option(
+    "--copies", type=OUTPUT, help="Also write photographs with EXIF and XMP to this folder."
+)
+@_explaining
+def export(
+    city_name: str, ending: str, output: Path | None, shards: Path | None, copies: Path | None
+) -> None:
+    """Write all of CITY as one table: a row per street point and image, gaps included."""
+    from vsvi_assets.dataset.exif import write_described_copies
+    from vsvi_assets.dataset.export import convert_table
+    from vsvi_assets.dataset.shards import write_shards
+
+    city = _city(city_name)
+    rows = _export(city)
+    path = output or city.dataset_path.with_suffix(f".{ending}")
+    if path != city.dataset_path:
+        convert_table(city.dataset_path, path)
+    click.echo(f"{path}: {rows:,} rows; `file` lies below {city.sequences_folder}")
+    if shards:
+        written = write_shards(city.dataset_path, city.sequences_folder, shards)
+        click.echo(f"{shards}: {len(written):,} shards")
+    if copies:
+        heading_at = city.views.heading_at if city.views else "centre"
+        count = write_described_copies(city.dataset_path, city.sequences_folder, copies, heading_at)
+        click.echo(f"{copies}: {count:,} photographs with EXIF and XMP")
+
+
+@main.command()
+@click.argument("city_name", metavar="CITY")
+@click.option("--output", type=OUTPUT, help="The folder to make, or a file that ends in .zip.")
+@click.option("--without-photographs", is_flag=True, help="The table and its descriptions alone.")
+@_explaining
+def freeze(city_name: str, output: Path | None, without_photographs: bool) -> None:
+    """Make a BagIt bag of CITY to publish: table, manifest, citation, photographs."""
+    from vsvi_assets.dataset.descriptions import citation
+    from vsvi_assets.dataset.freeze import freeze as freeze_dataset
+    from vsvi_assets.dataset.freeze import frozen_tiles
+
+    city = _city(city_name)
+    now = datetime.now(UTC)
+    path = output or Path.cwd() / f"{city.name}-{now:%Y-%m-%d}"
+    _export(city)
+    manifest = freeze_dataset(
+        path,
+        city=city.name,
+        city_file=city.model_dump(mode="json", exclude_unset=True),
+        services=city.services,
+        tiles=frozen_tiles(city),
+        table=city.dataset_path,
+        photographs=None if without_photographs else city.sequences_folder,
+        now=now,
+    )
+    counts = manifest.counts
+    click.echo(
+        f"{path}: {counts.street_points:,} street points, {counts.gaps:,} gaps, "
+        f"{counts.photographs:,} photographs, {counts.bytes:,} bytes\n\n"
+        f"Cite it as\n\n{citation(manifest)}"
+    )
+
+
+@main.command()
+@click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.option("--into", type=OUTPUT, help="The folder to make; default: <city>-rebuilt.")
+@_explaining
+def rebuild(manifest_path: Path, into: Path | None) -> None:
+    """Fetch the photographs of a frozen dataset again, and prove them by SHA-256."""
+    from vsvi_assets.dataset.manifest import count_photographs, read_manifest
+    from vsvi_assets.dataset.rebuild import WITHDRAWN_NAME, rebuild_city
+    from vsvi_assets.dataset.rebuild import rebuild as rebuild_dataset
+
+    manifest, table = read_manifest(manifest_path)
+    folder = (into or Path(f"{manifest.city}-rebuilt")).absolute()
+    _start_all()
+    city = rebuild_city(manifest, folder)
+    settings = Settings.from_environment()
+    with progress_on(sys.stderr) as progress:
+        found = rebuild_dataset(
+            manifest,
+            table,
+            MapillaryResource.from_settings(settings).client(city),
+            folder,
+            size=city.image_size,
+            guard=DiskGuard(folder, city.required_free_bytes),
+            settled=progress.counting(
+                city.name, count_photographs(table), "images", lambda line: None
+            ),
+        )
+    click.echo(f"{folder}: {found.proved:,} photographs are those that were frozen")
+    if found.withdrawn:
+        click.echo(
+            f"{len(found.withdrawn):,} are left out of Mapillary's answers; remove your copies of "
+            f"those that stay so for longer than a day: {folder / WITHDRAWN_NAME}"
+        )
+    failures = [f"image {image_id}: other bytes than were frozen" for image_id in found.other_bytes]
+    failures += [f"image {image_id}: {reason}" for image_id, reason in found.failed.items()]
+    if failures:
+        raise click.ClickException("\n".join(failures))
+
+
+@main.command()
+@click.argument("city_name", metavar="CITY")
+@_explaining
+def percept(city_name: str) -> None:
+    """Write what percept-vsvi-filter reads of CITY, and print the commands to run there."""
+    from vsvi_assets.dataset.percept import write_percept_inputs
+
+    city = _city(city_name)
+    _export(city)
+    folder = city.folder / "percept"
+    inputs = write_percept_inputs(city.dataset_path, city.sequences_folder, city.name, folder)
+    click.echo(f"# {inputs.photographs:,} photographs on the lists in {folder}")
+    if inputs.without_place:
+        click.echo(f"# {inputs.without_place:,} of them get no SQL: no compass angle or position")
+    if inputs.stale:
+        click.echo(f"# {len(inputs.stale):,} files are older than their photograph; made anew:")
+        click.echo("\n".join(f"#   {path}" for path in inputs.stale))
+    click.echo("\n".join(inputs.commands))
+
+
+@main.command()
 @_explaining
 def doctor() -> None:
     """Look at all that a run needs, and tell how to mend what is wrong."""
@@ -267,6 +405,16 @@ def _start_all() -> services.Started:
     started = services.start_all(environment, cities)
     os.environ.update(started.environment)
     return started
+
+
+def _export(city: City) -> int:
+    """Write a city's dataset as it is now, and return its number of rows."""
+    from vsvi_assets.database.dataset import dataset
+    from vsvi_assets.dataset.export import write_table
+
+    settings = _start_postgis()
+    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+    return write_table(dataset(postgis, city), city.dataset_path)
 
 
 def _materialize(

@@ -66,6 +66,7 @@ def test_a_terminal_shows_one_bar_an_asset_over_all_runs(project: Project) -> No
         "download_plan",
         "image_files",
         "coverage_report",
+        "dataset",
     ]
     assert all("100%" in line for line in last.values())
     assert "4 tiles" in last["tile_metadata"]

@@ -12,11 +12,13 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import CURSOR_ROWS, Postgis
+from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.photographs import ensure_photographs
-from vsvi_assets.database.queries import nearest_selected_image
+from vsvi_assets.database.queries import nearest_selected_image, row_count
 from vsvi_assets.database.schema import (
     IMAGES,
     PHOTOGRAPHS,
+    SELECTED_IMAGES,
     STREET_POINTS,
     Column,
     Table,
@@ -28,6 +30,10 @@ from vsvi_assets.photographs.states import State
 
 GAP, MISSING = "gap", "missing"
 """States of rows beyond those of photographs: no image near, and one not downloaded yet."""
+
+
+class NothingSelectedError(PostgisError):
+    """A city has no selection yet."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +121,13 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
 
     Raises
     ------
-    psycopg2.errors.UndefinedTable
-        When nothing is selected yet.
+    NothingSelectedError
+        When the city has no selection yet.
     """
+    if row_count(postgis, city, SELECTED_IMAGES) is None:
+        raise NothingSelectedError(
+            f"Nothing is selected for {city.name} yet: run `vsvi materialize {city.name}` first."
+        )
     ensure_photographs(postgis, city)
     query = sql.SQL(
         """

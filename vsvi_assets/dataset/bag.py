@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
+from vsvi_assets.dataset.errors import FolderExistsError
 from vsvi_assets.files import atomic_write, sync_folder
 
 _CHUNK_BYTES = 1 << 20
@@ -84,7 +85,7 @@ def new_bag(path: Path, info: Mapping[str, str]) -> Iterator[Bag]:
 
     Raises
     ------
-    FileExistsError
+    FolderExistsError
         When the folder is there already.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ def new_bag(path: Path, info: Mapping[str, str]) -> Iterator[Bag]:
             bag.finish(info)
         return
     if path.exists():
-        raise FileExistsError(f"{path} is there already; choose another name, or remove it")
+        raise FolderExistsError(path)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
 

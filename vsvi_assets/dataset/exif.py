@@ -5,15 +5,21 @@ Sources: CIPA DC-008 (Exif 2.32); Adobe XMP specification, parts 1 and 3; Google
 XMP (GPano); Creative Commons' recommendation for XMP.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
 from vsvi_assets.city.views import HeadingAt
+from vsvi_assets.dataset.errors import MissingPhotographError
+from vsvi_assets.dataset.manifest import table_rows
 from vsvi_assets.dataset.perspective import heading_of_centre
 from vsvi_assets.files import atomic_write
 from vsvi_assets.photographs.attribution import LICENCE, LICENCE_PAGE
@@ -33,6 +39,8 @@ _REQUIRED_DETAILS: dict[int, object] = {
     Base.FlashPixVersion: b"0100",
     Base.ColorSpace: 1,
 }
+_SAME_NAMES = ("compass_angle", "is_pano", "creator", "width", "height", "bytes", "sha256")
+_COLUMNS = ["image_id", "image_lon", "image_lat", "captured_at", "file", *_SAME_NAMES]
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP0, _APP1, _SCAN = 0xE0, 0xE1, 0xDA
 _NAMESPACES = {
@@ -89,6 +97,55 @@ def write_described_copy(
             file.write(b"\xff\xe1" + (len(payload) + 2).to_bytes(2, "big") + payload)
         file.writelines(after)
         file.write(memoryview(data)[picture:])
+
+
+def write_described_copies(
+    table: Path, photographs: Path, folder: Path, heading_at: HeadingAt, workers: int = 8
+) -> int:
+    """Write copies of all photographs of a table, by sequence; return their number.
+
+    Parameters
+    ----------
+    table
+        GeoParquet as `vsvi export` writes it, rows of one image beside each other.
+    photographs
+        The folder below which the table's `file` lie.
+    heading_at
+        Where in a panorama its compass angle lies.
+    workers
+        How many are written at a time.
+
+    Raises
+    ------
+    MissingPhotographError
+        When a photograph is not where it should be.
+    """
+    count = 0
+    with ThreadPoolExecutor(workers) as pool:
+
+        def copy(row: Mapping[str, Any]) -> None:
+            photograph = photographs / row["file"]
+            try:
+                write_described_copy(photograph, folder / row["file"], _record(row), heading_at)
+            except FileNotFoundError as error:
+                raise MissingPhotographError(photograph) from error
+
+        stored = (row for row in table_rows(table, _COLUMNS) if row["file"] is not None)
+        images = (next(rows) for _, rows in groupby(stored, key=itemgetter("image_id")))
+        while batch := list(islice(images, 100 * workers)):
+            count += sum(1 for _ in pool.map(copy, batch))
+    return count
+
+
+def _record(row: Mapping[str, Any]) -> ImageRecord:
+    captured_at = row["captured_at"]
+    return ImageRecord(
+        id=row["image_id"],
+        lon=row["image_lon"],
+        lat=row["image_lat"],
+        captured_at=None if captured_at is None else round(captured_at.timestamp() * 1000),
+        **{name: row[name] for name in _SAME_NAMES},
+    )
 
 
 def _segments(data: bytes, path: Path) -> Iterator[tuple[int, int, int]]:

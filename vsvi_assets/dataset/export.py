@@ -48,6 +48,15 @@ def write_table(rows: pa.RecordBatchReader, path: Path) -> int:
     return writers[path.suffix](rows, path)
 
 
+def convert_table(table: Path, path: Path) -> int:
+    """Write a GeoParquet file of `write_table` once more, in the format of the path's ending."""
+    with pyarrow.parquet.ParquetFile(table) as file:
+        names = [name for name in file.schema_arrow.names if name != "geometry"]
+        schema = pa.schema([file.schema_arrow.field(name) for name in names])
+        batches = file.iter_batches(_ROWS_PER_GROUP, columns=names)
+        return write_table(pa.RecordBatchReader.from_batches(schema, batches), path)
+
+
 def _write_geoparquet(rows: pa.RecordBatchReader, path: Path) -> int:
     """Write GeoParquet 1.1.0 (https://geoparquet.org/releases/v1.1.0/), geometry as WKB."""
     bounds = _Bounds()

@@ -15,8 +15,10 @@ import pyarrow.compute
 import pyarrow.parquet
 import yaml
 
+from vsvi_assets.city import City
 from vsvi_assets.dataset.bag import new_bag
 from vsvi_assets.dataset.descriptions import abstract, attribution, citation_file, croissant
+from vsvi_assets.dataset.errors import ChangedPhotographError, MissingPhotographError
 from vsvi_assets.dataset.manifest import (
     MANIFEST_NAME,
     PHOTOGRAPHS_FOLDER,
@@ -28,21 +30,10 @@ from vsvi_assets.dataset.manifest import (
     frozen_photographs,
     table_rows,
 )
-from vsvi_assets.dataset.shards import MissingPhotographError
 from vsvi_assets.photographs.sidecar import sha256_of
 from vsvi_assets.settings import PROJECT_PAGE
 
 _PACKAGES = ("vsvi-assets", "dagster", "geopandas", "numpy", "osmnx", "pillow", "pyarrow")
-
-
-class ChangedPhotographError(Exception):
-    """A photograph is not the one that was downloaded."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            f"{path} has another SHA-256 than when it was downloaded. Delete it and run "
-            "`vsvi materialize` for this city, then export and freeze it again."
-        )
 
 
 def freeze(
@@ -73,7 +64,7 @@ def freeze(
     ------
     MissingPhotographError, ChangedPhotographError
         When a photograph is not what the table says.
-    FileExistsError
+    FolderExistsError
         When `path` is a folder that is there already.
     """
     summary = _summary(table)
@@ -116,6 +107,20 @@ def freeze(
                 if found != photograph.sha256:
                     raise ChangedPhotographError(source)
     return manifest
+
+
+def frozen_tiles(city: City) -> list[FrozenTile]:
+    """Return when each of a city's tiles on disk was fetched, and the SHA-256 of its file."""
+    paths = {key: city.tile_path(key) for key in city.tile_keys}
+    return [
+        FrozenTile(
+            tile=key,
+            fetched_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
+            sha256=sha256_of(path),
+        )
+        for key, path in paths.items()
+        if path.exists()
+    ]
 
 
 @dataclass(frozen=True)

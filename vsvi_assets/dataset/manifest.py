@@ -11,6 +11,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from vsvi_assets.dataset.errors import ManifestError
 from vsvi_assets.photographs.attribution import LICENCE, LICENCE_PAGE
 from vsvi_assets.photographs.sidecar import sha256_of
 
@@ -21,10 +22,6 @@ STREETS_LICENCE = "© OpenStreetMap contributors, ODbL 1.0"
 STREETS_LICENCE_PAGE = "https://www.openstreetmap.org/copyright"
 
 _ROWS_AT_A_TIME = 10_000
-
-
-class ManifestError(ValueError):
-    """A manifest, or the table beside it, that cannot be used."""
 
 
 class _Part(BaseModel):

@@ -10,6 +10,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vsvi_assets.city import City
+from vsvi_assets.dataset.errors import ManifestError
 from vsvi_assets.dataset.manifest import (
     MANIFEST_NAME,
     PHOTOGRAPHS_FOLDER,
@@ -24,6 +26,7 @@ from vsvi_assets.photographs.sidecar import IMAGE_PAGE
 
 WITHDRAWN_NAME = "withdrawn.txt"
 
+_KEYS = ("bounding_box", "image_size", "num_retries", "required_disk_space")
 _COLUMNS = [
     *("image_id", "sequence_id", "file", "sha256"),
     *("image_lon", "image_lat", "captured_at", "compass_angle", "is_pano"),
@@ -63,6 +66,23 @@ class Rebuilt:
     other_bytes: list[int] = field(default_factory=list)
     withdrawn: list[int] = field(default_factory=list)
     failed: dict[int, str] = field(default_factory=dict)
+
+
+def rebuild_city(manifest: Manifest, folder: Path) -> City:
+    """Return the city of a frozen dataset, with those keys that its photographs depend on.
+
+    Raises
+    ------
+    ManifestError
+        When the frozen city file cannot be used.
+    """
+    content = {key: manifest.city_file[key] for key in _KEYS if key in manifest.city_file}
+    try:
+        return City.parse(
+            content | {"services": manifest.services}, name=manifest.city, data_dir=folder
+        )
+    except ValueError as error:
+        raise ManifestError(f"The city file in the manifest cannot be used: {error}") from error
 
 
 def rebuild(

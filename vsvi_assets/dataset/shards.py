@@ -13,25 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow as pa
+import pyarrow.parquet
 
+from vsvi_assets.dataset.errors import MissingPhotographError
+from vsvi_assets.dataset.manifest import table_rows
 from vsvi_assets.files import atomic_write
 
 IMAGES_PER_SHARD = 10_000
 
 
-class MissingPhotographError(Exception):
-    """A photograph that is said to be on disk is not there."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            f"{path} is listed as stored, but is not there. "
-            "Run `vsvi materialize` for this city: it fetches what is missing."
-        )
-
-
 def write_shards(
-    rows: pa.RecordBatchReader,
+    table: Path,
     photographs: Path,
     folder: Path,
     images_per_shard: int = IMAGES_PER_SHARD,
@@ -42,10 +34,11 @@ def write_shards(
 
     Parameters
     ----------
-    rows
-        One row per point and image, with the columns `image_id`, `file` (path of the
-        photograph below `photographs`, null where there is none) and any others. Rows of the
-        same image follow each other. The image's JSON file is the list of its rows.
+    table
+        GeoParquet as `vsvi export` writes it, rows of one image beside each other. The
+        image's JSON file is the list of its rows.
+    photographs
+        The folder below which the table's `file` lie.
 
     Raises
     ------
@@ -53,7 +46,7 @@ def write_shards(
         When a photograph is not where it should be; shards before it are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    samples = _samples(rows)
+    samples = _samples(table)
     shards: list[Path] = []
     while sample := next(samples, None):
         path = folder / f"shard-{len(shards):06}.tar"
@@ -65,11 +58,12 @@ def write_shards(
     return shards
 
 
-def _samples(rows: pa.RecordBatchReader) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each image that has a photograph."""
-    stored = (row for batch in rows for row in batch.to_pylist() if row["file"] is not None)
-    for _, group in groupby(stored, key=itemgetter("image_id")):
-        yield list(group)
+def _samples(table: Path) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each image that has a photograph, without their geometry."""
+    names = [name for name in pyarrow.parquet.read_schema(table).names if name != "geometry"]
+    stored = (row for row in table_rows(table, names) if row["file"] is not None)
+    for _, rows in groupby(stored, key=itemgetter("image_id")):
+        yield list(rows)
 
 
 def _write_shard(path: Path, samples: Iterable[list[dict[str, Any]]], photographs: Path) -> None:

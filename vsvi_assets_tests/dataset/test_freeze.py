@@ -13,15 +13,19 @@ import yaml
 
 from vsvi_assets.dataset.bag import new_bag
 from vsvi_assets.dataset.descriptions import citation
-from vsvi_assets.dataset.freeze import ChangedPhotographError, freeze
+from vsvi_assets.dataset.errors import (
+    ChangedPhotographError,
+    FolderExistsError,
+    ManifestError,
+    MissingPhotographError,
+)
+from vsvi_assets.dataset.freeze import freeze
 from vsvi_assets.dataset.manifest import (
     FrozenTile,
     Manifest,
-    ManifestError,
     frozen_photographs,
     read_manifest,
 )
-from vsvi_assets.dataset.shards import MissingPhotographError
 from vsvi_assets_tests.dataset.parts import photograph, row, write_photographs, written_table
 
 ROWS = [row(number) for number in range(75)]
@@ -127,7 +131,7 @@ def test_a_changed_or_lost_photograph_freezes_nothing(tmp_path: Path) -> None:
 def test_a_folder_that_is_there_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "frozen").mkdir()
     (tmp_path / "frozen" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="there already"):
+    with pytest.raises(FolderExistsError, match="there already"):
         frozen(tmp_path)
     assert [path.name for path in (tmp_path / "frozen").iterdir()] == ["mine.txt"]
 
