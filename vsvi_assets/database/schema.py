@@ -165,7 +165,7 @@ SELECTED_IMAGES = Table(
         Column("sequence_id", pa.string(), "The image's sequence.", nullable=False),
         Column("distance", pa.float64(), "Metres between the two."),
     ),
-    indexes=(("btree", "sequence_id"), ("btree", "street_point_id")),
+    indexes=(("btree", "sequence_id"), ("btree", "street_point_id"), ("btree", "image_id")),
 )
 
 PHOTOGRAPHS = Table(

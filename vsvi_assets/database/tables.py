@@ -213,7 +213,11 @@ def selected_images_table(selection: pa.Table) -> NewTable:
         },
         rows=[selection],
         query=sql.SQL("SELECT * FROM pg_temp.staging ORDER BY sequence_id, image_id"),
-        indexes=[sql.SQL("btree (sequence_id)"), sql.SQL("btree (street_point_id)")],
+        indexes=[
+            sql.SQL("btree (sequence_id)"),
+            sql.SQL("btree (street_point_id)"),
+            sql.SQL("btree (image_id)"),
+        ],
     )
 
 

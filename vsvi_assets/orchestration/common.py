@@ -1,9 +1,10 @@
 """What the assets of a city have in common."""
 
+from datetime import datetime
 from typing import Any
 
 from dagster import Any as DagsterAny
-from dagster import AssetIn, AssetKey, Config
+from dagster import AssetExecutionContext, AssetIn, AssetKey, Config
 from pydantic import Field
 
 from vsvi_assets.city import City
@@ -23,13 +24,36 @@ REFRESH_TAG = "vsvi/refresh"
 """The run tag of a scheduled refresh: tiles older than the tick are fetched anew."""
 
 
+RETRY_TAG = "dagster/retry_number"
+"""The run tag by which Dagster's daemon marks a run that repeats one whose process died."""
+
+
 class Fetch(Config):
     """How to treat what is on disk already."""
 
     overwrite: bool = Field(
         default=False,
-        description="Fetch anew what is on disk; a file is replaced only by a whole new one.",
+        description=(
+            "Fetch again what is on disk, each tile and each image once over all attempts of the "
+            "run. A file is replaced only by a whole new one."
+        ),
     )
+
+
+def began(context: AssetExecutionContext) -> datetime:
+    """Return when the run was created (UTC), which each of its attempts has in common.
+
+    For a run that repeats another one whose process died it is when that one was created.
+    """
+    run = context.run
+    while RETRY_TAG in run.tags and run.parent_run_id:
+        parent = context.instance.get_run_by_id(run.parent_run_id)
+        if parent is None:  # deleted meanwhile
+            break
+        run = parent
+    record = context.instance.get_run_record_by_id(run.run_id)
+    assert record
+    return record.create_timestamp
 
 
 def asset_key(city: City, name: str) -> AssetKey:

@@ -5,10 +5,12 @@ test_dagster_internals.py fails when Dagster changes underneath it.
 """
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,9 @@ from dagster._core.launcher import LaunchRunContext as LaunchRunContext
 from dagster._core.launcher import WorkerStatus as WorkerStatus
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._core.storage.tags import GRPC_INFO_TAG
+
+BATCH = 200
+"""How many materializations are recorded together."""
 
 SHORTEST_WAIT = 0.1
 """Seconds between two looks at a pool that is full."""
@@ -124,18 +129,28 @@ def add_partition_metadata(
 
 
 def record_together(
-    context: AssetExecutionContext, materializations: Sequence[AssetMaterialization]
+    context: AssetExecutionContext,
+    materializations: Iterable[AssetMaterialization],
+    seconds: float = math.inf,
 ) -> None:
-    """Record materializations in batches of DAGSTER_EVENT_BATCH_SIZE.
+    """Record materializations, many in each write where DAGSTER_EVENT_BATCH_SIZE allows it.
 
     `context.log_event` records one at a time, for minutes where there are thousands.
+
+    Parameters
+    ----------
+    seconds
+        After so many no further ones are begun.
     """
-    step, batch = context.get_step_execution_context(), generate_event_batch_id()
-    for number, materialization in enumerate(materializations, 1):
-        is_last = number == len(materializations)
-        DagsterEvent.asset_materialization(
-            step, materialization, DagsterEventBatchMetadata(batch, is_last)
-        )
+    step, deadline = context.get_step_execution_context(), time.monotonic() + seconds
+    remaining = iter(materializations)
+    while time.monotonic() < deadline and (some := list(islice(remaining, BATCH))):
+        batch = generate_event_batch_id()
+        for materialization in some:
+            is_last = materialization is some[-1]
+            DagsterEvent.asset_materialization(
+                step, materialization, DagsterEventBatchMetadata(batch, is_last)
+            )
 
 
 def is_in_a_backfill(instance: DagsterInstance, key: AssetKey) -> bool:

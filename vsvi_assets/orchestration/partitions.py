@@ -14,6 +14,8 @@ Value = TypeVar("Value")
 
 SECONDS_BEFORE_RECORDING = 30.0
 SECONDS_BETWEEN_RECORDS = 1.0
+SECONDS_TO_END = 5.0
+"""How long what is stored is still being recorded once a run breaks off."""
 
 
 class Partition(NamedTuple, Generic[Value]):
@@ -36,8 +38,8 @@ def hand_over(
 
     Where all goes well, Dagster itself records a materialization of every partition at the end
     of the run, with the metadata given here. Where the run breaks off, at whatever point, it
-    would record none: those stored until then are recorded here, together, so that a retry
-    takes the rest.
+    would record none: those stored until then are recorded here, as many as a few seconds
+    allow. The next run finds the others stored.
 
     In a run that lasts, partitions are recorded as they come too, so that the UI shows them
     as materialized. A record takes tens of milliseconds and is repeated at the end, so there
@@ -65,6 +67,6 @@ def hand_over(
                     context.log_event(materialization(unrecorded.popleft()))
                     next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
     except BaseException:
-        record_together(context, [materialization(key) for key in unrecorded])
+        record_together(context, map(materialization, unrecorded), SECONDS_TO_END)
         raise
     add_partition_metadata(context, stored)

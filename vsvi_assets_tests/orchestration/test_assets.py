@@ -77,6 +77,19 @@ def test_overwriting_fetches_tiles_anew(project: Project) -> None:
     assert set(project.sandbox.stats.tiles_asked.values()) == {2}
 
 
+def test_overwriting_fetches_each_tile_once_over_all_attempts(project: Project) -> None:
+    city = project.write_city(num_retries=0)
+    project.materialize(city, "tile_metadata", partitions=city.tile_keys)
+    bad, *others = city.tile_keys
+    project.sandbox.faults = Faults(by_tile={bad: Fault.SERVER_ERROR}, most=1)
+    result = project.materialize(
+        city, "tile_metadata", partitions=city.tile_keys, overwrite=True, raise_on_error=False
+    )
+    assert was_retried(result)
+    asked = project.sandbox.stats.tiles_asked
+    assert {asked[key] for key in others} == {2}
+
+
 def reference_tile(ids: list[int]) -> str:
     """Return a tile file as percept-vsvi-filter writes it."""
     features = [
@@ -346,6 +359,23 @@ def test_overwriting_fetches_photographs_anew(project: Project, city: City) -> N
     keys = project.sequences(city)
     project.materialize(city, "image_files", partitions=keys, overwrite=True)
     assert set(project.sandbox.stats.images_served.values()) == {2}
+
+
+def test_overwriting_fetches_each_photograph_once_over_all_attempts(
+    project: Project, city: City
+) -> None:
+    project.materialize_images(city)
+    ids = selected_ids(city)
+    project.sandbox.faults = Faults(by_image={ids[0]: Fault.RESET})
+    result = project.materialize(
+        city,
+        "image_files",
+        partitions=project.sequences(city),
+        overwrite=True,
+        raise_on_error=False,
+    )
+    assert was_retried(result)
+    assert {project.sandbox.stats.images_served[image_id] for image_id in ids[1:]} == {2}
 
 
 def test_a_refused_token_ends_the_run_at_once_in_one_sentence(project: Project, city: City) -> None:

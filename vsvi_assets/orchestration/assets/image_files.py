@@ -18,7 +18,14 @@ from vsvi_assets.database.photographs import PhotographRecords, latest_stored, t
 from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskGuard, update_lines
 from vsvi_assets.orchestration.columns import SIDECAR_FILE
-from vsvi_assets.orchestration.common import MAPILLARY_POOL, Fetch, asset_key, identity, upstream
+from vsvi_assets.orchestration.common import (
+    MAPILLARY_POOL,
+    Fetch,
+    asset_key,
+    began,
+    identity,
+    upstream,
+)
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.partitions import Partition, hand_over
 from vsvi_assets.orchestration.resources import MapillaryResource
@@ -30,7 +37,6 @@ from vsvi_assets.photographs.downloads import (
     SequenceJob,
     SequenceResult,
     download_sequences,
-    utc_now,
 )
 from vsvi_assets.photographs.sidecar import Sidecar
 from vsvi_assets.photographs.states import State
@@ -98,7 +104,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
                 size=city.image_size,
                 services=city.services,
                 guard=DiskGuard(city.sequences_folder, city.required_free_bytes),
-                fetched_before=utc_now() if config.overwrite else None,
+                fetched_before=began(context) if config.overwrite else None,
                 witnesses=latest_stored(postgis, city, MAX_WITNESSES),
                 settled=progress.counting(
                     context.asset_key.to_user_string(),

@@ -21,7 +21,7 @@ from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.checks.tile_metadata import TileSurvey
 from vsvi_assets.orchestration.columns import TILE_FILE
-from vsvi_assets.orchestration.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, identity
+from vsvi_assets.orchestration.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, began, identity
 from vsvi_assets.orchestration.partitions import Partition, hand_over
 from vsvi_assets.orchestration.resources import MapillaryResource
 from vsvi_assets.orchestration.retries import retry_boundary
@@ -52,11 +52,11 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
         survey = TileSurvey(city)
 
         def partitions() -> Generator[Partition[TileImages], None, None]:
-            outdated_before = _outdated_before(context, city)
+            outdated_before = _outdated_before(context, city, config)
             absent = []
             for key in context.partition_keys:
                 path = city.tile_path(key)
-                if config.overwrite or not path.exists() or path.stat().st_mtime < outdated_before:
+                if not path.exists() or path.stat().st_mtime < outdated_before:
                     absent.append(key)
                 else:
                     try:
@@ -97,11 +97,13 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
     return tile_metadata
 
 
-def _outdated_before(context: AssetExecutionContext, city: City) -> float:
-    """Return from when, in seconds since 1970, a tile on disk serves this run.
+def _outdated_before(context: AssetExecutionContext, city: City, config: Fetch) -> float:
+    """Return since when, in seconds since 1970, a tile must be on disk to serve this run.
 
-    A refresh takes no tile that is older than its tick. One that it fetched itself it keeps,
-    however often it is retried.
+    A refresh takes no tile that is older than its tick, an overwriting run none that is older
+    than the run. What it fetched itself it keeps, however often it is retried.
     """
+    if config.overwrite:
+        return began(context).timestamp()
     tick = city.latest_tick(datetime.now(UTC)) if REFRESH_TAG in context.run.tags else None
     return tick.timestamp() if tick else 0.0
