@@ -22,6 +22,7 @@ from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, Mapillary
 from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
 from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar, image_path, write_sidecar
 from vsvi_assets.sandbox import TOKEN, StreetImage, World
+from vsvi_assets.settings import Settings
 
 LATENCY = 0.05
 PHOTOGRAPH_BYTES = 500_000
@@ -57,11 +58,7 @@ def ids_of(job: SequenceJob) -> list[int]:
 
 def client(environment: Mapping[str, str]) -> Mapillary:
     """Return a client of a sandbox."""
-    return Mapillary(
-        lambda: TOKEN,
-        tiles_url=environment["MAPILLARY_TILES_URL"],
-        graph_url=environment["MAPILLARY_GRAPH_URL"],
-    )
+    return Mapillary(Settings.from_environment(environment).services_of("mapillary"))
 
 
 # In processes of their own

@@ -54,6 +54,11 @@ class ServiceAddresses:
     contact: str
     read_token: Callable[[], str] = field(repr=False, compare=False)
 
+    @property
+    def user_agent(self) -> str:
+        """The User-Agent of every request to these services."""
+        return user_agent(self.contact)
+
     def token(self) -> str:
         """Return the token of the tile server and the Graph API.
 
@@ -182,11 +187,8 @@ class Settings:
 
     @property
     def user_agent(self) -> str:
-        """The User-Agent of every request: program, version, and whom to contact.
-
-        Overpass answers 406 to those that libraries send by default (drolbr/Overpass-API#791).
-        """
-        return f"vsvi-assets/{version('vsvi-assets')} (+{self.contact})"
+        """The User-Agent of every request."""
+        return user_agent(self.contact)
 
     def services_of(self, name: ServicesName) -> ServiceAddresses:
         """Return the services that a city file names by its key `services`.
@@ -244,6 +246,14 @@ class Settings:
                 f"{self.token_file}, or set MAPILLARY_TOKEN."
             )
         return token
+
+
+def user_agent(contact: str) -> str:
+    """Return the User-Agent of every request: program, version, and whom to contact.
+
+    Overpass answers 406 to those that libraries send by default (drolbr/Overpass-API#791).
+    """
+    return f"vsvi-assets/{version('vsvi-assets')} (+{contact})"
 
 
 def _notifications(environ: Mapping[str, str]) -> NotificationSettings:

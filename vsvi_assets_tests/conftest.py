@@ -15,7 +15,7 @@ from dagster import DagsterInstance
 from psycopg2 import sql
 
 from vsvi_assets.database.server import LocalPostgis
-from vsvi_assets.mapillary.client import shared_pacers
+from vsvi_assets.mapillary.client import shared_paces
 from vsvi_assets.sandbox import Sandbox
 from vsvi_assets_tests.project import Project, small_world
 
@@ -36,7 +36,7 @@ def temporary_postgis() -> Iterator[LocalPostgis]:
 @pytest.fixture(autouse=True)
 def _no_pace_of_another_test() -> None:
     """Forget how fast services allowed to be asked: a port may be given out again."""
-    shared_pacers.cache_clear()
+    shared_paces.cache_clear()
 
 
 @pytest.fixture(scope="session")

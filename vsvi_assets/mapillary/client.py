@@ -6,17 +6,14 @@ Source: https://www.mapillary.com/developer/api-documentation
 import functools
 import json
 import random
-import re
-import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from importlib.metadata import version
+from itertools import chain
 from typing import Any, Literal, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -24,37 +21,36 @@ import mercantile
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.exceptions import InvalidHeader, InvalidSchema
 
+from vsvi_assets.mapillary.connections import connection_error, reading_error
 from vsvi_assets.mapillary.errors import (
-    InvalidImageError,
     MalformedTileError,
     MapillaryError,
-    OversizedImageError,
     RefusedRequestError,
-    RefusedTokenError,
     Service,
     StoppedError,
     ThrottledError,
+    TileNotFoundError,
     TransientError,
     UnavailableError,
     UnreachableError,
     answer_error,
     cut_short,
+    is_block,
 )
-from vsvi_assets.mapillary.pacing import Pacer, TileBudget
+from vsvi_assets.mapillary.pacing import Pace, TileGate
 from vsvi_assets.mapillary.tiles import MAX_TILE_BYTES, TileImages, decode_tile, tile_name
-from vsvi_assets.photographs.jpeg import MAX_BYTES, check_jpeg
+from vsvi_assets.mapillary.token import ClientToken, hide_tokens_in_logs
+from vsvi_assets.proxies import proxies_for
+from vsvi_assets.settings import ServiceAddresses
 
-USER_AGENT = f"vsvi-assets/{version('vsvi-assets')} (vsvi_assets, street-view images by city)"
 IMAGES_PER_REQUEST = 50
 """Image ids in one request for links, as other clients of the service use it."""
 
-LINK_REQUESTS_PER_SECOND = 75.0
-TILE_REQUESTS_PER_SECOND = 75.0
-IMAGE_REQUESTS_PER_SECOND = 500.0
-"""Ceilings at half the documented limits of searches and entities: two runs may ask at a time.
-Tiles have a limit a day alone (`TileBudget`), and are asked for no faster than links."""
+REQUESTS_PER_SECOND = {Service.TILES: 1000.0, Service.GRAPH: 75.0, Service.IMAGES: 500.0}
+"""Most requests of a process. Half the documented limits (10,000 searches and 60,000 entities a
+minute, https://www.mapillary.com/developer/api-documentation#rate-limits), so that two may run
+at a time. Tiles have a `TileGate`, which is far slower."""
 
 RETRIES_ALONE = 2
 """How often the request for one image is repeated that failed together with others before."""
@@ -73,7 +69,7 @@ SLOWEST_BYTES_PER_SECOND = 100
 """A body that comes more slowly than this, the first minute aside, is given up."""
 
 CONNECT_SECONDS = 5.0
-"""Within which a server takes a connection; nothing can interrupt that wait."""
+"""Within which a server takes a connection."""
 
 MAX_NAME_LENGTH = 200
 MAX_REDIRECTS = 5
@@ -81,6 +77,7 @@ MAX_CONNECTIONS = 256
 MAX_BACKOFF = 60.0
 CHUNK_BYTES = 65_536
 
+Authorization = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 ImageSize = Literal["original", "2048", "1024", "256"]
 T = TypeVar("T")
 
@@ -124,138 +121,68 @@ class Links:
         )
 
 
-class _Authorization(requests.auth.AuthBase):
-    """Sets the token, or none; either way requests looks for no credentials elsewhere."""
-
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token is not None:
-            request.headers["Authorization"] = f"OAuth {self._token}"
-        return request
-
-
 class _Session(requests.Session):
-    """Leaves redirects to the client, which knows where the token may go."""
+    """Leaves redirects to the client, which knows which may be followed."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
 
-class _Adapter(HTTPAdapter):
-    """Knows the sockets of its connections, so that threads which wait on one can be woken."""
-
-    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        super().init_poolmanager(*arguments, **options)
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._lock = threading.Lock()
-        self.poolmanager.pool_classes_by_scheme = {
-            "http": self._known(urllib3.HTTPConnectionPool),
-            "https": self._known(urllib3.HTTPSConnectionPool),
-        }
-
-    def cut(self) -> None:
-        """Shut down all connections; who waits on one gets an error at once."""
-        with self._lock:
-            sockets = list(self._sockets)
-        for open_socket in sockets:
-            with suppress(OSError):  # it was closed meanwhile
-                open_socket.shutdown(socket.SHUT_RDWR)
-
-    def _known(self, pool: type[Any]) -> type[Any]:
-        """Return a kind of pool whose connections enter their sockets here."""
-
-        def connect(connection: Any) -> None:
-            pool.ConnectionCls.connect(connection)
-            with self._lock:
-                self._sockets.add(connection.sock)
-
-        connection_class = type("Connection", (pool.ConnectionCls,), {"connect": connect})
-        return type(pool.__name__, (pool,), {"ConnectionCls": connection_class})
-
-
 @functools.cache
-def shared_pacers(tiles_url: str, graph_url: str) -> dict[Service, Pacer]:
-    """Return the pacers of these services, which all clients of the process share."""
-    return {
-        Service.TILES: Pacer(TILE_REQUESTS_PER_SECOND),
-        Service.GRAPH: Pacer(LINK_REQUESTS_PER_SECOND),
-        Service.IMAGES: Pacer(IMAGE_REQUESTS_PER_SECOND),
-    }
+def shared_paces(tiles_url: str, graph_url: str) -> dict[Service, Pace]:
+    """Return the paces of these services, which all clients of the process share."""
+    return {service: Pace(per_second) for service, per_second in REQUESTS_PER_SECOND.items()}
 
 
 class Mapillary:
     """The client that all threads of a process share; further clients share its pace.
 
-    The token goes to the hosts of `tiles_url` and `graph_url` alone, in a header, and appears
-    in no URL and no error.
+    The token goes to the tile server as a query parameter, to the Graph API in a header, and
+    nowhere else: no redirect of these two is followed. It appears in no error and in no log.
 
     Parameters
     ----------
-    token
-        Returns the client token; called when it is first needed.
-    tiles_url, graph_url
-        Where the two services are.
+    services
+        Where the services are, and the token, which is read when it is first needed.
+    tile_gate
+        Gives the turns of the tile requests. None: for images alone.
     num_retries
         How often what failed transiently is tried again.
     backoff
         Seconds; before retry n (from 0) a random time up to backoff * 2**n passes.
-    tile_budget
-        Counts the tile requests of the day; None: they are not counted.
     timeout
         Seconds without a byte after which a connection counts as dead.
     """
 
     def __init__(
         self,
-        token: Callable[[], str],
+        services: ServiceAddresses,
         *,
-        tiles_url: str = "https://tiles.mapillary.com",
-        graph_url: str = "https://graph.mapillary.com",
+        tile_gate: TileGate | None = None,
         num_retries: int = 8,
         backoff: float = 1.0,
-        tile_budget: TileBudget | None = None,
         timeout: float = 30.0,
     ) -> None:
-        self._token = functools.cache(lambda: _checked_token(token()))
-        self._tiles_url = tiles_url.rstrip("/")
-        self._graph_url = graph_url.rstrip("/")
-        self._token_origins = {_origin(self._tiles_url), _origin(self._graph_url)}
-        self._schemes = {"https"} | {scheme for scheme, *_ in self._token_origins}
+        hide_tokens_in_logs()
+        self._services = services
+        self.tile_gate = tile_gate
         self.num_retries = num_retries
         self._backoff = backoff
-        self.tile_budget = tile_budget
         self._timeout = timeout
-        self._pacers = shared_pacers(self._tiles_url, self._graph_url)
+        own_urls = (services.tiles_url, services.graph_url)
+        self._schemes = {"https", *(urlsplit(url).scheme for url in own_urls)}
+        self._paces = shared_paces(services.tiles_url, services.graph_url)
         # In one thread: several would be no faster, and keep the memory of a large tile each.
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._session = _Session()
-        self._session.headers["User-Agent"] = USER_AGENT
-        self._adapter = _Adapter(pool_maxsize=MAX_CONNECTIONS)
+        self._session.headers["User-Agent"] = services.user_agent
+        adapter = HTTPAdapter(pool_maxsize=MAX_CONNECTIONS)
         for scheme in ("https://", "http://"):
-            self._session.mount(scheme, self._adapter)
+            self._session.mount(scheme, adapter)
 
-    @contextmanager
-    def workers(self, count: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
-        """Give a pool of threads to make requests in, and an event to hand to each request.
-
-        When the block is left by an exception the event is set and requests under way are cut
-        off: no thread outlives the block.
-        """
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(count, thread_name_prefix="mapillary")
-        try:
-            yield pool, stop
-        except BaseException:
-            stop.set()
-            end = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True})
-            end.start()
-            while end.is_alive():
-                self._adapter.cut()
-                end.join(0.02)
-            raise
-        pool.shutdown()
+    @functools.cached_property
+    def _token(self) -> ClientToken:
+        return ClientToken(self._services.token())
 
     def tile_images(self, tile: mercantile.Tile, stop: threading.Event | None = None) -> TileImages:
         """Fetch a tile of Mapillary's public coverage and return its images.
@@ -263,21 +190,30 @@ class Mapillary:
         Raises
         ------
         MapillaryError
-            `TransientError` when it could not be had in all attempts, `InvalidTileError`,
-            `UnavailableError`, `RefusedRequestError`, `RefusedTokenError`, `TileBudgetError`,
-            `StoppedError` when `stop` was set.
+            `TransientError` when all attempts failed, `TileNotFoundError`, `InvalidTileError`,
+            `RefusedRequestError`; and what holds for all tiles: `AddressBlockedError`,
+            `TileBudgetError`, `RefusedTokenError`, `ConnectionSettingsError`, `StoppedError`
+            when `stop` was set.
         """
-        url = f"{self._tiles_url}/maps/vtp/mly1_public/2/{tile.z}/{tile.x}/{tile.y}"
+        if self.tile_gate is None:
+            raise ValueError("a client without a tile gate asks for no tiles")
+        gate = self.tile_gate
+        url = f"{self._services.tiles_url}/maps/vtp/mly1_public/2/{tile.z}/{tile.x}/{tile.y}"
         name = tile_name(tile)
 
         def attempt(stop: threading.Event) -> TileImages:
-            if self.tile_budget:
-                self.tile_budget.spend()
+            gate.wait_turn(stop)
             data = self._body(url, Service.TILES, name, stop, MAX_TILE_BYTES)
             try:
-                return self._decoder.submit(decode_tile, data, tile).result()
+                return self._decoder.submit(decode, data, stop).result()
             except MalformedTileError as error:
-                raise TransientError(str(error)) from error
+                failure = TransientError(self._token.hidden_in(str(error)))
+            raise failure
+
+        def decode(data: bytes, stop: threading.Event) -> TileImages:
+            if stop.is_set():
+                raise StoppedError(f"{name}: stopped")
+            return decode_tile(data, tile)
 
         return self._retrying(attempt, stop)
 
@@ -313,14 +249,18 @@ class Mapillary:
     ) -> Links:
         field_name = f"thumb_{size}_url"
         url = (
-            f"{self._graph_url}/images?image_ids={','.join(map(str, ids))}"
+            f"{self._services.graph_url}/images?image_ids={','.join(map(str, ids))}"
             f"&fields=id,{field_name},creator"
         )
         name = f"links of {len(ids)} images from {ids[0]}" if len(ids) > 1 else f"image {ids[0]}"
 
         def attempt(stop: threading.Event) -> dict[int, ImageLink]:
             body = self._body(url, Service.GRAPH, name, stop, MAX_ANSWER_BYTES)
-            return _links(body, field_name, name)
+            links = _links(body, field_name)
+            if links is None:
+                text = self._token.hidden_in(body[:MAX_ERROR_BYTES].decode("latin-1"))
+                raise TransientError(f"{name}: the answer is no list: {cut_short(text)}")
+            return links
 
         links = self._retrying(attempt, stop, retries)
         found = {image_id: links[image_id] for image_id in ids if image_id in links}
@@ -369,35 +309,8 @@ class Mapillary:
         MapillaryError
             As `tile_images` does, and `StaleLinkError`. Nothing is tried again here.
         """
-        with self._answer(link.url, Service.IMAGES, f"image {link.id}", stop) as response:
-            yield from _chunks(response, f"image {link.id}", stop)
-
-    def image_size(self, link: ImageLink, stop: threading.Event | None = None) -> int:
-        """Fetch an image and return its length in bytes.
-
-        It is fetched whole, since an image server need not tell the length beforehand.
-
-        Raises
-        ------
-        MapillaryError
-            As `tile_images` does, `StaleLinkError`, and `OversizedImageError`.
-        """
-
-        def attempt(stop: threading.Event) -> int:
-            image = bytearray()
-            for chunk in self.image_chunks(link, stop):
-                image += chunk
-                if len(image) > MAX_BYTES:
-                    raise OversizedImageError(f"image {link.id}: more than {MAX_BYTES:,} bytes")
-            try:
-                check_jpeg(bytes(image))
-            except OversizedImageError:
-                raise
-            except InvalidImageError as error:
-                raise TransientError(f"image {link.id}: {error}") from error
-            return len(image)
-
-        return self._retrying(attempt, stop)
+        with self._answer(link.url, Service.IMAGES, f"image {link.id}", stop) as (_, chunks):
+            yield from chunks
 
     def delay(self, attempts: int, error: TransientError) -> float:
         """Return the seconds to wait after so many failed attempts (full jitter)."""
@@ -429,8 +342,8 @@ class Mapillary:
     ) -> bytes:
         """Return the body of a good answer."""
         body = bytearray()
-        with self._answer(url, service, asked_for, stop) as response:
-            for chunk in _chunks(response, asked_for, stop):
+        with self._answer(url, service, asked_for, stop) as (response, chunks):
+            for chunk in chunks:
                 body += chunk
                 if len(body) > limit:
                     raise RefusedRequestError(f"{asked_for}: more than {limit:,} bytes")
@@ -440,64 +353,100 @@ class Mapillary:
     @contextmanager
     def _answer(
         self, url: str, service: Service, asked_for: str, stop: threading.Event
-    ) -> Iterator[requests.Response]:
-        """Make one request, in its turn; give its answer when the status is good."""
-        self._pacers[service].wait_turn(stop)
+    ) -> Iterator[tuple[requests.Response, Iterator[bytes]]]:
+        """Make one request, in its turn; give its answer and body when it is good."""
+        self._paces[service].wait_turn(stop)
         with self._response(url, service, asked_for) as response:
-            good = response.status_code in (HTTPStatus.OK, HTTPStatus.NO_CONTENT)
+            self._check_for_block(service, response, b"", asked_for)
+            chunks = _chunks(response, asked_for, stop)
+            is_good = response.status_code in (HTTPStatus.OK, HTTPStatus.NO_CONTENT)
             try:
-                body = b"" if good else _start_of(response, asked_for, stop)
+                start = next(chunks, b"") if is_good else _start_of(chunks)
             except TransientError:
                 with suppress(RefusedRequestError):  # which the body might have told otherwise
                     self._check(service, response, b"", asked_for)
                 raise
-            self._check(service, response, body, asked_for)
-            self._pacers[service].succeeded()
-            yield response
+            self._check_for_block(service, response, start, asked_for)
+            self._check(service, response, start, asked_for)
+            if service == Service.TILES and self.tile_gate:
+                self.tile_gate.answered()
+            yield response, chain([start], chunks)
+
+    def _check_for_block(
+        self, service: Service, response: requests.Response, start: bytes, asked_for: str
+    ) -> None:
+        """Record and raise what an answer of the tile server says about this address."""
+        status, headers = response.status_code, response.headers
+        if self.tile_gate and service == Service.TILES and is_block(status, headers, start):
+            page = headers.get("Location", "").partition("?")[0] or "with a web page"
+            reason = f"{asked_for}: {service} answered {status}, {cut_short(page, 100)}"
+            raise self.tile_gate.blocked(self._token.hidden_in(reason))
 
     def _check(
         self, service: Service, response: requests.Response, body: bytes, asked_for: str
     ) -> None:
         """Raise what the answer means, unless it is good."""
-        if service != Service.IMAGES:
-            body = body.replace(self._token().encode(), b"<token>")  # were it to be repeated
-        error = answer_error(service, response.status_code, response.headers, body, asked_for)
+        status, headers = response.status_code, response.headers
+        if service != Service.IMAGES:  # which is not shown the token
+            body = self._token.hidden_in(body.decode("latin-1")).encode("latin-1")
+        error = answer_error(service, status, headers, body, asked_for)
         if isinstance(error, ThrottledError):
-            self._pacers[service].refused(error.retry_after)
+            self._paces[service].pause(error.retry_after or self._backoff)
+        if isinstance(error, TileNotFoundError) and self.tile_gate:
+            self.tile_gate.answered()
         if error:
             raise error
 
     def _response(self, url: str, service: Service, asked_for: str) -> requests.Response:
-        """Send the request, along redirects, with the token where it belongs."""
+        """Send a request; follow redirects of image servers, which are not shown the token."""
         for _ in range(MAX_REDIRECTS + 1):
+            response = self._send(url, service, asked_for)
+            if service != Service.IMAGES or not response.is_redirect:
+                return response
+            response.close()
             try:
-                if urlsplit(url).scheme not in self._schemes:
-                    raise InvalidSchema(url)
-                response = self._session.get(
-                    url,
-                    headers={"Accept-Encoding": "identity"} if service == Service.IMAGES else None,
-                    auth=_Authorization(self._token_for(url, service)),
-                    stream=True,
-                    timeout=(min(CONNECT_SECONDS, self._timeout), self._timeout),
-                )
-                if not response.is_redirect:
-                    return response
-                response.close()
                 url = urljoin(url, response.headers["Location"])
-            except (ValueError, requests.RequestException) as error:
-                if isinstance(error, ValueError) and not isinstance(error, InvalidHeader):
-                    raise RefusedRequestError(  # requests' own errors of URLs are among these
-                        f"{asked_for}: {cut_short(url)} is no URL to be followed"
-                    ) from error
-                kind = UnreachableError if _is_unconnected(error) else TransientError
-                raise kind(f"{asked_for}: {_reason(error)}") from error
+            except ValueError:
+                raise RefusedRequestError(f"{asked_for}: redirected to what is no URL") from None
         raise RefusedRequestError(f"{asked_for}: more than {MAX_REDIRECTS} redirects")
 
-    def _token_for(self, url: str, service: Service) -> str | None:
-        """Return the token, where it may go."""
-        if service != Service.IMAGES and _origin(url) in self._token_origins:
-            return self._token()
-        return None
+    def _send(self, url: str, service: Service, asked_for: str) -> requests.Response:
+        authorization = self._authorization(service)
+        try:
+            if urlsplit(url).scheme not in self._schemes:
+                raise requests.exceptions.InvalidSchema(url)
+            request = self._session.prepare_request(
+                requests.Request(
+                    "GET",
+                    url,
+                    headers={"Accept-Encoding": "identity"} if service == Service.IMAGES else None,
+                    auth=authorization,
+                )
+            )
+            options = self._session.merge_environment_settings(
+                url, proxies_for(url), stream=True, verify=None, cert=None
+            )
+        except ValueError:  # requests' own errors of URLs are among these
+            raise RefusedRequestError(
+                f"{asked_for}: {cut_short(url)} is no URL to be followed"
+            ) from None
+        timeout = (min(CONNECT_SECONDS, self._timeout), self._timeout)
+        try:
+            return self._session.send(request, timeout=timeout, **options)
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+            failure = connection_error(error, url, asked_for)
+        # Out of reach of the error of requests, which repeats the URL with the token.
+        raise failure
+
+    def _authorization(self, service: Service) -> Authorization:
+        """Return what puts the token where it belongs, and keeps requests from netrc files."""
+        match service:
+            case Service.TILES:
+                return self._token.in_query
+            case Service.GRAPH:
+                return self._token.in_header
+            case Service.IMAGES:
+                return lambda request: request
 
 
 def _chunks(response: requests.Response, asked_for: str, stop: threading.Event) -> Iterator[bytes]:
@@ -515,46 +464,32 @@ def _chunks(response: requests.Response, asked_for: str, stop: threading.Event) 
                     f"{asked_for}: {received:,} bytes after {seconds:.0f} seconds, and no end"
                 )
             yield chunk
+        return
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise TransientError(f"{asked_for}: {_reason(error)}") from error
+        failure = reading_error(error, asked_for)
+    raise failure
 
 
-def _start_of(response: requests.Response, asked_for: str, stop: threading.Event) -> bytes:
+def _start_of(chunks: Iterator[bytes]) -> bytes:
     """Read as much of a body as an error message can fill."""
     body = b""
-    for chunk in _chunks(response, asked_for, stop):
+    for chunk in chunks:
         body += chunk
         if len(body) > MAX_ERROR_BYTES:
             break
     return body
 
 
-def _checked_token(token: str) -> str:
-    if not re.fullmatch(r"[!-~]+", token):
-        raise RefusedTokenError(
-            "The token has spaces, line breaks or other characters that no token has. Set "
-            "MAPILLARY_TOKEN, or the token file, to the client token by itself."
-        )
-    return token
-
-
-def _links(body: bytes, field_name: str, asked_for: str) -> dict[int, ImageLink]:
-    """Read the links from the answer to a request for them."""
+def _links(body: bytes, field_name: str) -> dict[int, ImageLink] | None:
+    """Read the links from the answer to a request for them; None where it is no list of images."""
     links = {}
     try:
         for image in json.loads(body)["data"]:
             if url := image.get(field_name):
                 link = ImageLink(int(image["id"]), str(url), _username(image))
                 links[link.id] = link
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise TransientError(f"{asked_for}: the answer is no list: {cut_short(body)}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
     return links
 
 
@@ -562,26 +497,3 @@ def _username(image: dict[str, Any]) -> str | None:
     creator = image.get("creator")
     username = creator.get("username") if isinstance(creator, dict) else None
     return str(username)[:MAX_NAME_LENGTH] if username else None
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port
-
-
-def _is_unconnected(error: BaseException | None) -> bool:
-    """Return whether an error of requests is that there was no connection at all."""
-    while error:
-        if isinstance(
-            error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError
-        ):
-            return True
-        error = error.__context__
-    return False
-
-
-def _reason(error: BaseException) -> str:
-    """Return what lies at the bottom of an error of requests, which quotes whole URLs."""
-    while error.__context__:
-        error = error.__context__
-    return f"{type(error).__name__}: {cut_short(str(error), 120)}"

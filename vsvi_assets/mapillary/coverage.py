@@ -1,69 +1,143 @@
 """The images of many tiles, fetched several at a time."""
 
+import threading
+import time
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from itertools import islice
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 
 import mercantile
 
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.errors import (
+    AddressBlockedError,
     InvalidTileError,
     MapillaryError,
     RefusedRequestError,
+    TileBudgetError,
     TileNotFoundError,
     TransientError,
 )
 from vsvi_assets.mapillary.tiles import TileImages
+from vsvi_assets.mapillary.workers import interruptible_workers
 
 WORKERS = 8
-NOT_TO_BE_HAD = (InvalidTileError, RefusedRequestError, TileNotFoundError, TransientError)
+NOT_FOUND_ATTEMPTS = 3
+NOT_FOUND_PAUSE_SECONDS = 180.0
+"""How often a tile is asked for that is answered 404, and after which time. Such answers pass
+within minutes or a day (https://github.com/jonfroehlich/streetscape-tracker)."""
+
+OF_ONE_TILE = (InvalidTileError, RefusedRequestError, TileNotFoundError, TransientError)
+OF_ALL_TILES = (AddressBlockedError, TileBudgetError)
 
 
 class TilesFailedError(MapillaryError):
-    """Some tiles could not be had; all others were.
+    """Some tiles could not be fetched; all others were.
 
-    `may_pass` tells whether any of them may be had later.
+    `may_pass` says whether any of them may be fetched minutes later.
     """
 
     def __init__(self, failed: Sequence[MapillaryError]) -> None:
         reasons = "\n".join(map(str, failed))
-        super().__init__(f"{len(failed)} tiles could not be had:\n{reasons}")
-        self.may_pass = any(isinstance(error, TransientError) for error in failed)
+        super().__init__(f"{len(failed)} tiles could not be fetched:\n{reasons}")
+        self.may_pass = any(error.may_pass for error in failed)
 
 
 def fetch_tiles(
-    client: Mapillary, tiles: Iterable[mercantile.Tile]
+    client: Mapillary,
+    tiles: Iterable[mercantile.Tile],
+    *,
+    not_found_pause: float = NOT_FOUND_PAUSE_SECONDS,
 ) -> Generator[tuple[mercantile.Tile, TileImages], None, None]:
     """Fetch tiles and yield each with its images, in the order of arrival.
 
-    A tile that cannot be had does not keep the others from coming. Closing the iterator stops
-    all requests. No more tiles are in memory at a time than are being fetched.
+    A tile that fails does not keep the others from coming. Closing the iterator stops all
+    requests. No more tiles are in memory at a time than are being fetched.
+
+    Parameters
+    ----------
+    not_found_pause
+        Seconds after which a tile that was answered 404 is asked for again, at most twice.
 
     Raises
     ------
     TilesFailedError
-        At the end, with the reason for each tile that could not be had.
-    RefusedTokenError, TileBudgetError
+        At the end, with the reason for each tile that could not be fetched.
+    AddressBlockedError, TileBudgetError
+        After the tiles that had been asked for already.
+    RefusedTokenError, ConnectionSettingsError
         At once.
     """
-    waiting = iter(tiles)
-    failed: list[MapillaryError] = []
-    with client.workers(WORKERS) as (pool, stop):
-        running: dict[Future[TileImages], mercantile.Tile] = {
-            pool.submit(client.tile_images, tile, stop): tile for tile in islice(waiting, WORKERS)
-        }
-        while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+    with interruptible_workers(WORKERS) as (pool, stop):
+        yield from _Fetching(client, tiles, not_found_pause, pool, stop).run()
+
+
+class _Fetching:
+    def __init__(
+        self,
+        client: Mapillary,
+        tiles: Iterable[mercantile.Tile],
+        not_found_pause: float,
+        pool: Executor,
+        stop: threading.Event,
+    ) -> None:
+        self._client, self._tiles = client, iter(tiles)
+        self._pool, self._stop = pool, stop
+        self._not_found_pause = not_found_pause
+        self._not_found: Counter[mercantile.Tile] = Counter()
+        self._later: deque[tuple[float, mercantile.Tile]] = deque()
+        self._running: dict[Future[TileImages], mercantile.Tile] = {}
+        self._failed: list[MapillaryError] = []
+        self._end: MapillaryError | None = None
+
+    def run(self) -> Generator[tuple[mercantile.Tile, TileImages], None, None]:
+        while True:
+            self._start()
+            if not self._running:
+                if self._end or not self._later:
+                    break
+                self._stop.wait(self._seconds_to_the_next())
+                continue
+            is_full = len(self._running) == WORKERS
+            timeout = None if is_full else self._seconds_to_the_next()
+            done, _ = wait(self._running, timeout, FIRST_COMPLETED)
             for future in done:
-                tile = running.pop(future)
+                tile = self._running.pop(future)
                 try:
                     images = future.result()
-                except NOT_TO_BE_HAD as error:
-                    failed.append(error)
+                except TileNotFoundError as error:
+                    self._ask_later(tile, error)
+                except OF_ONE_TILE as error:
+                    self._failed.append(error)
+                except OF_ALL_TILES as error:
+                    self._end = error
                 else:
                     yield tile, images
-            for tile in islice(waiting, len(done)):
-                running[pool.submit(client.tile_images, tile, stop)] = tile
-    if failed:
-        raise TilesFailedError(failed)
+        if self._end:
+            raise self._end
+        if self._failed:
+            raise TilesFailedError(self._failed)
+
+    def _start(self) -> None:
+        """Ask for as many tiles as there are threads."""
+        while not self._end and len(self._running) < WORKERS:
+            is_due = self._later and self._later[0][0] <= time.monotonic()
+            tile = self._later.popleft()[1] if is_due else next(self._tiles, None)
+            if tile is None:
+                return
+            self._running[self._pool.submit(self._client.tile_images, tile, self._stop)] = tile
+
+    def _ask_later(self, tile: mercantile.Tile, error: TileNotFoundError) -> None:
+        self._not_found[tile] += 1
+        if self._not_found[tile] < NOT_FOUND_ATTEMPTS:
+            self._later.append((time.monotonic() + self._not_found_pause, tile))
+        else:
+            self._failed.append(
+                TileNotFoundError(
+                    f"{error}, in {NOT_FOUND_ATTEMPTS} attempts; the next run tries again"
+                )
+            )
+
+    def _seconds_to_the_next(self) -> float | None:
+        """Return when a tile is due again, None where none is."""
+        return max(self._later[0][0] - time.monotonic(), 0.0) if self._later else None

@@ -16,9 +16,9 @@ from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import LockHeldError
 from vsvi_assets.database.locks import advisory_lock
 from vsvi_assets.database.server import LocalPostgis
+from vsvi_assets.database.tile_requests import PostgresTileGate
 from vsvi_assets.mapillary.client import Mapillary
-from vsvi_assets.mapillary.pacing import TileBudget
-from vsvi_assets.settings import Settings
+from vsvi_assets.settings import ServiceAddresses, Settings
 from vsvi_assets.streets import Overpass
 
 
@@ -36,19 +36,26 @@ class MapillaryResource(ConfigurableResource):
 
     def client(self, city: City) -> Mapillary:
         """Return a client of the city's services, which tries as often as the city file says."""
-        services = Settings.from_environment().services_of(city.services)
+        settings = Settings.from_environment()
+        services = settings.services_of(city.services)
+        postgis = PostgisResource(data_dir=self.data_dir).database()
         return Mapillary(
-            services.token,
-            tiles_url=services.tiles_url,
-            graph_url=services.graph_url,
+            services,
+            tile_gate=tile_gate(settings, services, postgis),
             num_retries=city.num_retries,
             backoff=self.backoff,
-            tile_budget=self.tile_budget(),
         )
 
-    def tile_budget(self) -> TileBudget:
-        """Return the count of the tile requests of the day."""
-        return TileBudget(Path(self.data_dir, "tile_budget.json"))
+
+def tile_gate(settings: Settings, services: ServiceAddresses, postgis: Postgis) -> PostgresTileGate:
+    """Return what gives the turns of the tile requests to these services."""
+    return PostgresTileGate(
+        postgis,
+        services.tiles_url,
+        per_minute=services.tiles_per_minute,
+        per_day=settings.tiles_per_day,
+        block_hours=settings.block_hours,
+    )
 
 
 class PostgisResource(ConfigurableResource):

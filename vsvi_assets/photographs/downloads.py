@@ -21,7 +21,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +46,7 @@ from vsvi_assets.mapillary.errors import (
     TransientError,
     UnavailableError,
 )
+from vsvi_assets.mapillary.workers import interruptible_workers
 from vsvi_assets.photographs.errors import OtherFormatError, UnusableFolderError
 from vsvi_assets.photographs.jpeg import MAX_BYTES, MAX_PIXELS, check_jpeg, mapped
 from vsvi_assets.photographs.sidecar import (
@@ -191,7 +192,7 @@ def download_sequences(
         At once; nothing half is left behind. An image that is not available stops nothing: it
         is listed in its sequence's result.
     """
-    with client.workers(workers) as (pool, stop):
+    with interruptible_workers(workers) as (pool, stop):
         downloads = _Downloads(
             client,
             seqdir,
@@ -220,7 +221,7 @@ class _Downloads:
         self,
         client: Mapillary,
         seqdir: Path,
-        pool: ThreadPoolExecutor,
+        pool: Executor,
         stop: threading.Event,
         *,
         size: ImageSize,

@@ -2,31 +2,46 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import mercantile
 import psycopg2
 import requests
+from croniter import croniter
 from dagster import DagsterInstance
+from psycopg2 import sql
 from sqlalchemy.engine import make_url
 
 from vsvi_assets.city import ZOOM, City, CityFileError, load_cities
+from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.server import LocalPostgisError
 from vsvi_assets.mapillary.client import Mapillary
+from vsvi_assets.mapillary.connections import connection_error
 from vsvi_assets.mapillary.errors import (
+    AddressBlockedError,
     MapillaryError,
-    RefusedRequestError,
     RefusedTokenError,
     TileBudgetError,
     TileNotFoundError,
 )
-from vsvi_assets.mapillary.pacing import TileBudget
-from vsvi_assets.orchestration.resources import PostgisResource
-from vsvi_assets.settings import Settings, TokenMissingError
+from vsvi_assets.mapillary.pacing import TileGate
+from vsvi_assets.orchestration.resources import PostgisResource, tile_gate
+from vsvi_assets.proxies import proxies_for
+from vsvi_assets.settings import (
+    SandboxMissingError,
+    ServiceAddresses,
+    SettingError,
+    Settings,
+    TokenMissingError,
+)
 
 TIMEOUT_SECONDS = 10
 PROBED_IMAGE = 1
@@ -34,6 +49,10 @@ PROBED_IMAGE = 1
 
 PROBED_TILE = mercantile.tile(0, 0, ZOOM)
 """In the Gulf of Guinea, where few take photographs, so that the answer is short."""
+
+DAYS_AHEAD = 31
+MOST_TICKS = 3000
+"""Days, and ticks of one city's schedule, that are looked at for the busiest day."""
 
 
 class Verdict(StrEnum):
@@ -46,22 +65,23 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, what it is like and, unless it is good, how to mend it."""
+    """What was looked at, what it is like and, unless it is good, how to fix it."""
 
     verdict: Verdict
     subject: str
-    told: str
-    mend: str | None = None
+    text: str
+    fix: str | None = None
 
     def __str__(self) -> str:
-        lines = f"{self.told}\n→ {self.mend}" if self.mend else self.told
+        lines = f"{self.text}\n→ {self.fix}" if self.fix else self.text
         return f"{self.verdict} {self.subject:<18} " + lines.replace("\n", "\n" + " " * 21)
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything a run needs, one thing after the other.
 
-    Asks each service once; the one tile counts in the day's budget. No finding holds the token.
+    Asks each service that a city uses once. The one tile counts for pace and budget, and is not
+    asked for while Mapillary blocks this address. No finding holds the token.
     """
     try:
         cities, broken = load_cities(settings.cities_dir, settings.data_dir)
@@ -69,69 +89,95 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.BAD, "city files", str(error))
         cities, broken = [], []
     for city in cities:
-        told = f"{len(city.tile_keys):,} tiles, EPSG:{city.projected_srid}"
-        yield Finding(Verdict.GOOD, f"city {city.name}", told)
-        for warning in city.warnings:
-            yield Finding(Verdict.NOTICE, f"city {city.name}", warning, "correct the list")
+        source = "Mapillary" if city.services == "mapillary" else "the sandbox"
+        text = f"{len(city.tile_keys):,} tiles, EPSG:{city.projected_srid}, from {source}"
+        yield Finding(Verdict.GOOD, f"city {city.name}", text)
     for broken_city in broken:
         yield Finding(
             Verdict.BAD,
             f"city {broken_city.name}",
             str(broken_city.error),
-            "mend the file; the other cities run without it",
+            "fix the file; the other cities run without it",
         )
-    budget = TileBudget(settings.data_dir / "tile_budget.json")
-    yield from _mapillary(settings, budget)
-    yield _overpass(settings)
-    yield _tile_budget(budget, cities)
-    yield _postgis(settings)
+    postgis = yield from _postgis(settings)
+    on_sandbox = [city for city in cities if city.services == "sandbox"]
+    if on_sandbox:
+        yield _sandbox(settings)
+    if not cities or len(on_sandbox) < len(cities):
+        services = settings.services_of("mapillary")
+        gate = tile_gate(settings, services, postgis) if postgis else None
+        yield from _mapillary(services, gate)
+        yield _overpass(services)
+        if gate:
+            yield from _tile_requests(gate, [each for each in cities if each not in on_sandbox])
     yield from _dagster()
     yield from map(_disk, cities)
 
 
-def _mapillary(settings: Settings, budget: TileBudget) -> Iterator[Finding]:
-    client = Mapillary(
-        settings.token,
-        tiles_url=settings.tiles_url,
-        graph_url=settings.graph_url,
-        num_retries=0,
-        timeout=TIMEOUT_SECONDS,
-        tile_budget=budget,
-    )
+def _sandbox(settings: Settings) -> Finding:
+    try:
+        url = settings.services_of("sandbox").tiles_url
+        requests.get(f"{url}/stats", timeout=TIMEOUT_SECONDS, proxies=proxies_for(url))
+    except (SandboxMissingError, requests.RequestException):
+        return Finding(Verdict.NOTICE, "sandbox", "does not run", "vsvi up")
+    return Finding(Verdict.GOOD, "sandbox", url)
+
+
+def _mapillary(services: ServiceAddresses, gate: TileGate | None) -> Iterator[Finding]:
+    client = Mapillary(services, tile_gate=gate, num_retries=0, timeout=TIMEOUT_SECONDS)
     try:
         client.image_links([PROBED_IMAGE], "256")
-    except (TokenMissingError, RefusedTokenError) as error:
-        told, _, mend = str(error).partition(". ")
-        yield Finding(Verdict.BAD, "Mapillary token", told, mend)
+    except (TokenMissingError, RefusedTokenError, SettingError) as error:
+        text, _, fix = str(error).partition(". ")
+        yield Finding(Verdict.BAD, "Mapillary token", text, fix or None)
         return
     except MapillaryError as error:
-        # A request that is refused was understood, and so was its token.
-        answers = isinstance(error, RefusedRequestError)
-        if not answers:
-            yield _silent("Graph API", str(error), settings.graph_url, "MAPILLARY_GRAPH_URL")
+        yield Finding(
+            Verdict.NOTICE, "Mapillary token", "not tested, because the Graph API gave no answer"
+        )
+        yield _silent("Graph API", str(error), services.graph_url, "MAPILLARY_GRAPH_URL")
     else:
-        answers = True
-    if answers:
-        yield Finding(Verdict.GOOD, "Mapillary token", "accepted")
-        yield Finding(Verdict.GOOD, "Graph API", settings.graph_url)
+        yield Finding(Verdict.GOOD, "Mapillary token", "accepted by the Graph API")
+        yield Finding(Verdict.GOOD, "Graph API", services.graph_url)
+    if gate is None:
+        text = "not asked, because the pace of tile requests is kept in PostGIS"
+        yield Finding(Verdict.NOTICE, "tile server", text, "fix PostGIS first")
+    else:
+        yield from _tile_server(client, services)
+
+
+def _tile_server(client: Mapillary, services: ServiceAddresses) -> Iterator[Finding]:
     try:
         client.tile_images(PROBED_TILE)
     except TileBudgetError:
-        return  # of which more is told elsewhere
+        return  # which is reported with the other tile requests
+    except TileNotFoundError:
+        pass
+    except (AddressBlockedError, RefusedTokenError) as error:
+        text, _, fix = str(error).partition(". ")
+        yield Finding(Verdict.BAD, "tile server", text, fix)
+        return
     except MapillaryError as error:
-        if not isinstance(error, TileNotFoundError):
-            yield _silent("tile server", str(error), settings.tiles_url, "MAPILLARY_TILES_URL")
-            return
-    yield Finding(Verdict.GOOD, "tile server", settings.tiles_url)
+        yield _silent("tile server", str(error), services.tiles_url, "MAPILLARY_TILES_URL")
+        return
+    yield Finding(Verdict.GOOD, "tile server", services.tiles_url)
 
 
-def _overpass(settings: Settings) -> Finding:
+def _overpass(services: ServiceAddresses) -> Finding:
+    url = services.overpass_url
     try:
-        answer = requests.get(f"{settings.overpass_url}/status", timeout=TIMEOUT_SECONDS)
-        answer.raise_for_status()
-    except requests.RequestException as error:
-        return _silent("Overpass", type(error).__name__, settings.overpass_url, "OVERPASS_URL")
-    return Finding(Verdict.GOOD, "Overpass", settings.overpass_url)
+        answer = requests.get(
+            f"{url}/status",
+            headers={"User-Agent": services.user_agent},
+            timeout=TIMEOUT_SECONDS,
+            proxies=proxies_for(url),
+        )
+    except (OSError, ValueError) as error:
+        return _silent("Overpass", str(connection_error(error, url, "status")), url, "OVERPASS_URL")
+    if not answer.ok:
+        why = f"HTTP {answer.status_code} {answer.reason}"
+        return _silent("Overpass", why, url, "OVERPASS_URL")
+    return Finding(Verdict.GOOD, "Overpass", url)
 
 
 def _silent(subject: str, why: str, url: str, setting: str) -> Finding:
@@ -143,55 +189,119 @@ def _silent(subject: str, why: str, url: str, setting: str) -> Finding:
     )
 
 
-def _tile_budget(budget: TileBudget, cities: Sequence[City]) -> Finding:
-    left = budget.left()
+def _tile_requests(gate: TileGate, cities: Sequence[City]) -> Iterator[Finding]:
+    state = gate.state()
     absent = sum(not city.tile_path(key).exists() for city in cities for key in city.tile_keys)
-    told = f"{left:,} of {budget.per_day:,} requests left today, {absent:,} tiles to fetch"
-    if not left:
-        return Finding(Verdict.BAD, "tile budget", told, "run after midnight UTC")
-    if left < absent:
-        return Finding(
-            Verdict.NOTICE, "tile budget", told, "the rest can be fetched after midnight UTC"
+    text = f"to fetch: {state.told(absent)}"
+    if state.is_blocked:
+        yield Finding(Verdict.BAD, "tile requests", text, "wait until then")
+    elif not state.left_today:
+        yield Finding(Verdict.BAD, "tile requests", text, "run after midnight UTC")
+    elif state.left_today < absent:
+        fix = "the rest can be fetched after midnight UTC"
+        yield Finding(Verdict.NOTICE, "tile requests", text, fix)
+    else:
+        yield Finding(Verdict.GOOD, "tile requests", text)
+    day, needed = busiest_day(cities, datetime.now(UTC))
+    possible = min(state.per_day, int(24 * 60 / state.minutes(1)))
+    if needed > possible:
+        yield Finding(
+            Verdict.NOTICE,
+            "schedules",
+            f"together they need {needed:,} tile requests on {day:%Y-%m-%d}; pace and daily "
+            f"budget allow {possible:,} per day",
+            "spread the schedules over more days, or refresh less often",
         )
-    return Finding(Verdict.GOOD, "tile budget", told)
 
 
-def _postgis(settings: Settings) -> Finding:
+def busiest_day(cities: Sequence[City], now: datetime) -> tuple[date, int]:
+    """Return the day (UTC) on which schedules need most tile requests, and how many.
+
+    Each tick of a city's schedule asks for all of its tiles. The next 31 days are looked at, or
+    3,000 ticks of a city.
+    """
+    requests_by_day = Counter({now.date(): 0})
+    for city in cities:
+        if city.schedule:
+            ticks = croniter(city.schedule, now.astimezone(ZoneInfo(city.timezone)))
+            for tick in islice(ticks.all_next(datetime), MOST_TICKS):
+                if tick > now + timedelta(days=DAYS_AHEAD):
+                    break
+                requests_by_day[tick.astimezone(UTC).date()] += len(city.tile_keys)
+    return requests_by_day.most_common(1)[0]
+
+
+def _postgis(settings: Settings) -> Generator[Finding, None, Postgis | None]:
+    """Try what a run needs of the database; return the database where it can be used."""
     where = "VSVI_POSTGRES_URL" if settings.postgres_url else str(settings.data_dir / "postgis")
     try:
-        database = PostgisResource(data_dir=str(settings.data_dir)).database()
-        with database.transaction() as cursor:
+        postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+        with postgis.transaction() as cursor:
             cursor.execute(
                 """
                 SELECT split_part(current_setting('server_version'), ' ', 1),
-                    (SELECT extversion FROM pg_extension WHERE extname = 'postgis')
+                    has_database_privilege(current_database(), 'CREATE'),
+                    current_database(), current_user
                 """
             )
-            [(version, postgis)] = cursor.fetchall()
+            [(version, may_create, *names)] = cursor.fetchall()
+            database, role = (sql.Identifier(name).as_string(cursor) for name in names)
+            cursor.execute(
+                """
+                SELECT extversion, quote_ident(nspname)
+                FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+                WHERE extname = 'postgis'
+                """
+            )
+            found = cursor.fetchone()
     except LocalPostgisError as error:
-        return Finding(Verdict.BAD, "PostGIS", str(error))
-    except PostgisError as error:
-        return Finding(
+        yield Finding(Verdict.BAD, "PostGIS", str(error))
+        return None
+    except (PostgisError, psycopg2.Error) as error:
+        yield Finding(
             Verdict.BAD,
             "PostGIS",
             _first_line(error),
-            f"start the server of {where}, or unset it to use the project's own",
+            f"start the server of {where}, or unset it to use the project's own; in its "
+            "password write @ : / # as %40 %3A %2F %23",
         )
-    if postgis is None:
-        return Finding(
+        return None
+    administrator = "as its administrator, run in it: "
+    if found is None:
+        text = f"the database of {where} has no PostGIS"
+        yield Finding(Verdict.BAD, "PostGIS", text, f"{administrator}CREATE EXTENSION postgis")
+        return None
+    extension, schema = found
+    try:
+        with postgis.transaction() as cursor:
+            cursor.execute("SELECT ST_Transform(ST_SetSRID(ST_MakePoint(4.9, 52.4), 4326), 28992)")
+    except psycopg2.Error as error:
+        yield Finding(
             Verdict.BAD,
             "PostGIS",
-            f"the database of {where} has no PostGIS",
-            "as its administrator, run in it: CREATE EXTENSION postgis",
+            f"cannot be used by the role {role}: {_first_line(error)}",
+            f"{administrator}GRANT USAGE ON SCHEMA {schema} TO {role}; "
+            f'ALTER ROLE {role} SET search_path = "$user", public, {schema}',
         )
-    return Finding(Verdict.GOOD, "PostGIS", f"PostgreSQL {version}, PostGIS {postgis} ({where})")
+        return None
+    if not may_create:
+        yield Finding(
+            Verdict.BAD,
+            "PostGIS",
+            f"the role {role} may not create the cities' schemas in {database}",
+            f"{administrator}GRANT CREATE ON DATABASE {database} TO {role}",
+        )
+        return None
+    text = f"PostgreSQL {version}, PostGIS {extension} ({where})"
+    yield Finding(Verdict.GOOD, "PostGIS", text)
+    return postgis
 
 
 def _dagster() -> Iterator[Finding]:
-    mend = "mend PostGIS first; then `vsvi up` sets what is not set"
+    fix = "fix PostGIS first; then `vsvi up` sets what is not set"
     unset = [name for name in ("DAGSTER_HOME", "DAGSTER_POSTGRES_URL") if name not in os.environ]
     if unset:
-        yield Finding(Verdict.BAD, "Dagster's storage", f"{' and '.join(unset)} not set", mend)
+        yield Finding(Verdict.BAD, "Dagster's storage", f"{' and '.join(unset)} not set", fix)
         return
     try:
         # Dagster itself tries for long before it gives up.
@@ -200,8 +310,8 @@ def _dagster() -> Iterator[Finding]:
         )
         psycopg2.connect(**address, connect_timeout=TIMEOUT_SECONDS).close()
     except psycopg2.Error as error:
-        mend = "start the server of DAGSTER_POSTGRES_URL, or unset it and run `vsvi up`"
-        yield Finding(Verdict.BAD, "Dagster's storage", _first_line(error), mend)
+        fix = "start the server of DAGSTER_POSTGRES_URL, or unset it and run `vsvi up`"
+        yield Finding(Verdict.BAD, "Dagster's storage", _first_line(error), fix)
         return
     with DagsterInstance.get() as instance:
         outdated = [
@@ -236,11 +346,11 @@ def _dagster() -> Iterator[Finding]:
 def _disk(city: City) -> Finding:
     folder = _existing(city.sequences_folder)
     free, required = shutil.disk_usage(folder).free, city.required_free_bytes
-    told = f"{free / 1e9:,.1f} GB free, {required / 1e9:,.1f} GB required ({folder})"
+    text = f"{free / 1e9:,.1f} GB free, {required / 1e9:,.1f} GB required ({folder})"
     if free < required:
-        mend = "make room, or lower required_disk_space in the city file"
-        return Finding(Verdict.BAD, f"disk for {city.name}", told, mend)
-    return Finding(Verdict.GOOD, f"disk for {city.name}", told)
+        fix = "make room, or lower required_disk_space in the city file"
+        return Finding(Verdict.BAD, f"disk for {city.name}", text, fix)
+    return Finding(Verdict.GOOD, f"disk for {city.name}", text)
 
 
 def _first_line(error: Exception) -> str:

@@ -140,6 +140,7 @@ class Sandbox:
             "MAPILLARY_GRAPH_URL": self.graph_url,
             "OVERPASS_URL": self.overpass_url,
             "MAPILLARY_TOKEN": next(iter(self.tokens)) if self.tokens else TOKEN,
+            "VSVI_TILES_PER_MINUTE": "60000",
         }
 
     def __enter__(self) -> Self:

@@ -27,11 +27,11 @@ from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskFullError, DiskGuard, gigabytes
 from vsvi_assets.mapillary.client import (
     IMAGES_PER_REQUEST,
-    LINK_REQUESTS_PER_SECOND,
+    REQUESTS_PER_SECOND,
     Mapillary,
 )
-from vsvi_assets.mapillary.errors import TransientError
-from vsvi_assets.mapillary.pacing import TILES_PER_DAY
+from vsvi_assets.mapillary.errors import Service, TransientError
+from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.photographs.attribution import write_attribution
 from vsvi_assets.photographs.downloads import MAX_WITNESSES, SequenceJob, download_sequences
 from vsvi_assets.photographs.inventory import Inventory
@@ -71,8 +71,8 @@ class DownloadPlan:
         The rate at which the latest of them came; None where none came.
     link_requests
         Requests to the Graph API.
-    tiles, tile_requests_left
-        Tiles that a refresh asks for, and how many may still be asked for today.
+    tiles, tile_state
+        Tiles that a refresh asks for, and how many may be asked for now.
     free_bytes, required_free_bytes
         Free on the disk now, and what has to stay free of it.
     """
@@ -89,7 +89,7 @@ class DownloadPlan:
     bytes_per_second: float | None
     link_requests: int
     tiles: int
-    tile_requests_left: int
+    tile_state: TileState
     free_bytes: int
     required_free_bytes: int
 
@@ -110,7 +110,7 @@ class DownloadPlan:
 
     def seconds(self, bytes_: int) -> float:
         """Return how long so many bytes take at the latest rate, in seconds."""
-        links = self.link_requests / LINK_REQUESTS_PER_SECOND
+        links = self.link_requests / REQUESTS_PER_SECOND[Service.GRAPH]
         return max(bytes_ / self.bytes_per_second, links) if self.bytes_per_second else links
 
 
@@ -162,7 +162,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
             if count and all_sizes
         }
     )
-    assert client.tile_budget
+    assert client.tile_gate
     return DownloadPlan(
         selected=inventory.selected,
         on_disk=inventory.on_disk + len(inventory.unread) + len(fetched.images),
@@ -176,7 +176,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
         bytes_per_second=latest_rate(postgis, city),
         link_requests=math.ceil(len(left) / IMAGES_PER_REQUEST),
         tiles=len(city.tiles),
-        tile_requests_left=client.tile_budget.left(),
+        tile_state=client.tile_gate.state(),
         free_bytes=shutil.disk_usage(_existing(city.sequences_folder)).free,
         required_free_bytes=city.required_free_bytes,
     )
@@ -236,11 +236,7 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
         )
         add("time", f"{low} to {high}, at {plan.bytes_per_second / 1e6:,.1f} MB per second")
     add("requests", f"{plan.link_requests:,} for links, {plan.images:,} for images")
-    add(
-        "tiles",
-        f"a refresh asks for {plan.tiles:,}; {plan.tile_requests_left:,} of "
-        f"{TILES_PER_DAY:,} requests are left today",
-    )
+    add("tiles", f"of a refresh: {plan.tile_state.told(plan.tiles)}")
     return lines
 
 

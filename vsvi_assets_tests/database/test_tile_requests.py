@@ -20,6 +20,9 @@ from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.tile_requests import PostgresTileGate
 from vsvi_assets.mapillary.errors import AddressBlockedError, StoppedError, TileBudgetError
 from vsvi_assets.mapillary.pacing import random_gap_seconds
+from vsvi_assets.sandbox import Sandbox
+from vsvi_assets.sandbox.limits import AddressBlock
+from vsvi_assets_tests.mapillary.parts import street_images, world_of
 
 TILES_URL = "https://tiles.example"
 FAST = 6_000_000
@@ -43,8 +46,10 @@ def change(url: str, assignment: str) -> None:
         cursor.execute(f"UPDATE vsvi.tile_requests SET {assignment}")  # noqa: S608
 
 
-def in_processes(count: int, url: str, script: str, **values: Any) -> list[subprocess.Popen]:
-    """Run a script in processes, each with a gate of its own, and the values by name."""
+def in_processes(
+    count: int, url: str, script: str, *arguments: str, **values: Any
+) -> list[subprocess.Popen[str]]:
+    """Run a script in processes, each with a gate of its own made of the values."""
     header = f"""
 import threading, time
 from vsvi_assets.mapillary.errors import AddressBlockedError, TileBudgetError
@@ -52,7 +57,9 @@ from vsvi_assets_tests.database.test_tile_requests import gate_of, take
 gate = gate_of({url!r}, **{values!r})
 """
     return [
-        subprocess.Popen([sys.executable, "-c", header + script], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", header + script, *arguments], stdout=subprocess.PIPE, text=True
+        )
         for _ in range(count)
     ]
 
@@ -270,3 +277,40 @@ def test_a_role_that_may_not_create_the_schema_is_told_what_to_do(postgis_url: s
     finally:
         with Postgis(postgis_url).transaction() as cursor:
             cursor.execute(f"DROP ROLE {guest}")
+
+
+FETCH = """
+from mercantile import Tile
+from vsvi_assets.mapillary.client import Mapillary
+from vsvi_assets.mapillary.coverage import fetch_tiles
+from vsvi_assets_tests.mapillary.parts import services_at
+import sys
+client = Mapillary(services_at(sys.argv[1]), tile_gate=gate, num_retries=3, backoff=0.1)
+tiles = [Tile(8000 + number, 5000, 14) for number in range(200)]
+try:
+    for _ in fetch_tiles(client, tiles):
+        print("fetched", flush=True)
+except AddressBlockedError as error:
+    print("blocked")
+"""
+
+
+def test_three_processes_and_two_later_runs_ask_a_blocked_address_for_nothing_more(
+    postgis_url: str,
+) -> None:
+    limit = AddressBlock(after=40)
+    with Sandbox(world_of(street_images(3)), block=limit, latency=0.05) as sandbox:
+        of_sandbox = {"tiles_url": sandbox.tiles_url, "per_minute": 1200}
+        processes = in_processes(3, postgis_url, FETCH, sandbox.url, **of_sandbox)
+        printed = [process.communicate()[0].split() for process in processes]
+        assert [lines[-1] for lines in printed] == ["blocked"] * 3
+        fetched = sum(lines.count("fetched") for lines in printed)
+        assert fetched == 40
+        into_the_block = sandbox.stats.requests["tiles"] - fetched
+        assert 1 <= into_the_block <= 3, "at most one of each process, already under way"
+        for _ in range(2):
+            [process] = in_processes(1, postgis_url, FETCH, sandbox.url, **of_sandbox)
+            assert process.communicate()[0].split() == ["blocked"]
+        assert sandbox.stats.requests["tiles"] - fetched == into_the_block
+        assert sandbox.stats.redirects_followed == 0
+        assert sandbox.stats.most_within("tiles", 40 * 60 / 1200) <= 41

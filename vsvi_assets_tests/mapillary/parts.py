@@ -1,8 +1,12 @@
 """Small worlds to download, and clients that lose no time over faults."""
 
+import http.server
 import io
 import random
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,13 +15,17 @@ from PIL import Image
 
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.client import Mapillary
+from vsvi_assets.mapillary.errors import AddressBlockedError
+from vsvi_assets.mapillary.pacing import TileGate, TileState
 from vsvi_assets.photographs.downloads import SequenceJob, SequenceResult, download_sequences
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME
 from vsvi_assets.sandbox import TOKEN, Sandbox, StreetImage, World
+from vsvi_assets.settings import ServiceAddresses
 
 LON, LAT = 4.8952, 52.3702
 FIRST_ID = 1_000_000_000_000_001
 NO_GUARD_BYTES = 1
+Answer = tuple[int, dict[str, str], bytes]
 
 
 @cache
@@ -58,22 +66,95 @@ def jobs_of(images: Collection[StreetImage]) -> list[SequenceJob]:
     return [SequenceJob(sequence_id, wanted) for sequence_id, wanted in by_sequence.items()]
 
 
+class OpenGate:
+    """A gate that lets every tile request through, until the first answer that shows a block."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.block: AddressBlockedError | None = None
+
+    def wait_turn(self, stop: threading.Event) -> None:
+        if self.block:
+            raise self.block
+        self.turns += 1
+
+    def blocked(self, reason: str) -> AddressBlockedError:
+        now = datetime.now(UTC)
+        self.block = AddressBlockedError(now, now + timedelta(hours=24), reason)
+        return self.block
+
+    def answered(self) -> None:
+        pass
+
+    def state(self) -> TileState:
+        return TileState(per_minute=60_000, per_day=50_000, left_today=50_000 - self.turns)
+
+
+def services_at(url: str, token: str = TOKEN) -> ServiceAddresses:
+    """Return the addresses of services that are all at one URL."""
+    return ServiceAddresses(
+        "sandbox",
+        tiles_url=url,
+        graph_url=url,
+        overpass_url=f"{url}/api",
+        tiles_per_minute=60_000,
+        contact="mailto:someone@example.org",
+        read_token=lambda: token,
+    )
+
+
 def client_of(
     sandbox: Sandbox,
     *,
     token: str = TOKEN,
+    tile_gate: TileGate | None = None,
     num_retries: int = 8,
     backoff: float = 0.01,
     timeout: float = 30.0,
 ) -> Mapillary:
     """Return a client of the sandbox that waits hundredths of seconds between attempts."""
     return Mapillary(
-        lambda: token,
-        tiles_url=sandbox.tiles_url,
-        graph_url=sandbox.graph_url,
+        services_at(sandbox.url, token),
+        tile_gate=tile_gate or OpenGate(),
         num_retries=num_retries,
         backoff=backoff,
         timeout=timeout,
+    )
+
+
+@contextmanager
+def service(
+    answer: Callable[[http.server.BaseHTTPRequestHandler], Answer],
+) -> Iterator[str]:
+    """Serve what `answer` says; give the service's URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, body = answer(self)
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def client_at(url: str, *, token: str = TOKEN, num_retries: int = 2) -> Mapillary:
+    """Return a client of services that are all at one URL."""
+    return Mapillary(
+        services_at(url, token), tile_gate=OpenGate(), num_retries=num_retries, backoff=0.01
     )
 
 

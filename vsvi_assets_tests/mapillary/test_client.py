@@ -1,101 +1,135 @@
 import gzip
 import http.server
 import json
-import logging
 import math
-import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import suppress
 
 import mercantile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vsvi_assets.mapillary.client import MAX_ANSWER_BYTES, USER_AGENT, ImageLink, Links, Mapillary
-from vsvi_assets.mapillary.coverage import TilesFailedError, fetch_tiles
+from vsvi_assets.mapillary.client import MAX_ANSWER_BYTES, ImageLink, Mapillary
 from vsvi_assets.mapillary.errors import (
+    AddressBlockedError,
     MapillaryError,
     RefusedRequestError,
     RefusedTokenError,
     StaleLinkError,
     StoppedError,
     ThrottledError,
-    TileBudgetError,
+    TileNotFoundError,
     TransientError,
     UnavailableError,
-    UnreachableError,
 )
-from vsvi_assets.mapillary.pacing import TileBudget
-from vsvi_assets.sandbox import TOKEN, Fault, Faults, Sandbox
-from vsvi_assets_tests.mapillary.parts import FIRST_ID, LAT, LON, client_of, street_images, world_of
+from vsvi_assets.sandbox import Fault, Faults, Sandbox
+from vsvi_assets.sandbox.vector_tiles import encode_tile
+from vsvi_assets.settings import Settings
+from vsvi_assets_tests.mapillary.parts import (
+    FIRST_ID,
+    LAT,
+    LON,
+    Answer,
+    client_at,
+    client_of,
+    service,
+    street_images,
+    world_of,
+)
 
 TILE = mercantile.tile(LON, LAT, 14)
-Answer = tuple[int, dict[str, str], bytes]
+
+BLOCKS = {Fault.BLOCKED, Fault.HTML_PAGE, Fault.REDIRECT_TO_FILE, Fault.REDIRECT_TO_HOST}
+OTHER_OUTCOMES = {
+    **dict.fromkeys(BLOCKS, AddressBlockedError),
+    Fault.REFUSED_TOKEN: RefusedTokenError,
+    Fault.EXPIRED: RefusedTokenError,  # 403
+    Fault.NOT_FOUND: TileNotFoundError,
+}
+CONTENT = {Fault.HOSTILE_IDS, Fault.ODD_COLUMNS, Fault.ODD_TIMES, Fault.BROKEN_FEATURES}
+"""What test_tiles.py is about."""
 
 
-@contextmanager
-def service(
-    answer: Callable[[http.server.BaseHTTPRequestHandler], Answer],
-) -> Iterator[str]:
-    """Serve what `answer` says; give the service's URL."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, headers, body = answer(self)
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def client_at(url: str, *, token: str = TOKEN, num_retries: int = 2) -> Mapillary:
-    return Mapillary(
-        lambda: token, tiles_url=url, graph_url=url, num_retries=num_retries, backoff=0.01
-    )
-
-
-UNTRIED = ("STALL", "BLOCKED", "ODD_COLUMNS", "ODD_TIMES", "BROKEN_FEATURES")
-
-
-@pytest.mark.parametrize("fault", [fault for fault in Fault if fault.name not in UNTRIED])
+@pytest.mark.parametrize("fault", sorted(set(Fault) - CONTENT - {Fault.STALL}))
 def test_each_fault_of_a_tile_is_got_over_or_told(fault: Fault) -> None:
     faults = Faults(tiles={fault: 1.0}, most=1, retry_after=0, slow=0.05)
     with Sandbox(world_of(street_images(3)), faults=faults) as sandbox:
         client = client_of(sandbox)
-        if fault in (
-            Fault.REFUSED_TOKEN,
-            Fault.NOT_FOUND,
-            Fault.EXPIRED,
-            Fault.REDIRECT_TO_FILE,
-            Fault.HOSTILE_IDS,
-        ):
-            with pytest.raises(MapillaryError) as error:
+        if fault in OTHER_OUTCOMES:
+            with pytest.raises(OTHER_OUTCOMES[fault], match=rf"tile 14/{TILE.x}/{TILE.y}"):
                 client.tile_images(TILE)
-            assert not isinstance(error.value, TransientError)
             assert sandbox.stats.requests["tiles"] == 1
         elif fault == Fault.EMPTY:
             assert len(client.tile_images(TILE)) == 0
         else:
             assert len(client.tile_images(TILE)) == 3
-        assert sandbox.stats.token_leaks == 0
+        assert sandbox.stats.token_leaks == sandbox.stats.redirects_followed == 0
+
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (
+            (302, {"Location": "https://www.mapillary.com/login/?next=x"}, b""),
+            "mapillary.com/login",
+        ),
+        ((301, {}, b""), "301"),
+        ((307, {"Content-Length": "1000"}, b"cut off"), "307"),
+        ((200, {"Content-Type": "text/html; charset=utf-8"}, PAGE), "200"),
+        ((200, {"Content-Type": "text/html"}, b""), "200"),
+        ((200, {"Content-Type": "application/x-protobuf"}, b"\n" + PAGE), "200"),
+        ((206, {}, PAGE), "206"),
+    ],
+)
+def test_the_first_answer_to_a_blocked_address_is_recognised(answer: Answer, told: str) -> None:
+    requests = []
+
+    def note(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        requests.append(request.path)
+        return answer
+
+    with service(note) as url, pytest.raises(AddressBlockedError, match=told):
+        client_at(url).tile_images(TILE)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, {"Content-Type": "application/x-protobuf"}, b""),
+        (204, {}, b""),
+        (204, {"Content-Type": "text/html"}, b""),
+        (200, {}, encode_tile(tuple(TILE), [])),
+    ],
+)
+def test_a_tile_without_images_is_no_block(answer: Answer) -> None:
+    with service(lambda _: answer) as url:
+        assert len(client_at(url).tile_images(TILE)) == 0
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_error_page_is_no_block(status: int) -> None:
+    answers = iter([(status, {"Content-Type": "text/html"}, PAGE), (200, {}, b"")])
+    with service(lambda _: next(answers)) as url:
+        assert len(client_at(url).tile_images(TILE)) == 0
+
+
+def test_a_graph_that_redirects_is_no_block_and_is_not_followed() -> None:
+    paths = []
+
+    def redirect(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        paths.append(request.path.partition("?")[0])
+        return 302, {"Location": "/moved"}, b""
+
+    with service(redirect) as url, pytest.raises(TransientError, match="Graph API answered 302"):
+        client_at(url).image_links([1], "256")
+    assert paths == ["/images"] * 3
 
 
 def test_a_service_that_stays_silent_counts_as_down() -> None:
@@ -169,152 +203,6 @@ def test_a_batch_refused_for_one_image_is_halved_until_that_is_found() -> None:
     assert len(requests) < 15
 
 
-def test_the_token_goes_to_the_two_services_in_a_header_and_nowhere_else(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Neither along a redirect, nor to the image server, nor into a URL or a message."""
-    caplog.set_level(logging.DEBUG)
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login someone password else\n")
-    monkeypatch.setenv("NETRC", str(netrc))
-    token = "MLY|1234|secret"
-    seen: list[tuple[str, str | None, str]] = []
-
-    def note(request: http.server.BaseHTTPRequestHandler) -> None:
-        headers = request.headers
-        seen.append((request.path, headers["Authorization"], headers["User-Agent"]))
-
-    def elsewhere(request: http.server.BaseHTTPRequestHandler) -> Answer:
-        note(request)
-        return 200, {}, b""
-
-    def redirect(request: http.server.BaseHTTPRequestHandler) -> Answer:
-        note(request)
-        if request.path.startswith("/maps"):
-            return 302, {"Location": f"{other}/elsewhere"}, b""
-        if request.path.startswith("/images"):
-            return 302, {"Location": "/moved"}, b""
-        body = {"error": {"message": f"{request.headers['Authorization']}?", "code": 10}}
-        return 400, {}, json.dumps(body).encode()
-
-    with service(elsewhere) as other, service(redirect) as url:
-        client = client_at(url, token=token)
-        assert len(client.tile_images(TILE)) == 0
-        with pytest.raises(RefusedRequestError) as refusal:
-            client.image_links([1], "original")
-        list(client.image_chunks(ImageLink(1, f"{other}/image", None), threading.Event()))
-
-    authorizations = {path.split("?")[0]: authorization for path, authorization, _ in seen}
-    assert authorizations == {
-        f"/maps/vtp/mly1_public/2/14/{TILE.x}/{TILE.y}": f"OAuth {token}",
-        "/elsewhere": None,
-        "/images": f"OAuth {token}",
-        "/moved": f"OAuth {token}",
-        "/image": None,
-    }
-    assert all(agent == USER_AGENT for *_, agent in seen)
-    assert "vsvi-assets/" in USER_AGENT
-    written = f"{refusal.value} {caplog.text} {client!r} {vars(client)} {[s[0] for s in seen]}"
-    assert token not in written
-
-
-BAD_ID = b'{"error": {"message": "Sorry", "code": 2, "is_transient": true}}'
-TOO_MUCH = (
-    b'{"error": {"message": "Please reduce the amount of data you\'re asking for", "code": 1}}'
-)
-
-
-@contextmanager
-def graph_with_bad_ids(bad: set[int], body: bytes = BAD_ID) -> Iterator[tuple[str, list[int]]]:
-    """Serve a Graph API that fails whatever holds a bad id; give its URL and requests' sizes."""
-    requests: list[int] = []
-
-    def answer(request: http.server.BaseHTTPRequestHandler) -> Answer:
-        ids = request.path.split("image_ids=")[1].split("&")[0].split(",")
-        requests.append(len(ids))
-        if bad.intersection(map(int, ids)):
-            return 500, {}, body
-        data = [{"id": id, "thumb_1024_url": "https://example.org/"} for id in ids]
-        return 200, {}, json.dumps({"data": data}).encode()
-
-    with service(answer) as url:
-        yield url, requests
-
-
-@pytest.mark.parametrize("body", [BAD_ID, TOO_MUCH, b"<html>Sorry</html>"])
-def test_an_id_that_always_fails_does_not_take_its_batch_along(body: bytes) -> None:
-    with graph_with_bad_ids({13}, body) as (url, requests):
-        links = client_at(url, num_retries=8).image_links(range(1, 51), "1024")
-    assert links.found.keys() == set(range(1, 51)) - {13}
-    assert not links.absent
-    assert links.failed.keys() == {13}
-    assert "image 13: Graph API answered 500" in str(links.failed[13])
-    assert len(requests) <= 9 + 5 + 2 * 6 + 2
-
-
-def test_eight_ids_that_always_fail_among_364_cost_a_bounded_number_of_requests() -> None:
-    ids = range(1, 365)
-    bad = set(random.Random(0).sample(ids, 8))
-    with graph_with_bad_ids(bad) as (url, requests):
-        client = client_at(url, num_retries=8)
-        links = Links()
-        for start in range(0, len(ids), 50):
-            links |= client.image_links(ids[start : start + 50], "1024")
-    assert links.found.keys() == set(ids) - bad
-    assert links.failed.keys() == bad
-    assert len(requests) < 200
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.sets(st.integers(1, 50), max_size=25), st.integers(1, 50))
-def test_all_other_images_of_a_batch_arrive(bad: set[int], count: int) -> None:
-    ids = range(1, count + 1)
-    bad &= set(ids)
-    with graph_with_bad_ids(bad) as (url, _):
-        client = client_at(url, num_retries=0)
-        try:
-            links = client.image_links(ids, "1024")
-        except TransientError:
-            assert len(bad) >= min(5, count)  # as likely as no answer is a service that is down
-        else:
-            assert links.found.keys() == set(ids) - bad
-            assert links.failed.keys() == bad
-
-
-def test_a_service_that_is_down_is_not_asked_for_each_image() -> None:
-    with (
-        graph_with_bad_ids(set(range(1, 51))) as (url, requests),
-        pytest.raises(TransientError, match="links of 50 images"),
-    ):
-        client_at(url).image_links(range(1, 51), "1024")
-    assert len(requests) == 3 + 5
-
-
-@pytest.mark.parametrize(("status", "body"), [(429, b""), (400, b'{"error": {"code": 4}}')])
-def test_a_throttled_batch_is_not_halved(status: int, body: bytes) -> None:
-    requests = []
-
-    def throttle(request: http.server.BaseHTTPRequestHandler) -> Answer:
-        requests.append(request.path)
-        return status, {"Retry-After": "0"}, body
-
-    with service(throttle) as url, pytest.raises(ThrottledError):
-        client_at(url).image_links(range(1, 51), "1024")
-    assert len(requests) == 3
-
-
-def test_a_batch_is_not_halved_for_a_service_that_is_away() -> None:
-    with pytest.raises(UnreachableError):
-        client_at("http://127.0.0.1:9").image_links(range(1, 51), "1024")
-
-
-def test_an_answer_without_images_is_told_from_images_that_are_gone() -> None:
-    with service(lambda _: (200, {}, b'{"data": []}')) as url:
-        links = client_at(url).image_links(range(1, 51), "1024")
-    assert links.is_empty
-    assert links.absent == set(range(1, 51))
-
-
 @pytest.mark.parametrize("token", ["", "MLY|1 2", "MLY|1\r\nX-Evil: 1", "MLY|é"])
 def test_a_token_that_cannot_be_one_is_refused_unsent_and_unsaid(token: str) -> None:
     with service(lambda _: (200, {}, b"")) as url:
@@ -326,11 +214,11 @@ def test_a_token_that_cannot_be_one_is_refused_unsent_and_unsaid(token: str) -> 
 @pytest.mark.parametrize(
     "location", ["file:///etc/passwd", "ftp://127.0.0.1/", "//", "http://[", "/again"]
 )
-def test_redirects_that_lead_nowhere_good_are_not_followed(location: str) -> None:
+def test_redirects_of_images_that_lead_nowhere_good_are_not_followed(location: str) -> None:
     with service(lambda _: (302, {"Location": location}, b"")) as url:
-        client = client_at(url)
-        with pytest.raises(RefusedRequestError, match=f"tile 14/{TILE.x}"):
-            client.tile_images(TILE)
+        link = ImageLink(1, f"{url}/image", None)
+        with pytest.raises(RefusedRequestError, match="image 1"):
+            list(client_at(url).image_chunks(link, threading.Event()))
 
 
 @pytest.mark.parametrize(
@@ -344,7 +232,7 @@ def test_redirects_that_lead_nowhere_good_are_not_followed(location: str) -> Non
     ],
 )
 def test_links_to_anything_but_a_web_server_are_refused(link: str) -> None:
-    client = Mapillary(lambda: TOKEN)
+    client = Mapillary(Settings.from_environment({}).services_of("mapillary"))
     with pytest.raises(RefusedRequestError, match="image 1"):
         list(client.image_chunks(ImageLink(1, link, None), threading.Event()))
 
@@ -498,31 +386,3 @@ def test_a_stale_link_is_told_from_other_refusals() -> None:
         (link,) = client.image_links([FIRST_ID], "original").found.values()
         with pytest.raises(StaleLinkError):
             list(client.image_chunks(link, threading.Event()))
-
-
-def test_tiles_come_in_parallel_and_one_that_fails_does_not_keep_the_others_back() -> None:
-    tiles = [mercantile.Tile(TILE.x + x, TILE.y + y, 14) for x in range(5) for y in range(4)]
-    broken = tiles[3]
-
-    def answer(request: http.server.BaseHTTPRequestHandler) -> Answer:
-        time.sleep(0.1)
-        if request.path.endswith(f"/{broken.x}/{broken.y}"):
-            return 503, {}, b"<html>Sorry</html>"
-        return 200, {}, b""
-
-    arrived: list[mercantile.Tile] = []
-    began = time.monotonic()
-    with service(answer) as url, pytest.raises(TilesFailedError, match=r"1 tiles .*\n.* 503"):
-        arrived.extend(tile for tile, _ in fetch_tiles(client_at(url), iter(tiles)))
-    assert set(arrived) == set(tiles) - {broken}
-    assert time.monotonic() - began < 1.5
-
-
-def test_a_used_up_budget_ends_the_fetching_of_tiles(tmp_path: Path) -> None:
-    tiles = [mercantile.Tile(TILE.x + x, TILE.y, 14) for x in range(30)]
-    with Sandbox(world_of([])) as sandbox:
-        client = client_of(sandbox)
-        client.tile_budget = TileBudget(tmp_path / "budget.json", per_day=12)
-        with pytest.raises(TileBudgetError):
-            list(fetch_tiles(client, tiles))
-        assert sandbox.stats.requests["tiles"] <= 12

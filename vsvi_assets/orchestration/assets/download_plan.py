@@ -17,7 +17,6 @@ from dagster import (
 from vsvi_assets.city import City
 from vsvi_assets.database.summaries import selected_capture_years
 from vsvi_assets.files import gigabytes
-from vsvi_assets.mapillary.pacing import TILES_PER_DAY
 from vsvi_assets.orchestration.columns import DOWNLOAD_PLAN
 from vsvi_assets.orchestration.common import (
     MAPILLARY_POOL,
@@ -105,11 +104,7 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
             f"{seconds(plan.bytes_low)} to {seconds(plan.bytes_high)}, at the rate of the sample",
         ),
         ("requests for links", f"{plan.link_requests:,}", "at most 10,000 a minute are allowed"),
-        (
-            "tiles of a refresh",
-            f"{plan.tiles:,}",
-            f"{plan.tile_requests_left:,} of {TILES_PER_DAY:,} a day are left today",
-        ),
+        ("tiles of a refresh", f"{plan.tiles:,}", plan.tile_state.told(plan.tiles)),
     ]
     return {
         "plan": MetadataValue.table(

@@ -16,7 +16,7 @@ from dagster import (
 
 from vsvi_assets.city import City, parse_tile_key, tile_key
 from vsvi_assets.mapillary.coverage import fetch_tiles
-from vsvi_assets.mapillary.errors import InvalidTileError, TileBudgetError
+from vsvi_assets.mapillary.errors import InvalidTileError
 from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.checks.tile_metadata import TileSurvey
@@ -71,24 +71,13 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
             advance = progress.counting(
                 context.asset_key.to_user_string(), len(absent), "tiles", context.log.info
             )
-            allowed = mapillary.tile_budget().left()
-            context.log.info(f"{allowed} tile requests are left of today's (UTC)")
-            excess = len(absent) - allowed
-            if excess > 0:
-                context.log.warning(
-                    f"{context.asset_key.to_user_string()}: {len(absent)} tiles to fetch, of "
-                    f"which Mapillary allows {allowed} today (UTC)"
-                )
-            tiles = map(parse_tile_key, absent[:allowed])
-            for tile, images in fetch_tiles(mapillary.client(city), tiles):
+            client = mapillary.client(city)
+            if absent and client.tile_gate:
+                context.log.info(client.tile_gate.state().told(len(absent)))
+            for tile, images in fetch_tiles(client, map(parse_tile_key, absent)):
                 advance()
                 survey.add(tile_key(tile), images)
                 yield Partition(tile_key(tile), images, {"images": len(images), "fetched": True})
-            if excess > 0:
-                raise TileBudgetError(
-                    f"{excess} tiles are yet to be fetched, and Mapillary allows no more today. "
-                    "Run again after midnight UTC: tiles on disk are kept."
-                )
 
         with retry_boundary():
             yield Output(hand_over(context, partitions()))
