@@ -126,11 +126,23 @@ def down() -> None:
 @click.argument("city_name", metavar="CITY")
 @click.option("--tiles-only", is_flag=True, help="Fetch the tiles' metadata, no photographs.")
 @click.option("--overwrite", "-O", is_flag=True, help="Fetch anew what is on disk already.")
+@click.option(
+    "--recheck-unavailable",
+    is_flag=True,
+    help="Ask again for images that Mapillary did not have any more.",
+)
 @_explaining
-def materialize(city_name: str, tiles_only: bool, overwrite: bool) -> None:
+def materialize(
+    city_name: str, tiles_only: bool, overwrite: bool, recheck_unavailable: bool
+) -> None:
     """Run all assets of CITY in order. What is on disk and whole is not fetched again."""
     _start_all()
-    _materialize(city_name, tiles_only=tiles_only, overwrite=overwrite)
+    _materialize(
+        city_name,
+        tiles_only=tiles_only,
+        overwrite=overwrite,
+        recheck_unavailable=recheck_unavailable,
+    )
 
 
 @main.command()
@@ -423,6 +435,7 @@ def _materialize(
     tiles_only: bool = False,
     plan_only: bool = False,
     overwrite: bool = False,
+    recheck_unavailable: bool = False,
 ) -> None:
     # Dagster takes seconds to load, which other commands need not.
     from vsvi_assets.orchestration.dagster_internals import instance_for_a_terminal
@@ -442,6 +455,7 @@ def _materialize(
             tiles_only=tiles_only,
             plan_only=plan_only,
             overwrite=overwrite,
+            recheck_unavailable=recheck_unavailable,
         )
     if run.plan:
         click.echo("\n".join(plan_lines(city, run.plan)))

@@ -29,7 +29,7 @@ RETRY_TAG = "dagster/retry_number"
 
 
 class Fetch(Config):
-    """How to treat what is on disk already."""
+    """How to treat what is known already."""
 
     overwrite: bool = Field(
         default=False,
@@ -37,6 +37,10 @@ class Fetch(Config):
             "Fetch again what is on disk, each tile and each image once over all attempts of the "
             "run. A file is replaced only by a whole new one."
         ),
+    )
+    recheck_unavailable: bool = Field(
+        default=False,
+        description="Ask again for images that count as unavailable, and for refused ones.",
     )
 
 

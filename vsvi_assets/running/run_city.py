@@ -27,7 +27,7 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import LockHeldError, PostgisError
 from vsvi_assets.database.locks import advisory_lock
-from vsvi_assets.database.photographs import take_inventory
+from vsvi_assets.database.photographs import sequences_in_state, take_inventory
 from vsvi_assets.orchestration.build import build_cities_defs
 from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key, closing_assets
 from vsvi_assets.orchestration.dagster_internals import interruptible_waits, was_interrupted
@@ -36,6 +36,7 @@ from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResour
 from vsvi_assets.orchestration.retries import is_partial, reason
 from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
 from vsvi_assets.photographs.inventory import Inventory
+from vsvi_assets.photographs.states import State
 from vsvi_assets.progress import Advance, Progress, Tell
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.plan import DownloadPlan, make_plan
@@ -121,6 +122,7 @@ def run_city(
     tiles_only: bool = False,
     plan_only: bool = False,
     overwrite: bool = False,
+    recheck_unavailable: bool = False,
     resource_overrides: Mapping[str, object] | None = None,
 ) -> CityRun:
     """Materialize all assets of a city in order; what is on disk and whole is not fetched again.
@@ -137,6 +139,8 @@ def run_city(
         Stop before the photographs, and return what they will take.
     overwrite
         Fetch again what is on disk; a file is replaced only by a whole new one.
+    recheck_unavailable
+        Ask again for the images that are believed to be gone, and for refused ones.
     resource_overrides
         Resources to use in place of the project's own, by their keys.
 
@@ -159,7 +163,12 @@ def run_city(
         if not (tiles_only or plan_only or run.failures):
             inventory = take_inventory(city, postgis)
             run.selected, run.missing = inventory.selected, inventory.without_file
-            runs.materialize_images(inventory, overwrite=overwrite)
+            rechecked = (
+                sequences_in_state(postgis, city, State.UNAVAILABLE, State.REFUSED)
+                if recheck_unavailable
+                else set()
+            )
+            runs.materialize_images(inventory, overwrite=overwrite, rechecked=rechecked)
             runs.materialize_closing_assets()
         run.failures += [
             _check_message(check)
@@ -227,8 +236,12 @@ class _Runs:
         fetch = {name: Fetch(overwrite=overwrite) for name in fetching}
         self._execute(names, _range_tags(keys[0], keys[-1]), fetch)
 
-    def materialize_images(self, inventory: Inventory, *, overwrite: bool) -> None:
+    def materialize_images(
+        self, inventory: Inventory, *, overwrite: bool, rechecked: Collection[str]
+    ) -> None:
         """Materialize the sequences that lack images, or with `overwrite` all.
+
+        Of those in `rechecked`, the images that are unavailable or refused are asked for again.
 
         A run covers a range of partitions. Where complete sequences lie between others, they
         may be in it, which costs nothing.
@@ -241,13 +254,16 @@ class _Runs:
         if not overwrite:
             files = asset_key(self._city, "image_files")
             pending -= self._instance.get_materialized_partitions(files)
-            pending |= inventory.pending_sequences
+            pending |= inventory.pending_sequences.union(rechecked).intersection(registered)
         expected = inventory.selected if overwrite else inventory.pending_images
+        if rechecked and not overwrite:
+            expected += len(inventory.unavailable) + len(inventory.refused)
         self._progress.expect(self._name("image_files"), expected)
-        fetch = {"image_files": Fetch(overwrite=overwrite)}
+        fetch = Fetch(overwrite=overwrite, recheck_unavailable=bool(rechecked))
         size = self._settings.sequences_per_run
         for first, last in partition_ranges(registered, pending, size):
-            result = self._execute(["image_files"], _range_tags(first, last), fetch)
+            tags = _range_tags(first, last)
+            result = self._execute(["image_files"], tags, {"image_files": fetch})
             self.run.image_runs += 1
             failures = _step_failures(result)
             if not (result.success or (failures and all(map(is_partial, failures)))):

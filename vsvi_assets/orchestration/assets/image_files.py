@@ -105,6 +105,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
                 services=city.services,
                 guard=DiskGuard(city.sequences_folder, city.required_free_bytes),
                 fetched_before=began(context) if config.overwrite else None,
+                asked_before=began(context) if config.recheck_unavailable else None,
                 witnesses=latest_stored(postgis, city, MAX_WITNESSES),
                 settled=progress.counting(
                     context.asset_key.to_user_string(),
