@@ -22,9 +22,16 @@ from dagster import (
     DagsterEventType,
     DagsterInstance,
     DagsterRun,
+    Definitions,
     ExecuteInProcessResult,
     Executor,
+    Failure,
     InitExecutorContext,
+    PartitionKeyRange,
+    PartitionsDefinition,
+    RunConfig,
+    asset,
+    define_asset_job,
     executor,
     raise_execution_interrupts,
 )
@@ -151,6 +158,41 @@ def record_together(
             DagsterEvent.asset_materialization(
                 step, materialization, DagsterEventBatchMetadata(batch, is_last)
             )
+
+
+OUTDATED = "outdated_partitions"
+"""What the runs are called that show partitions as failed."""
+
+
+def show_as_failed(
+    instance: DagsterInstance,
+    key: AssetKey,
+    partitions_def: PartitionsDefinition,
+    partitions: PartitionKeyRange,
+    reason: str,
+    tags: Mapping[str, str],
+) -> None:
+    """Let materialized partitions show as failed, by a run of them that fails with the reason.
+
+    A materialization cannot be taken back: `wipe_asset_partitions` is not implemented for SQL
+    storages, and a dynamic partition that is deleted and added again has its old status.
+    """
+
+    @asset(key=key, partitions_def=partitions_def)
+    def outdated() -> None:
+        raise Failure(reason, allow_retries=False)
+
+    job = define_asset_job(OUTDATED, selection=[outdated])
+    Definitions([outdated], jobs=[job]).resolve_job_def(OUTDATED).execute_in_process(
+        instance=instance,
+        raise_on_error=False,
+        run_config=RunConfig(loggers={"console": {"config": {"log_level": "CRITICAL"}}}),
+        tags={
+            "dagster/asset_partition_range_start": partitions.start,
+            "dagster/asset_partition_range_end": partitions.end,
+            **tags,
+        },
+    )
 
 
 def is_in_a_backfill(instance: DagsterInstance, key: AssetKey) -> bool:

@@ -15,7 +15,7 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import LockHeldError
 from vsvi_assets.database.locks import advisory_lock
-from vsvi_assets.database.server import LocalPostgis
+from vsvi_assets.database.server import LocalPostgis, LocalPostgisError
 from vsvi_assets.database.tile_requests import PostgresTileGate
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.settings import ServiceAddresses, Settings
@@ -59,16 +59,30 @@ def tile_gate(settings: Settings, services: ServiceAddresses, postgis: Postgis) 
 
 
 class PostgisResource(ConfigurableResource):
-    """The database of VSVI_POSTGRES_URL, or where that is not set the project's own cluster."""
+    """The database of VSVI_POSTGRES_URL, or where that is not set the project's own server.
+
+    It starts nothing: `vsvi up` does, and so does each command that needs the database.
+    """
 
     data_dir: str
 
     def database(self) -> Postgis:
+        """Return the database.
+
+        Raises
+        ------
+        LocalPostgisError
+            When neither is there.
+        """
         url = Settings.from_environment().postgres_url
         if url is None:
-            cluster = LocalPostgis(Path(self.data_dir))
-            cluster.start()
-            url = cluster.vsvi_url
+            server = LocalPostgis(Path(self.data_dir))
+            if not server.service_file.exists():
+                raise LocalPostgisError(
+                    f"There is no database in {server.folder}: run `vsvi up`, or set "
+                    "VSVI_POSTGRES_URL."
+                )
+            url = server.vsvi_url
         return Postgis(url)
 
 

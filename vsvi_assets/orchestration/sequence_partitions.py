@@ -16,21 +16,20 @@ from dagster import (
     AssetKey,
     AssetMaterialization,
     AssetPartitionStatus,
-    BackfillPolicy,
     DagsterInstance,
     DagsterRunStatus,
-    Definitions,
     DynamicPartitionsDefinition,
-    Failure,
-    RunConfig,
+    PartitionKeyRange,
     RunsFilter,
-    asset,
-    define_asset_job,
 )
 
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.common import CITY_TAG, asset_key
-from vsvi_assets.orchestration.dagster_internals import is_in_a_backfill, record_together
+from vsvi_assets.orchestration.dagster_internals import (
+    is_in_a_backfill,
+    record_together,
+    show_as_failed,
+)
 
 UNFINISHED_RUNS = [
     DagsterRunStatus.QUEUED,
@@ -39,8 +38,6 @@ UNFINISHED_RUNS = [
     DagsterRunStatus.STARTED,
     DagsterRunStatus.CANCELING,
 ]
-LACKING_IMAGES = "sequences_that_lack_images"
-"""What the runs are called that show sequences as failed."""
 
 
 def sequence_partitions_name(city: City) -> str:
@@ -91,7 +88,16 @@ def update_sequences(
     for adjacent in _adjacent(list(statuses), incomplete):
         lacking = [sequence for sequence in adjacent if sequence in outdated]
         if lacking:
-            _show_as_failed(instance, city, lacking[0], lacking[-1])
+            show_as_failed(
+                instance,
+                asset_key(city, "image_files"),
+                sequence_partitions(city),
+                PartitionKeyRange(lacking[0], lacking[-1]),
+                f"{city.name}: images that are selected by now are not on disk, in sequences "
+                f"{lacking[0]} to {lacking[-1]}. The city's next refresh downloads them, as does "
+                "running these partitions.",
+                tags={CITY_TAG: city.name},
+            )
     if outdated:
         # Dagster remembers a failure that was looked at. One that nobody saw would be forgotten
         # when a later run is canceled, and the sequence would show as materialized again.
@@ -141,33 +147,3 @@ def _adjacent(keys: Sequence[str], wanted: Collection[str]) -> Iterator[list[str
     for is_wanted, group in groupby(keys, key=wanted.__contains__):
         if is_wanted:
             yield list(group)
-
-
-def _show_as_failed(instance: DagsterInstance, city: City, first: str, last: str) -> None:
-    """Let a run of the sequences from `first` to `last` fail with the reason."""
-
-    @asset(
-        key=asset_key(city, "image_files"),
-        partitions_def=sequence_partitions(city),
-        backfill_policy=BackfillPolicy.single_run(),
-    )
-    def image_files(context: AssetExecutionContext) -> None:
-        raise Failure(
-            f"{city.name}: images that are selected by now are not on disk, in sequences "
-            f"{first} to {last} ({len(context.partition_keys)}). "
-            "The city's next refresh downloads them, as does running these partitions.",
-            allow_retries=False,
-        )
-
-    job = define_asset_job(LACKING_IMAGES, selection=[image_files])
-    definitions = Definitions([image_files], jobs=[job])
-    definitions.resolve_job_def(LACKING_IMAGES).execute_in_process(
-        instance=instance,
-        raise_on_error=False,
-        run_config=RunConfig(loggers={"console": {"config": {"log_level": "CRITICAL"}}}),
-        tags={
-            "dagster/asset_partition_range_start": first,
-            "dagster/asset_partition_range_end": last,
-            CITY_TAG: city.name,
-        },
-    )

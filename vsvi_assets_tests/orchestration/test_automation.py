@@ -23,7 +23,8 @@ from dagster import (
 
 from vsvi_assets.city import City
 from vsvi_assets.database.photographs import take_inventory
-from vsvi_assets.orchestration.sequence_partitions import LACKING_IMAGES, sequence_partitions
+from vsvi_assets.orchestration.dagster_internals import OUTDATED
+from vsvi_assets.orchestration.sequence_partitions import sequence_partitions
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.progress import LogProgress
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
@@ -420,7 +421,7 @@ def test_one_run_shows_all_sequences_that_gained_images_as_failed(project: Proje
         "FAILED": {zero, three},
         "MISSING": {two},
     }
-    runs = project.instance.get_runs(RunsFilter(job_name=LACKING_IMAGES))
+    runs = project.instance.get_runs(RunsFilter(job_name=OUTDATED))
     assert [run.status for run in runs] == [DagsterRunStatus.FAILURE]
 
 

@@ -14,22 +14,27 @@ from dagster import (
     AssetExecutionContext,
     AssetKey,
     AssetMaterialization,
+    AssetPartitionStatus,
     DagsterInstance,
     Definitions,
     DynamicPartitionsDefinition,
     EventLogEntry,
     MaterializeResult,
+    PartitionKeyRange,
     RetryRequested,
+    RunsFilter,
     asset,
     define_asset_job,
     materialize,
 )
 
 from vsvi_assets.orchestration.dagster_internals import (
+    OUTDATED,
     add_partition_metadata,
     instance_for_a_terminal,
     interruptible_waits,
     record_together,
+    show_as_failed,
     was_interrupted,
 )
 
@@ -170,3 +175,29 @@ def test_a_command_in_a_terminal_starts_no_process_that_copies_what_is_printed(
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
         assert materialize([printing], instance=instance).success
         assert Path(instance.root_directory) == tmp_path
+
+
+def test_partitions_that_are_outdated_show_as_failed_and_go_on_doing_so(
+    instance: DagsterInstance,
+) -> None:
+    @asset(partitions_def=PARTITIONS)
+    def several() -> None:
+        pass
+
+    job = define_asset_job("job", selection="several")
+    resolved = Definitions([several], jobs=[job]).resolve_job_def("job")
+    resolved.execute_in_process(instance=instance, tags=RANGE)
+
+    def failed() -> set[str]:
+        found = instance.get_status_by_partition(several.key, KEYS, PARTITIONS) or {}
+        return {key for key, status in found.items() if status == AssetPartitionStatus.FAILED}
+
+    assert failed() == set()
+    outdated = PartitionKeyRange(KEYS[2], KEYS[4])
+    show_as_failed(instance, several.key, PARTITIONS, outdated, "It lacks images.", {"city": "x"})
+    assert failed() == set(KEYS[2:5])
+    [run] = instance.get_runs(RunsFilter(job_name=OUTDATED))
+    assert run.tags["city"] == "x"
+    assert any("It lacks images." in str(entry) for entry in instance.all_logs(run.run_id))
+    resolved.execute_in_process(instance=instance, tags=RANGE)
+    assert failed() == set()
