@@ -134,18 +134,6 @@ class InvalidSequenceIdError(MapillaryError):
     """A sequence id that cannot be one, nor the name of a folder."""
 
 
-class InvalidSidecarError(MapillaryError):
-    """An images.geojson that cannot be read."""
-
-
-class InvalidImageError(MapillaryError):
-    """The bytes are no whole JPEG."""
-
-
-class OversizedImageError(InvalidImageError):
-    """An image of more pixels or bytes than any camera makes."""
-
-
 def is_block(status: int, headers: Mapping[str, str], start: bytes) -> bool:
     """Return whether an answer of the tile server means that this address is blocked.
 

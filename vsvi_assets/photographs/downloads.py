@@ -38,8 +38,6 @@ from vsvi_assets.files import (
 )
 from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, ImageLink, ImageSize, Links, Mapillary
 from vsvi_assets.mapillary.errors import (
-    InvalidImageError,
-    OversizedImageError,
     RefusedRequestError,
     StaleLinkError,
     StoppedError,
@@ -47,7 +45,12 @@ from vsvi_assets.mapillary.errors import (
     UnavailableError,
 )
 from vsvi_assets.mapillary.workers import interruptible_workers
-from vsvi_assets.photographs.errors import OtherFormatError, UnusableFolderError
+from vsvi_assets.photographs.errors import (
+    InvalidImageError,
+    OtherFormatError,
+    OversizedImageError,
+    UnusableFolderError,
+)
 from vsvi_assets.photographs.jpeg import MAX_BYTES, MAX_PIXELS, check_jpeg, mapped
 from vsvi_assets.photographs.sidecar import (
     SERVICES_WITHOUT_MARK,

@@ -19,8 +19,7 @@ from typing import IO, Literal, cast
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vsvi_assets.mapillary.errors import InvalidImageError, OversizedImageError
-from vsvi_assets.photographs.errors import OtherFormatError
+from vsvi_assets.photographs.errors import InvalidImageError, OtherFormatError, OversizedImageError
 
 MAX_PIXELS = 178_956_970
 """Above it Pillow refuses an image as a decompression bomb."""

@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 import orjson
 
 from vsvi_assets.files import atomic_write
-from vsvi_assets.mapillary.errors import InvalidSidecarError, cut_short
+from vsvi_assets.mapillary.errors import cut_short
 from vsvi_assets.mapillary.tiles import check_sequence_id
+from vsvi_assets.photographs.errors import InvalidSidecarError
 from vsvi_assets.photographs.states import Absence, Photograph, Refusal, State
 
 log = logging.getLogger(__name__)

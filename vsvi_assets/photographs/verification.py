@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vsvi_assets.files import PART_SUFFIX
-from vsvi_assets.mapillary.errors import InvalidSidecarError
+from vsvi_assets.photographs.errors import InvalidSidecarError
 from vsvi_assets.photographs.inventory import sequences_on_disk
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME, image_path, read_sidecar, sha256_of
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vsvi_assets.mapillary.errors import InvalidImageError
 from vsvi_assets.mapillary.tile_files import read_tile, write_tile
 from vsvi_assets.mapillary.tiles import TileImages, decode_tile
+from vsvi_assets.photographs.errors import InvalidImageError
 from vsvi_assets.photographs.jpeg import check_jpeg
 
 REAL_DATA = Path(os.environ.get("VSVI_REAL_DATA", "/nowhere"))

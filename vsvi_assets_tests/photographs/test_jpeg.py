@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vsvi_assets.mapillary.errors import InvalidImageError, OversizedImageError
-from vsvi_assets.photographs.errors import OtherFormatError
+from vsvi_assets.photographs.errors import InvalidImageError, OtherFormatError, OversizedImageError
 from vsvi_assets.photographs.jpeg import JpegInfo, check_jpeg
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vsvi_assets.mapillary.errors import InvalidSequenceIdError, InvalidSidecarError
+from vsvi_assets.mapillary.errors import InvalidSequenceIdError
+from vsvi_assets.photographs.errors import InvalidSidecarError
 from vsvi_assets.photographs.sidecar import (
     SIDECAR_NAME,
     ImageRecord,
