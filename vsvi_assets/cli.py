@@ -22,7 +22,7 @@ from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_po
 from vsvi_assets.dataset.errors import DatasetError
 from vsvi_assets.files import DiskFullError, DiskGuard, atomic_write
 from vsvi_assets.mapillary.errors import RefusedTokenError
-from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
+from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource, tile_gate
 from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
@@ -172,7 +172,14 @@ def status(city_name: str, verify: bool) -> None:
     settings = _start_postgis()
     city = _city(city_name)
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
-    click.echo("\n".join(status_lines(city, city_status(city, postgis))))
+    # The sandbox, which needs not run now, blocks nobody for a day.
+    gate = (
+        tile_gate(settings, settings.services_of(city.services), postgis)
+        if city.services == "mapillary"
+        else None
+    )
+    tile_state = gate.state() if gate else None
+    click.echo("\n".join(status_lines(city, city_status(city, postgis), tile_state)))
     if verify:
         found = verify_photographs(city.sequences_folder)
         click.echo("\n".join(verification_lines(found)))

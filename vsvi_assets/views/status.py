@@ -12,6 +12,7 @@ from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.queries import count_points_without_image, row_count
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS
+from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.verification import Verification
 
@@ -49,8 +50,8 @@ def city_status(city: City, postgis: Postgis) -> CityStatus:
     )
 
 
-def status_lines(city: City, status: CityStatus) -> list[str]:
-    """Return a status as lines for people."""
+def status_lines(city: City, status: CityStatus, tile_state: TileState | None = None) -> list[str]:
+    """Return a status as lines for people; with `tile_state` also whether tiles can be fetched."""
     lines = [city.name]
 
     def add(label: str, text: str) -> None:
@@ -64,6 +65,8 @@ def status_lines(city: City, status: CityStatus) -> list[str]:
     if status.tiles_refreshed:
         tiles += f", the newest of {status.tiles_refreshed:%Y-%m-%d %H:%M} UTC"
     add("tiles", f"{tiles}  ({city.tiles_folder})")
+    if tile_state:
+        add("tile requests", tile_state.told(status.tiles))
     add("images", "no table yet" if status.images is None else f"{status.images:,} in the box")
     inventory = status.inventory
     if inventory is None:

@@ -7,6 +7,7 @@ import pytest
 
 from vsvi_assets.city import City
 from vsvi_assets.database.photographs import rebuild_photographs, take_inventory
+from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.photographs.sidecar import Sidecar, read_sidecar, write_sidecar
 from vsvi_assets.photographs.states import Absence
 from vsvi_assets.sandbox import Faults
@@ -99,3 +100,14 @@ def test_one_bad_file_takes_no_photograph_of_another_sequence(project: Project) 
     assert inventory.on_disk == inventory.selected - 1
     lines = status_lines(city, city_status(city, project.postgis))
     assert any("is a link to /not/mounted" in line for line in lines)
+
+
+def test_the_status_says_that_tiles_are_blocked(project: Project, city: City) -> None:
+    state = TileState(
+        per_minute=40, per_day=50_000, left_today=49_000, blocked_since=NEW_YEAR,
+        blocked_until=DAY_AFTER, block_reason="302 to the login page", is_blocked=True,
+    )  # fmt: skip
+    lines = status_lines(city, city_status(city, project.postgis), state)
+    (line,) = [line for line in lines if "tile requests" in line]
+    assert "blocked by Mapillary since 2026-01-01" in line
+    assert "302 to the login page" in line
