@@ -541,7 +541,7 @@ def test_hostile_input_leaves_no_trace_outside_the_data_folder(project: Project)
     run = project.run_city(city, LogProgress(told.append))
     [message] = [failure for failure in run.failures if "tile_metadata" in failure]
     assert f"{len(city.tile_keys)} tiles could not be fetched" in message
-    assert "'../../escaped'" in message
+    assert "images whose sequence_id is none" in message
     assert max(map(len, message.splitlines())) < 300
     assert attempts(project) == []
     assert sum("Fetched anew" in line for line in told) == 2

@@ -73,7 +73,10 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
             )
             client = mapillary.client(city)
             if absent and client.tile_gate:
-                context.log.info(client.tile_gate.state().told(len(absent)))
+                state = client.tile_gate.state()
+                is_long = state.minutes(len(absent)) > 2 or state.left_today < len(absent)
+                tell = context.log.warning if is_long else context.log.info
+                tell(f"{context.asset_key.to_user_string()}: {state.told(len(absent))}")
             for tile, images in fetch_tiles(client, map(parse_tile_key, absent)):
                 advance()
                 survey.add(tile_key(tile), images)
