@@ -135,6 +135,11 @@ STREET_POINTS = Table(
         ),
         Column("osmid", pa.int64(), "The way of OpenStreetMap.", nullable=False),
         Column("street", pa.string(), "Name of the street, where it has one."),
+        Column(
+            "bearing",
+            pa.float64(),
+            "Direction of the street, degrees clockwise from north, below 180.",
+        ),
         *_geometries("point"),
     ),
     primary_key=("id",),

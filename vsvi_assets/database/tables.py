@@ -55,6 +55,10 @@ def street_points_table(points: gpd.GeoDataFrame, city: City) -> NewTable:
             "id": points["id"].to_numpy(),
             "osmid": points["osmid"].to_numpy(),
             "street": pa.array(points["street"], pa.string(), from_pandas=True),
+            # A file of an earlier version does not have it.
+            "bearing": pa.array(
+                points["bearing"] if "bearing" in points else [None] * len(points), pa.float64()
+            ),
             "lon": points.geometry.x.to_numpy(),
             "lat": points.geometry.y.to_numpy(),
         }
@@ -65,13 +69,14 @@ def street_points_table(points: gpd.GeoDataFrame, city: City) -> NewTable:
             "id": "bigint",
             "osmid": "bigint",
             "street": "text",
+            "bearing": "double precision",
             "lon": "double precision",
             "lat": "double precision",
         },
         rows=[rows],
         query=sql.SQL(
             """
-            SELECT id, osmid, street, {geometries}
+            SELECT id, osmid, street, bearing, {geometries}
             FROM (
                 SELECT *, ST_SetSRID(ST_MakePoint(lon, lat), 4326) AS position
                 FROM pg_temp.staging

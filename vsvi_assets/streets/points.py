@@ -15,6 +15,9 @@ MIN_INTERVAL = 5
 COORDINATE_DECIMALS = 7
 """Decimals of a degree that OpenStreetMap stores, about a centimetre."""
 
+_BEARING_REACH = 5
+"""Metres on both sides of a point over which the direction of its street is measured."""
+
 _ID_CELLS_PER_DEGREE = 300_000
 
 _SLACK = 0.2
@@ -53,8 +56,10 @@ def street_points(
     -------
     points
         `id` (int64, by position alone; below 2**53, so exact in JSON), `osmid` (int64, the
-        OpenStreetMap way), `street` (its name, str or None) and `geometry` (Point, EPSG:4326,
-        rounded to `COORDINATE_DECIMALS`), in the order of the ids, from south to north.
+        OpenStreetMap way), `street` (its name, str or None), `bearing` (float64, the direction
+        of the street there: degrees clockwise from north, rounded to a tenth, at least 0 and
+        below 180, since a street has no beginning) and `geometry` (Point, EPSG:4326, rounded to
+        `COORDINATE_DECIMALS`), in the order of the ids, from south to north.
 
     Raises
     ------
@@ -74,7 +79,7 @@ def street_points(
     )
     _require_finite(pieces["line"].to_numpy(), f"EPSG:{srid} cannot hold {describe_box(box)}")
     ways = _merge(pieces)
-    way, x, y = _divide(ways["line"].to_numpy(), interval - _SLACK)
+    way, x, y, before, after = _divide(ways["line"].to_numpy(), interval - _SLACK)
 
     west, south, east, north = box
     lon, lat = projection.transform(x, y, direction="INVERSE")
@@ -83,12 +88,14 @@ def street_points(
     chosen = _thin(*projection.transform(lon, lat), interval / 2)
 
     lon, lat = lon[chosen], lat[chosen]
+    bearing = _bearings(projection, before[:, chosen], after[:, chosen])
     ways = ways.iloc[way[chosen]]
     points = gpd.GeoDataFrame(
         {
             "id": _position_ids(lon, lat),
             "osmid": ways["osmid"].to_numpy(),
             "street": pd.Series(ways["name"].to_numpy(), dtype=object),
+            "bearing": bearing,
         },
         geometry=shapely.points(lon, lat),
         crs="EPSG:4326",
@@ -144,13 +151,20 @@ def _merge(pieces: pd.DataFrame) -> pd.DataFrame:
 
 def _divide(
     lines: NDArray[np.object_], longest: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+    NDArray[np.float64],
+]:
     """Divide lines into equal parts up to `longest`.
 
     Returns
     -------
-    line, x, y
-        Of each part the index of its line, and its middle.
+    line, x, y, before, after
+        Of each part the index of its line, its middle, and the places (x and y in two rows) a
+        little before and after the middle, within the part.
     """
     vertices, owner = shapely.get_coordinates(lines, return_index=True)
     # End to end and a metre apart, all lines are one, on which a place is one number.
@@ -162,8 +176,23 @@ def _divide(
     line = np.repeat(np.arange(len(lines)), parts)
     part = np.arange(len(line)) - np.repeat(parts.cumsum() - parts, parts)
     middle = start[line] + (part + 0.5) * (lengths / parts)[line]
-    x, y = (np.interp(middle, along, coordinate) for coordinate in vertices.T)
-    return line, x, y
+    little = np.minimum((lengths / parts)[line] / 2, _BEARING_REACH)
+    places = [
+        np.array([np.interp(place, along, coordinate) for coordinate in vertices.T])
+        for place in (middle, middle - little, middle + little)
+    ]
+    (x, y), before, after = places
+    return line, x, y, before, after
+
+
+def _bearings(
+    projection: pyproj.Transformer, before: NDArray[np.float64], after: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the directions from places to others: degrees from north on the ellipsoid, mod 180."""
+    start = projection.transform(before[0], before[1], direction="INVERSE")
+    end = projection.transform(after[0], after[1], direction="INVERSE")
+    azimuths, _, _ = pyproj.Geod(ellps="WGS84").inv(*start, *end)
+    return (np.asarray(azimuths) % 180).round(1) % 180
 
 
 def _thin(x: NDArray[np.float64], y: NDArray[np.float64], distance: float) -> NDArray[np.bool_]:

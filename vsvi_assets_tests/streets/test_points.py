@@ -7,6 +7,7 @@ from pathlib import Path
 import geopandas as gpd
 import networkx as nx
 import numpy as np
+import pyproj
 import pytest
 import shapely
 from geopandas.testing import assert_geodataframe_equal
@@ -285,6 +286,21 @@ def test_ids_stay_when_a_street_is_added_elsewhere() -> None:
     assert_geodataframe_equal(before, after[after["osmid"] == 1].reset_index(drop=True))
 
 
+@pytest.mark.parametrize("bearing", [0, 12.3, 45, 90, 123.4, 179.9])
+def test_points_know_the_direction_of_their_street(bearing: float) -> None:
+    """In the same zone far from its middle, where the grid's north is not the true one."""
+    for west in (0.2, 4.905):
+        lon, lat, _ = pyproj.Geod(ellps="WGS84").fwd(west, 52.365, bearing, 200)
+        line = [(west, 52.365), (lon, lat)]
+        box = (west - 0.01, 52.36, west + 0.01, 52.37)
+        for ends in (line, line[::-1]):
+            points = points_of(line_network(ends), box, 32631, 50)
+            off = (points["bearing"] - bearing + 90) % 180 - 90
+            assert len(points) >= 4
+            assert off.abs().max() <= 0.1
+            assert points["bearing"].between(0, 180, inclusive="left").all()
+
+
 def test_columns() -> None:
     network = line_network([(4.901, 52.365), (4.909, 52.365)], name=["Weg", "Laan"])
     for direction, (*_, data) in zip((1, -1), network.edges(data=True), strict=True):
@@ -292,7 +308,7 @@ def test_columns() -> None:
     points = points_of(network, BOX, 32631, 50)
 
     assert points.crs == "EPSG:4326"
-    assert list(points.columns) == ["id", "osmid", "street", "geometry"]
+    assert list(points.columns) == ["id", "osmid", "street", "bearing", "geometry"]
     assert points["id"].dtype == points["osmid"].dtype == np.int64
     assert set(points["osmid"]) == {7}
     assert set(points["street"]) == {"Laan"}
