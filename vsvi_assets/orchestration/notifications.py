@@ -28,6 +28,7 @@ from vsvi_assets.orchestration.common import CITY_TAG
 from vsvi_assets.orchestration.dagster_internals import backfills_ended_since
 from vsvi_assets.orchestration.resources import PostgisResource
 from vsvi_assets.orchestration.retries import reason
+from vsvi_assets.proxies import proxies_for
 from vsvi_assets.settings import NotificationSettings, Settings
 
 TIMEOUT_SECONDS = 30
@@ -55,6 +56,7 @@ def send(settings: NotificationSettings, subject: str, text: str) -> None:
                 json={"text": f"{subject}\n{text}"},
                 timeout=TIMEOUT_SECONDS,
                 allow_redirects=False,
+                proxies=proxies_for(settings.webhook_url),
             )
             if answer.status_code >= 300:
                 errors.append(f"VSVI_NOTIFY_WEBHOOK answered {answer.status_code}")

@@ -27,6 +27,7 @@ import requests
 import shapely
 
 from vsvi_assets.files import atomic_write, sync_folder, writing_in
+from vsvi_assets.proxies import proxies_for
 from vsvi_assets.streets.errors import (
     Box,
     NoStreetsError,
@@ -252,7 +253,7 @@ def _osmnx_configured(overpass: Overpass, folder: Path) -> Iterator[None]:
         "requests_timeout": READ_SECONDS,
         "requests_kwargs": {
             "hooks": {"response": _require_whole},
-            "proxies": _proxies(overpass.url),
+            "proxies": proxies_for(overpass.url),
         },
         "http_user_agent": overpass.user_agent,
         "http_referer": overpass.user_agent,
@@ -272,12 +273,6 @@ def _osmnx_configured(overpass: Overpass, folder: Path) -> Iterator[None]:
         finally:
             for name, value in before.items():
                 setattr(osmnx.settings, name, value)
-
-
-def _proxies(url: str) -> dict[str, str]:
-    """Keep requests to this machine away from the proxy of the environment."""
-    host = urlsplit(url).hostname or ""
-    return {"no_proxy": host} if host in ("localhost", "127.0.0.1", "::1") else {}
 
 
 def _require_whole(response: requests.Response, **_: object) -> None:
