@@ -14,6 +14,7 @@ from benchmarks.surroundings import Home, emptied, home, require, serving, settl
 from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.tables import images_table, select_images
 from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.orchestration.io_managers.filesystem import StreetPointsFile
@@ -83,7 +84,7 @@ def project_load(clock: Clock, home: Home) -> None:
     city = _city(home)
     tiles = (read_tile(city.tile_path(key), city.services).images for key in city.tile_keys)
     with clock:
-        counts = Postgis(home.postgis.vsvi_url).replace_tables(NAME, [images_table(tiles, city)])
+        counts = replace_tables(Postgis(home.postgis.vsvi_url), NAME, [images_table(tiles, city)])
     clock.facts = {"rows": counts["images"]}
 
 

@@ -16,6 +16,7 @@ from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import take_inventory
+from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.tables import SELECTION_SCHEMA, selected_images_table
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, Mapillary
@@ -188,7 +189,9 @@ def present(home: Home, images: int, repeat: int) -> Iterator[Row]:
         ],
         names=SELECTION_SCHEMA.names,
     )
-    Postgis(home.postgis.vsvi_url).replace_tables("present", [selected_images_table(selection)])
+    replace_tables(
+        Postgis(home.postgis.vsvi_url), "present", [selected_images_table(selection, city)]
+    )
     with serving(world, sequences, 20, 2000) as environment:
         downloads, inventories = in_turn(
             repeat,

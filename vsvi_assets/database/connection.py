@@ -1,9 +1,12 @@
-"""A city's tables in PostGIS: loaded by COPY, swapped in one transaction, asked in SQL."""
+"""Connections to a PostgreSQL database with PostGIS."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 
 import psycopg2
 import psycopg2.extensions
@@ -11,64 +14,73 @@ import pyarrow as pa
 import pyarrow.csv
 from psycopg2 import sql
 
-from vsvi_assets.database.errors import ServerUnreachableError
-from vsvi_assets.database.interrupts import InterruptibleCursor
+from vsvi_assets.database.errors import (
+    DatabaseAddressError,
+    PostgisMissingError,
+    ServerUnreachableError,
+    explained,
+)
+from vsvi_assets.database.interrupts import InterruptibleCursor, interruptible
 
+APPLICATION_NAME = "vsvi-assets"
 CONNECT_TIMEOUT_SECONDS = 10
 CURSOR_ROWS = 10_000
 """Rows that a streaming query holds in memory at a time."""
 
+_environment = threading.Lock()
 
-@dataclass(frozen=True)
-class NewTable:
-    """A table to be: the rows to copy into a staging table, and the query that makes it of them.
 
-    Attributes
-    ----------
-    name
-        The table's name in the city's schema.
-    columns
-        The staging columns and their PostgreSQL types, in the order of the rows' columns.
-    rows
-        The rows, in batches; consumed once, one batch in memory at a time.
-    query
-        A SELECT over `pg_temp.staging` whose result is the table, in the order of storage.
-    constraints
-        SQL after ALTER TABLE, such as a primary key.
-    indexes
-        Column lists after CREATE INDEX … USING, such as `gist (geo)`.
+@contextmanager
+def without_libpq_variables() -> Iterator[None]:
+    """Hide libpq's environment variables (PGSERVICE, PGSSLMODE, …) while a connection is made.
+
+    Some of them change a connection whatever its address says, and libpq cannot be told to
+    leave them alone. They are meant for the user's other databases.
     """
-
-    name: str
-    columns: Mapping[str, str]
-    rows: Iterable[pa.Table]
-    query: sql.Composable
-    constraints: Sequence[sql.SQL] = ()
-    indexes: Sequence[sql.SQL] = ()
+    with _environment:
+        hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith("PG")}
+        try:
+            yield
+        finally:
+            os.environ.update(hidden)
 
 
 class Postgis:
-    """A PostgreSQL database with PostGIS, one schema a city.
+    """A PostgreSQL database with PostGIS, with one schema per city.
 
     Parameters
     ----------
     url
         `postgresql://…`; SQLAlchemy's `postgresql+psycopg2://` is understood too.
+    is_own
+        Whether it is the project's own server, to which libpq's environment variables do not
+        apply.
     """
 
-    def __init__(self, url: str) -> None:
-        self._dsn = url.replace("postgresql+psycopg2://", "postgresql://", 1)
+    def __init__(self, url: str, *, is_own: bool = False) -> None:
+        self._url = url.replace("postgresql+psycopg2://", "postgresql://", 1)
+        self._is_own = is_own
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg2.extensions.cursor]:
         """Open a connection with one transaction: committed at the end, undone by an error.
 
+        In it PostGIS's functions are found wherever they are, and times are in UTC. Tables have
+        to be named with their schema.
+
         Raises
         ------
-        ServerUnreachableError
-            When there is no connection to be made.
+        PostgisError
+            Where there is no connection, or no PostGIS; where the role may not do this; or where
+            the server's disk is full.
         """
-        with closing(self._connect()) as connection, connection, connection.cursor() as cursor:
+        with (
+            explained(),
+            closing(self._connect()) as connection,
+            connection,
+            connection.cursor() as cursor,
+        ):
+            _prepare(cursor)
             yield cursor
 
     @contextmanager
@@ -82,66 +94,13 @@ class Postgis:
 
         Raises
         ------
-        ServerUnreachableError
-            When there is no connection to be made.
+        PostgisError
+            As `transaction` does, but for a missing PostGIS.
         """
-        with closing(self._connect(application_name)) as connection:
+        with explained(), closing(self._connect(application_name)) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
                 yield cursor
-
-    def _connect(self, application_name: str = "vsvi-assets") -> psycopg2.extensions.connection:
-        try:
-            return psycopg2.connect(
-                self._dsn,
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                application_name=application_name,
-                client_encoding="UTF8",
-                cursor_factory=InterruptibleCursor,
-            )
-        except psycopg2.OperationalError as error:
-            raise ServerUnreachableError(
-                f"No connection to PostGIS: {str(error).strip()}"
-            ) from error
-
-    def replace_tables(self, schema: str, tables: Sequence[NewTable]) -> dict[str, int]:
-        """Replace tables of a schema together, and return each one's number of rows.
-
-        Readers see all the old tables or all the new ones. Two replacements of the same
-        schema wait for each other. The new tables are built in a schema of their own, so
-        that their indexes and constraints get the plain names.
-
-        Raises
-        ------
-        psycopg2.errors.DependentObjectsStillExist
-            When a view of the user's hangs on an old table; nothing is changed then.
-        """
-        building = sql.Identifier(f"{schema}~building")
-        city = sql.Identifier(schema)
-        counts = {}
-        with self.transaction() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [_lock_name(schema)])
-            cursor.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(city))
-            cursor.execute(sql.SQL("CREATE SCHEMA {}").format(building))
-            for table in tables:
-                counts[table.name] = _build(cursor, building, table)
-            for table in tables:
-                name = sql.Identifier(table.name)
-                cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}.{}").format(city, name))
-                cursor.execute(
-                    sql.SQL("ALTER TABLE {}.{} SET SCHEMA {}").format(building, name, city)
-                )
-            cursor.execute(sql.SQL("DROP SCHEMA {}").format(building))
-        return counts
-
-    @contextmanager
-    def unreplaced(self, schema: str) -> Iterator[None]:
-        """Let `replace_tables` of a schema wait, so that several queries see the same tables."""
-        with self.transaction() as cursor:
-            cursor.execute(
-                "SELECT pg_advisory_xact_lock_shared(hashtext(%s))", [_lock_name(schema)]
-            )
-            yield
 
     def read(
         self,
@@ -150,66 +109,137 @@ class Postgis:
         parameters: Mapping[str, object] | None = None,
     ) -> pa.Table:
         """Return a query's result, whose columns have the names and types of `schema`."""
-        answer = io.BytesIO()
-        with self.transaction() as cursor:
-            bound = cursor.mogrify(query, parameters).decode()
-            cursor.copy_expert(f"COPY ({bound}) TO STDOUT (FORMAT csv)", answer)
-        if not answer.tell():
-            return schema.empty_table()
-        answer.seek(0)
-        table = pa.csv.read_csv(
-            answer,
-            read_options=pa.csv.ReadOptions(column_names=schema.names),
-            convert_options=pa.csv.ConvertOptions(
-                column_types=schema,
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-                true_values=["t"],
-                false_values=["f"],
-            ),
-        )
-        return pa.Table.from_arrays(table.columns, schema=schema)
+        return self.read_in_parallel(query, schema, [parameters])
+
+    def read_in_parallel(
+        self,
+        query: sql.Composable,
+        schema: pa.Schema,
+        parameters: Sequence[Mapping[str, object] | None],
+    ) -> pa.Table:
+        """Return the results of a query with several parameters, one after the other.
+
+        Each has a connection of its own. They see the same tables, but not the same state of
+        them: the caller has to see to it that nothing changes meanwhile.
+        """
+        with ExitStack() as stack:
+            cursors = [stack.enter_context(self.transaction()) for _ in parameters]
+            if len(cursors) == 1:
+                return _copy_out(cursors[0], query, schema, parameters[0])
+            with ThreadPoolExecutor(len(cursors)) as pool:
+                results = [
+                    pool.submit(_copy_out, cursor, query, schema, values)
+                    for cursor, values in zip(cursors, parameters, strict=True)
+                ]
+                try:
+                    return pa.concat_tables([result.result() for result in results])
+                except BaseException:
+                    for cursor in cursors:
+                        with suppress(psycopg2.Error):
+                            cursor.connection.cancel()
+                    raise
 
     def stream(
         self, query: sql.Composable, parameters: Mapping[str, object] | None = None
     ) -> Iterator[tuple]:
-        """Yield a query's rows from a server-side cursor; memory does not grow with them."""
-        with (
-            closing(self._connect()) as connection,
-            connection,
-            connection.cursor(name="rows") as cursor,
-        ):
-            cursor.itersize = CURSOR_ROWS
-            cursor.execute(query, parameters)
-            yield from cursor
+        """Yield a query's rows; memory does not grow with them.
+
+        The transaction ends before the first row: the server keeps the result, and no lock on
+        the tables, however long the rows take.
+        """
+        with explained(), closing(self._connect()) as connection:
+            with connection.cursor() as cursor:
+                _prepare(cursor)
+                rows = connection.cursor("rows", withhold=True)
+                rows.itersize = CURSOR_ROWS
+                rows.execute(query, parameters)
+            interruptible(connection, connection.commit)
+            connection.autocommit = True
+            yield from rows
+
+    def _connect(self, application_name: str = APPLICATION_NAME) -> psycopg2.extensions.connection:
+        try:
+            with without_libpq_variables() if self._is_own else nullcontext():
+                return psycopg2.connect(
+                    self._checked_url(),
+                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                    application_name=application_name,
+                    client_encoding="UTF8",
+                    cursor_factory=InterruptibleCursor,
+                )
+        except psycopg2.OperationalError as error:
+            advice = " Start it with `vsvi up`." if self._is_own else ""
+            raise ServerUnreachableError(
+                f"No connection to PostGIS: {str(error).strip()}.{advice}"
+            ) from error
+
+    def _checked_url(self) -> str:
+        """Return the address, of which a part would be taken for another where it is not right."""
+        authority, *rest = re.split("[/?#]", self._url.partition("://")[2], maxsplit=1)
+        if authority.count("@") > 1 or any("@" in part for part in rest):
+            raise DatabaseAddressError(
+                "VSVI_POSTGRES_URL has a user name or a password with one of the characters "
+                "@ / ? # : %. Write them as %40 %2F %3F %23 %3A %25."
+            )
+        try:
+            psycopg2.extensions.parse_dsn(self._url)
+        except psycopg2.Error:
+            # Its text would show a part of the password.
+            raise DatabaseAddressError(
+                "VSVI_POSTGRES_URL is not the address of a PostgreSQL database, such as "
+                "postgresql://user:password@host:5432/database (with % written as %25)."
+            ) from None
+        return self._url
 
 
-def _lock_name(schema: str) -> str:
-    return f"vsvi {schema}"
-
-
-def _build(cursor: psycopg2.extensions.cursor, building: sql.Identifier, table: NewTable) -> int:
-    columns = sql.SQL(", ").join(
-        sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_))
-        for name, type_ in table.columns.items()
+def _prepare(cursor: psycopg2.extensions.cursor) -> None:
+    """Make the transaction find PostGIS, whose schema may be none of the search path."""
+    cursor.execute(
+        """
+        SELECT set_config('search_path', quote_ident(nspname), true),
+            set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO', true)
+        FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+        WHERE extname = 'postgis' AND has_schema_privilege(extnamespace, 'USAGE')
+        """
     )
-    cursor.execute(sql.SQL("CREATE TEMPORARY TABLE staging ({})").format(columns))
-    for batch in table.rows:
-        buffer = io.BytesIO()
-        # In one piece: Arrow writes garbage for a table whose first piece is empty.
-        whole = batch.select(list(table.columns)).combine_chunks()
-        pa.csv.write_csv(whole, buffer, pa.csv.WriteOptions(include_header=False))
-        buffer.seek(0)
-        cursor.copy_expert("COPY pg_temp.staging FROM STDIN (FORMAT csv)", buffer)
-    cursor.execute("ANALYZE pg_temp.staging")
-    target = sql.SQL("{}.{}").format(building, sql.Identifier(table.name))
-    cursor.execute(sql.SQL("CREATE TABLE {} AS {}").format(target, table.query))
-    count = cursor.rowcount
-    cursor.execute("DROP TABLE pg_temp.staging")
-    for constraint in table.constraints:
-        cursor.execute(sql.SQL("ALTER TABLE {} {}").format(target, constraint))
-    for index in table.indexes:
-        cursor.execute(sql.SQL("CREATE INDEX ON {} USING {}").format(target, index))
-    cursor.execute(sql.SQL("ANALYZE {}").format(target))
-    return count
+    if not cursor.rowcount:
+        cursor.execute(
+            """
+            SELECT format('GRANT USAGE ON SCHEMA %I TO %I', nspname, current_user)
+            FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+            WHERE extname = 'postgis'
+            """
+        )
+        [statement] = cursor.fetchone() or ["CREATE EXTENSION postgis"]
+        info = cursor.connection.info
+        raise PostgisMissingError(
+            f"The database {info.dbname} has no PostGIS that the role {info.user} may use. As its "
+            f"administrator, run in it: {statement}"
+        )
+
+
+def _copy_out(
+    cursor: psycopg2.extensions.cursor,
+    query: sql.Composable,
+    schema: pa.Schema,
+    parameters: Mapping[str, object] | None,
+) -> pa.Table:
+    answer = io.BytesIO()
+    bound = cursor.mogrify(query, parameters).decode()
+    cursor.copy_expert(f"COPY ({bound}) TO STDOUT (FORMAT csv)", answer)
+    if not answer.tell():
+        return schema.empty_table()
+    answer.seek(0)
+    table = pa.csv.read_csv(
+        answer,
+        read_options=pa.csv.ReadOptions(column_names=schema.names),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=schema,
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            true_values=["t"],
+            false_values=["f"],
+        ),
+    )
+    return pa.Table.from_arrays(table.columns, schema=schema)

@@ -5,6 +5,7 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.errors import PostgisMissingError, PrivilegeMissingError
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS, Table
 
 COVERAGE_SCHEMA = pa.schema(
@@ -21,6 +22,40 @@ COVERAGE_SCHEMA = pa.schema(
         pa.field("image_lat", pa.float64()),
     ]
 )
+
+
+def usable_versions(postgis: Postgis) -> str:
+    """Return the server's versions, such as "PostgreSQL 15.18, PostGIS 3.3.2".
+
+    Raises
+    ------
+    PostgisError
+        When the database cannot be used: there is no connection, no PostGIS that works, or no
+        privilege to make a schema.
+    """
+    with postgis.transaction() as cursor:
+        cursor.execute(
+            """
+            SELECT format('PostgreSQL %s, PostGIS %s',
+                    split_part(current_setting('server_version'), ' ', 1), postgis_lib_version()),
+                current_user::text, current_database()::text,
+                format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user),
+                has_database_privilege(current_database(), 'CREATE'),
+                abs(ST_X(ST_Transform(ST_Point(3, 52, 4326), 32631)) - 500000) < 0.001
+            """
+        )
+        [(versions, role, database, grant, may_create, transforms)] = cursor.fetchall()
+    if not may_create:
+        raise PrivilegeMissingError(
+            f"The role {role} may not create the cities' schemas in the database {database}. As "
+            f"its administrator, run in it: {grant}"
+        )
+    if not transforms:
+        raise PostgisMissingError(
+            f"PostGIS in the database {database} transforms coordinates wrongly: its PROJ lacks "
+            "its data, or spatial_ref_sys is not as PostGIS made it."
+        )
+    return str(versions)
 
 
 def row_count(postgis: Postgis, city: City, table: Table) -> int | None:

@@ -37,6 +37,9 @@ class Column:
         Whether it may be null.
     sql_type
         In PostgreSQL, `{srid}` standing for the city's projected CRS.
+    made_of
+        The SQL expression that the server makes the column of, in the same way; empty where its
+        values are given.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Column:
     description: str
     nullable: bool = True
     sql_type: str = ""
+    made_of: str = ""
 
     def __post_init__(self) -> None:
         if not self.sql_type:
@@ -85,10 +89,13 @@ class Table:
     def definition(self, city: City) -> sql.Composed:
         """Return the columns as CREATE TABLE takes them, in parentheses."""
         columns = [
-            sql.SQL("{} {}{}").format(
+            sql.SQL("{} {}{}{}").format(
                 sql.Identifier(column.name),
                 sql.SQL(column.sql_type_in(city)),
                 sql.SQL("" if column.nullable else " NOT NULL"),
+                sql.SQL(
+                    f" GENERATED ALWAYS AS ({column.made_of}) STORED" if column.made_of else ""
+                ).format(srid=sql.Literal(city.projected_srid)),
             )
             for column in self.columns
         ]
@@ -118,6 +125,7 @@ def _geometries(of_what: str) -> Sequence[Column]:
             "geo",
             description="The same place in metres, indexed for searches.",
             sql_type="geometry(Point, {srid})",
+            made_of="ST_Transform(geometry, {srid})",
             **binary,
         ),
     )

@@ -33,7 +33,7 @@ import tempfile
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,9 @@ from typing import Any
 import psycopg2
 from psycopg2 import sql
 
+from vsvi_assets.database.connection import Postgis, without_libpq_variables
 from vsvi_assets.database.debian import UNPACKED, library_path
+from vsvi_assets.database.queries import usable_versions
 from vsvi_assets.files import atomic_write, sync_folder
 
 ROOT_FOLDER = Path("/var/lib/vsvi")
@@ -54,6 +56,9 @@ PORTS = range(20_000, 30_000)
 # Long enough for crash recovery to replay max_wal_size of a bulk load on a slow disk.
 START_TIMEOUT_SECONDS = 600
 START_ATTEMPTS = 5
+STOP_TIMEOUT_SECONDS = 60
+_PROC = Path("/proc")
+"""Linux's list of processes."""
 
 SETTINGS = """\
 # Written anew at each start of the server. To change a setting for good, use ALTER SYSTEM.
@@ -137,7 +142,6 @@ class LocalPostgis:
             folder's data, the folder belongs to another user, or the server fails to
             start. The message says what to do, with the end of the server's log.
         """
-        self.data_dir.mkdir(parents=True, exist_ok=True)
         self._refuse_other_owner()
         with self._lock():
             if self._is_link_of_a_copy() or not self._cluster.exists():
@@ -150,9 +154,24 @@ class LocalPostgis:
         if not self.is_running():
             return
         with self._lock():
-            stopped = self._run("pg_ctl", "stop", "-D", "cluster", "-m", "fast", "-t", 120)
-        if stopped.returncode and self.is_running():
+            for mode in ("fast", "immediate"):
+                wait = ("-m", mode, "-t", STOP_TIMEOUT_SECONDS)
+                if self._run("pg_ctl", "stop", "-D", "cluster", *wait).returncode == 0:
+                    break
+            else:
+                self._kill()
+        if self.is_running():
             raise LocalPostgisError(f"The PostGIS server does not stop.{self._end_of_log()}")
+
+    def _kill(self) -> None:
+        """End a server that reacts to no signal, which loses nothing that was committed."""
+        try:
+            pid = int(self._pid_file.read_text().split()[0])
+        except FileNotFoundError:
+            return
+        if self._is_here(_PROC / str(pid)):
+            self._run("pg_ctl", "kill", "KILL", pid)
+            self._wait_for_the_last_process()
 
     def is_running(self) -> bool:
         """Return whether this folder's server runs (it may still be starting up)."""
@@ -160,7 +179,11 @@ class LocalPostgis:
         if not self._cluster.exists():
             return False
         status = self._run("pg_ctl", "status", "-D", "cluster")
-        return status.returncode == 0 and not self._pid_file_is_stale()
+        return status.returncode == 0 and self._has_processes()
+
+    def database(self) -> Postgis:
+        """Return the database of the cities' tables."""
+        return Postgis(self.vsvi_url, is_own=True)
 
     @property
     def vsvi_url(self) -> str:
@@ -179,13 +202,7 @@ class LocalPostgis:
 
     def version(self) -> str:
         """Return the running server's versions: "PostgreSQL 15.20, PostGIS 3.3.2"."""
-        with closing(self._connect("vsvi")) as connection, connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT format('PostgreSQL %s, PostGIS %s',"
-                " split_part(current_setting('server_version'), ' ', 1), postgis_lib_version())"
-            )
-            [(versions,)] = cursor.fetchall()
-        return str(versions)
+        return usable_versions(self.database())
 
     # Set-up
 
@@ -222,6 +239,14 @@ class LocalPostgis:
 
     def _link_folder_for_root(self) -> None:
         """Make `folder` a link to a new folder which the server's user can reach."""
+        if self.folder.is_dir() and not self.folder.is_symlink():
+            try:
+                self.folder.rmdir()
+            except OSError as error:
+                raise LocalPostgisError(
+                    f"{self.folder} holds files, but no PostGIS server. Move it away, or set "
+                    "VSVI_DATA_DIR to another folder."
+                ) from error
         target = ROOT_FOLDER / secrets.token_hex(8)
         for folder in (ROOT_FOLDER, target):
             folder.mkdir(exist_ok=True)
@@ -263,28 +288,30 @@ class LocalPostgis:
         while True:
             if not self.is_running():
                 self._start_server()
-            try:
-                self._connect("postgres").close()
+            # It may have been killed just now, or be starting up after that.
+            ready = self._run("pg_isready", "-h", "127.0.0.1", "-p", self._service()["port"])
+            if ready.returncode == 0:
                 return
-            except psycopg2.OperationalError as error:
-                # It may be starting up, shutting down, or have been killed just now.
-                passing = "FATAL" not in str(error) or "the database system is" in str(error)
-                if not passing or time.monotonic() > deadline:
-                    raise LocalPostgisError(
-                        f"The PostGIS server does not accept connections.{self._end_of_log()}"
-                    ) from error
+            if time.monotonic() > deadline:
+                raise LocalPostgisError(
+                    f"The PostGIS server does not accept connections.{self._end_of_log()}"
+                )
             time.sleep(0.1)
 
     def _start_server(self) -> None:
         service = self._service()
         port = int(service["port"])
         for _ in range(START_ATTEMPTS):
+            # Those of a server that was killed end by themselves.
+            self._wait_for_the_last_process()
+            if not self._has_processes():
+                # PostgreSQL itself discards the file of a process that is gone, but not where
+                # that process id is in use again, as after a reboot or in another container.
+                self._pid_file.unlink(missing_ok=True)
             if not _is_free(port):
                 port = free_port()
                 self._write_service(port, service["password"])
             self._write("server.conf", SETTINGS.format(port=port), mode=0o644)
-            if self._pid_file_is_stale():
-                self._retire_pid_file()
             if self._log.exists():
                 self._log.replace(self._log.with_suffix(".previous.log"))
             # Relative, since pg_ctl hands the paths to a shell.
@@ -294,49 +321,38 @@ class LocalPostgis:
             )  # fmt: skip
             if started.returncode == 0:
                 return
-            # Another program can take the port just now, and the processes of a server that
-            # was killed can be about to end: these pass.
-            if _is_free(port) and "still in use" not in self._end_of_log():
+            # Another program can take the port just now: that passes.
+            if _is_free(port):
                 break
-            time.sleep(1)
         raise LocalPostgisError(f"The PostGIS server does not start.{self._end_of_log()}")
 
-    def _pid_file_is_stale(self) -> bool:
-        """Return whether postmaster.pid names a process that is not this server.
+    def _wait_for_the_last_process(self) -> None:
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        while _PROC.is_dir() and self._has_processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
-        PostgreSQL itself discards the file of a process that is gone. What it cannot tell
-        is a process id in use again after a reboot or in a new container, a file that came
-        along with a copy of the folder while the original's server runs, and a killed
-        server that is still listed because nothing in a container reaps it.
+    def _has_processes(self) -> bool:
+        """Return whether a process of this server is there; True where that cannot be seen.
+
+        All of them, and no others, have the cluster as their working directory. The process ids
+        in postmaster.pid do not tell: they may be in use again, or be those of another machine
+        from which the folder was copied, or of a process that has ended and nobody reaped.
         """
-        try:
-            pid = int(self._pid_file.read_text().split()[0])
-            process = Path(f"/proc/{pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        name, _, state = process.partition("(")[2].rpartition(")")
-        if name != "postgres" or state.split()[0] == "Z":
+        if not _PROC.is_dir():
             return True
-        # A server's working directory is its cluster. As root in a container this cannot be
-        # read of another user's process, but that user can.
-        working_directory = self._execute("readlink", f"/proc/{pid}/cwd")
-        return (
-            working_directory.returncode == 0
-            and Path(working_directory.stdout.strip()) != self._cluster
-        )
+        owner = self._cluster.stat().st_uid
+        processes = []
+        for process in _PROC.glob("[0-9]*"):
+            with suppress(FileNotFoundError):
+                if process.stat().st_uid == owner:
+                    processes.append(process)
+        return self._is_here(*processes)
 
-    def _retire_pid_file(self) -> None:
-        """Make postmaster.pid name a process that cannot exist.
-
-        The rest of the file stays: by it, PostgreSQL tells whether processes of a killed
-        server still use the cluster.
-        """
-        owner = self._pid_file.stat()
-        _, *rest = self._pid_file.read_text().splitlines(keepends=True)
-        with atomic_write(self._pid_file) as file:
-            os.fchmod(file.fileno(), 0o600)
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-            file.write("".join([f"{2**31 - 1}\n", *rest]).encode())
+    def _is_here(self, *processes: Path) -> bool:
+        """Return whether one of these folders of /proc is of a process of this server."""
+        # By the server's user, since root in a container may not read it.
+        places = self._execute("readlink", *(process / "cwd" for process in processes))
+        return str(self._cluster) in places.stdout.splitlines()
 
     def _end_of_log(self) -> str:
         if not self._log.exists():
@@ -350,7 +366,8 @@ class LocalPostgis:
         parser = configparser.ConfigParser(interpolation=None)
         if not parser.read(self.service_file):
             raise LocalPostgisError(
-                f"{self.service_file} is missing: start the PostGIS server (`vsvi up`)."
+                f"There is no PostGIS server in {self.folder} yet: run `vsvi up`, or set "
+                "VSVI_POSTGRES_URL."
             )
         return parser[SERVICE]
 
@@ -375,7 +392,8 @@ class LocalPostgis:
         )
 
     def _connect(self, database: str) -> psycopg2.extensions.connection:
-        return psycopg2.connect(self._url(database))
+        with without_libpq_variables():
+            return psycopg2.connect(self._url(database))
 
     # Files and processes
 
@@ -394,8 +412,16 @@ class LocalPostgis:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self.data_dir / ".postgis.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            lock = (self.data_dir / ".postgis.lock").open("w")
+        except OSError as error:
+            raise LocalPostgisError(
+                f"The data folder {self.data_dir} cannot be written ({error.strerror}). Set "
+                "VSVI_DATA_DIR to a folder of your own."
+            ) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _write(self, name: str, text: str, mode: int) -> None:

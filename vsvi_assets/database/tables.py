@@ -1,20 +1,32 @@
 """A city's three tables: street points, images, and the images selected for the points."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
 import geopandas as gpd
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from psycopg2 import sql
 
 from vsvi_assets.city import City
-from vsvi_assets.database.connection import NewTable, Postgis
+from vsvi_assets.database.binary_copy import ewkb_points
+from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.queries import nearest_image
-from vsvi_assets.database.schema import SELECTED_IMAGES
+from vsvi_assets.database.replacement import NewTable, unreplaced
+from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS
+from vsvi_assets.mapillary.tiles import POSITION
+
+FIRST_CAPTURE = datetime(2004, 1, 1, tzinfo=UTC)
+"""No photograph is older, as far as its capture time is known: the cameras that Mapillary's images
+come from are younger, and the times before are those of clocks that were never set."""
+
+SEQUENCES_AT_A_TIME = 100
+"""Whose selected images are in memory together."""
 
 SEARCHES = 4
 """Connections that look for nearest images at a time. PostgreSQL has no parallel plan for it."""
@@ -40,20 +52,12 @@ class SelectedImage(NamedTuple):
     lat: float | None
 
 
-def _geometries(city: City) -> sql.Composable:
-    """Select `geometry` (EPSG:4326) and `geo` (the city's CRS) of a staged lon and lat."""
-    return sql.SQL(
-        """position::geometry(Point, 4326) AS geometry,
-           ST_Transform(position, {srid})::geometry(Point, {srid}) AS geo"""
-    ).format(srid=sql.Literal(city.projected_srid))
-
-
 def street_points_table(points: gpd.GeoDataFrame, city: City) -> NewTable:
     """Describe the table `street_points`, made of points as `streets.street_points` gives them."""
     rows = pa.table(
         {
-            "id": points["id"].to_numpy(),
-            "osmid": points["osmid"].to_numpy(),
+            "id": pa.array(points["id"], pa.int64()),
+            "osmid": pa.array(points["osmid"], pa.int64()),
             "street": pa.array(points["street"], pa.string(), from_pandas=True),
             # A file of an earlier version does not have it.
             "bearing": pa.array(
@@ -63,30 +67,7 @@ def street_points_table(points: gpd.GeoDataFrame, city: City) -> NewTable:
             "lat": points.geometry.y.to_numpy(),
         }
     )
-    return NewTable(
-        name="street_points",
-        columns={
-            "id": "bigint",
-            "osmid": "bigint",
-            "street": "text",
-            "bearing": "double precision",
-            "lon": "double precision",
-            "lat": "double precision",
-        },
-        rows=[rows],
-        query=sql.SQL(
-            """
-            SELECT id, osmid, street, bearing, {geometries}
-            FROM (
-                SELECT *, ST_SetSRID(ST_MakePoint(lon, lat), 4326) AS position
-                FROM pg_temp.staging
-            ) AS point
-            ORDER BY position
-            """
-        ).format(geometries=_geometries(city)),
-        constraints=[sql.SQL("ADD PRIMARY KEY (id)")],
-        indexes=[sql.SQL("gist (geometry)"), sql.SQL("gist (geo)")],
-    )
+    return NewTable(STREET_POINTS, city, [_placed(rows)])
 
 
 def images_table(tiles: Iterable[pa.Table], city: City) -> NewTable:
@@ -95,43 +76,42 @@ def images_table(tiles: Iterable[pa.Table], city: City) -> NewTable:
     Images outside the box, and those that the city's filters leave out, are cut before they
     reach the database. An image that several tiles hold is kept once.
     """
-    return NewTable(
-        name="images",
-        columns={
-            "id": "bigint",
-            "sequence_id": "text",
-            "captured_at": "bigint",
-            "compass_angle": "double precision",
-            "is_pano": "boolean",
-            "creator_id": "bigint",
-            "organization_id": "bigint",
-            "lon": "double precision",
-            "lat": "double precision",
-        },
-        rows=(wanted_images(tile, city) for tile in tiles),
-        query=sql.SQL(
-            """
-            SELECT id, sequence_id, captured_at, compass_angle, is_pano, creator_id,
-                organization_id, {geometries}
-            FROM (
-                SELECT DISTINCT ON (id)
-                    *, ST_SetSRID(ST_MakePoint(lon, lat), 4326) AS position
-                FROM pg_temp.staging
-                ORDER BY id, lon, lat
-            ) AS image
-            ORDER BY position
-            """
-        ).format(geometries=_geometries(city)),
-        constraints=[sql.SQL("ADD PRIMARY KEY (id)")],
-        indexes=[sql.SQL("gist (geometry)"), sql.SQL("gist (geo)")],
-    )
+    return NewTable(IMAGES, city, (_placed(wanted_images(tile, city)) for tile in tiles))
+
+
+def _placed(rows: pa.Table) -> pa.Table:
+    """Sort rows by their places, so that neighbours share pages, and give them a `geometry`.
+
+    The order is that of the Z-order curve (G. M. Morton, 1966) through the cells of a grid of
+    2^32 rows and columns over the earth.
+    """
+    lon, lat = (rows[name].to_numpy() for name in POSITION)
+    column, row = ((degrees + 180) / 360 * 2**32 for degrees in (lon, lat))
+    order = np.argsort(_every_other_bit(column) | _every_other_bit(row) << np.uint64(1))
+    return rows.append_column("geometry", [ewkb_points(lon, lat, 4326)]).take(order)
+
+
+def _every_other_bit(numbers: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Return whole numbers below 2^32 with a zero before each of their bits."""
+    spread = numbers.astype(np.uint64)
+    for shift, mask in (
+        (16, 0x0000FFFF0000FFFF),
+        (8, 0x00FF00FF00FF00FF),
+        (4, 0x0F0F0F0F0F0F0F0F),
+        (2, 0x3333333333333333),
+        (1, 0x5555555555555555),
+    ):
+        spread = (spread | spread << np.uint64(shift)) & np.uint64(mask)
+    return spread
 
 
 def wanted_images(tile: pa.Table, city: City) -> pa.Table:
     """Return the images of a tile that lie in the city's box and pass its filters.
 
-    An image whose date is unknown (`captured_at` null or 0) passes no filter of dates.
+    A capture time that cannot be (before `FIRST_CAPTURE`, or after tomorrow) is unknown, and
+    null in the result. An image whose capture time is unknown passes no filter of dates.
     """
+    tile = _with_possible_times(tile)
     box = city.bounding_box
     conditions = [
         pc.field("lon") >= box.west,
@@ -141,8 +121,6 @@ def wanted_images(tile: pa.Table, city: City) -> pa.Table:
     ]
     if city.panorama != "any":
         conditions.append(pc.field("is_pano") == (city.panorama == "only"))
-    if city.captured_after or city.captured_before:
-        conditions.append(pc.field("captured_at") > 0)
     if city.captured_after:
         conditions.append(pc.field("captured_at") >= city.captured_after.timestamp() * 1000)
     if city.captured_before:
@@ -153,6 +131,17 @@ def wanted_images(tile: pa.Table, city: City) -> pa.Table:
     for condition in conditions[1:]:
         wanted &= condition
     return tile.filter(wanted)
+
+
+def _with_possible_times(images: pa.Table) -> pa.Table:
+    """Make null of the capture times that cannot be."""
+    latest = datetime.now(UTC) + timedelta(days=1)
+    times = images["captured_at"]
+    earliest_ms, latest_ms = (int(time.timestamp() * 1000) for time in (FIRST_CAPTURE, latest))
+    possible = pc.and_(pc.greater_equal(times, earliest_ms), pc.less_equal(times, latest_ms))
+    column = images.column_names.index("captured_at")
+    known = pc.if_else(possible, times, None)
+    return images.set_column(column, images.schema.field(column), known)
 
 
 def select_images(postgis: Postgis, city: City) -> pa.Table:
@@ -193,37 +182,19 @@ def _nearest_images(postgis: Postgis, city: City) -> pa.Table:
         """
     ).format(schema=sql.Identifier(city.name), nearest=nearest_image(city, among=sql.SQL("true")))
 
-    def search(number: int) -> pa.Table:
-        parameters = {
-            "max_distance": city.max_distance,
-            "searches": SEARCHES,
-            "search": number,
-        }
-        return postgis.read(query, SELECTION_SCHEMA, parameters)
-
-    with postgis.unreplaced(city.name), ThreadPoolExecutor(SEARCHES) as pool:
-        found = pa.concat_tables(pool.map(search, range(SEARCHES)))
+    parameters = [
+        {"max_distance": city.max_distance, "searches": SEARCHES, "search": number}
+        for number in range(SEARCHES)
+    ]
+    with unreplaced(postgis, city.name):
+        found = postgis.read_in_parallel(query, SELECTION_SCHEMA, parameters)
     return found.sort_by("street_point_id")
 
 
-def selected_images_table(selection: pa.Table) -> NewTable:
+def selected_images_table(selection: pa.Table, city: City) -> NewTable:
     """Describe the table `selected_images` of rows as `select_images` returns them."""
-    return NewTable(
-        name="selected_images",
-        columns={
-            "street_point_id": "bigint",
-            "image_id": "bigint",
-            "sequence_id": "text",
-            "distance": "double precision",
-        },
-        rows=[selection],
-        query=sql.SQL("SELECT * FROM pg_temp.staging ORDER BY sequence_id, image_id"),
-        indexes=[
-            sql.SQL("btree (sequence_id)"),
-            sql.SQL("btree (street_point_id)"),
-            sql.SQL("btree (image_id)"),
-        ],
-    )
+    rows = selection.sort_by([("sequence_id", "ascending"), ("image_id", "ascending")])
+    return NewTable(SELECTED_IMAGES, city, [rows])
 
 
 def selected_images_of(
@@ -231,8 +202,8 @@ def selected_images_of(
 ) -> Iterator[tuple[str, list[SelectedImage]]]:
     """Yield each of the sequences with its selected images, in the order of their ids.
 
-    The rows are streamed: one sequence is in memory at a time. A sequence of which no image
-    is selected is left out.
+    The sequences come in the order of their ids, some of them in memory at a time, each time of
+    the tables as they are then. A sequence of which no image is selected is left out.
     """
     query = sql.SQL(
         """
@@ -246,7 +217,10 @@ def selected_images_of(
         ORDER BY selected.sequence_id COLLATE "C", selected.image_id
         """
     ).format(schema=sql.Identifier(city_name))
-    rows = postgis.stream(query, {"sequences": list(sequence_ids)})
-    images = (SelectedImage(*row) for row in rows)
-    for sequence_id, group in groupby(images, key=attrgetter("sequence_id")):
-        yield sequence_id, list(group)
+    wanted = sorted(sequence_ids)
+    for start in range(0, len(wanted), SEQUENCES_AT_A_TIME):
+        with postgis.transaction() as cursor:
+            cursor.execute(query, {"sequences": wanted[start : start + SEQUENCES_AT_A_TIME]})
+            images = [SelectedImage(*row) for row in cursor.fetchall()]
+        for sequence_id, group in groupby(images, key=attrgetter("sequence_id")):
+            yield sequence_id, list(group)

@@ -1,4 +1,4 @@
-"""Connections of Dagster's storage that stay open from one query to the next.
+"""Connections of Dagster's storage in the project's own server, which stay open between queries.
 
 dagster-postgres opens a connection for every query, several an event, and each costs more
 than what it is opened for. Its own way out is made for the webserver alone. SQLAlchemy
@@ -7,8 +7,11 @@ loads this module wherever a database URL says `?plugin=vsvi`, as the one in `.e
 
 from typing import Any
 
-from sqlalchemy.engine import URL, CreateEnginePlugin
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy import event
+from sqlalchemy.engine import URL, CreateEnginePlugin, Dialect, Engine
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
+
+from vsvi_assets.database.connection import without_libpq_variables
 
 
 class KeptConnection(CreateEnginePlugin):
@@ -24,3 +27,13 @@ class KeptConnection(CreateEnginePlugin):
 
     def update_url(self, url: URL) -> URL:
         return url
+
+    def engine_created(self, engine: Engine) -> None:
+        event.listen(engine, "do_connect", _connect)
+
+
+def _connect(
+    dialect: Dialect, entry: ConnectionPoolEntry, arguments: list[Any], keywords: dict[str, Any]
+) -> Any:
+    with without_libpq_variables():
+        return dialect.connect(*arguments, **keywords)

@@ -15,7 +15,7 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import LockHeldError
 from vsvi_assets.database.locks import advisory_lock
-from vsvi_assets.database.server import LocalPostgis, LocalPostgisError
+from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.database.tile_requests import PostgresTileGate
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.settings import ServiceAddresses, Settings
@@ -67,23 +67,15 @@ class PostgisResource(ConfigurableResource):
     data_dir: str
 
     def database(self) -> Postgis:
-        """Return the database.
+        """Return the database, whose server has to run already.
 
         Raises
         ------
         LocalPostgisError
-            When neither is there.
+            When the project has no server yet.
         """
         url = Settings.from_environment().postgres_url
-        if url is None:
-            server = LocalPostgis(Path(self.data_dir))
-            if not server.service_file.exists():
-                raise LocalPostgisError(
-                    f"There is no database in {server.folder}: run `vsvi up`, or set "
-                    "VSVI_POSTGRES_URL."
-                )
-            url = server.vsvi_url
-        return Postgis(url)
+        return Postgis(url) if url else LocalPostgis(Path(self.data_dir)).database()
 
 
 class OverpassResource(ConfigurableResource):

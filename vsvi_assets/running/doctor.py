@@ -16,12 +16,12 @@ import psycopg2
 import requests
 from croniter import croniter
 from dagster import DagsterInstance
-from psycopg2 import sql
 from sqlalchemy.engine import make_url
 
 from vsvi_assets.city import ZOOM, City, CityFileError, load_cities
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.errors import PostgisError
+from vsvi_assets.database.errors import PostgisError, ServerUnreachableError
+from vsvi_assets.database.queries import usable_versions
 from vsvi_assets.database.server import LocalPostgisError
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.connections import connection_error
@@ -35,6 +35,7 @@ from vsvi_assets.mapillary.errors import (
 from vsvi_assets.mapillary.pacing import TileGate
 from vsvi_assets.orchestration.resources import PostgisResource, tile_gate
 from vsvi_assets.proxies import proxies_for
+from vsvi_assets.running.services import start_postgis
 from vsvi_assets.settings import (
     SandboxMissingError,
     ServiceAddresses,
@@ -235,65 +236,21 @@ def _postgis(settings: Settings) -> Generator[Finding, None, Postgis | None]:
     """Try what a run needs of the database; return the database where it can be used."""
     where = "VSVI_POSTGRES_URL" if settings.postgres_url else str(settings.data_dir / "postgis")
     try:
+        start_postgis(os.environ)
         postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
-        with postgis.transaction() as cursor:
-            cursor.execute(
-                """
-                SELECT split_part(current_setting('server_version'), ' ', 1),
-                    has_database_privilege(current_database(), 'CREATE'),
-                    current_database(), current_user
-                """
-            )
-            [(version, may_create, *names)] = cursor.fetchall()
-            database, role = (sql.Identifier(name).as_string(cursor) for name in names)
-            cursor.execute(
-                """
-                SELECT extversion, quote_ident(nspname)
-                FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
-                WHERE extname = 'postgis'
-                """
-            )
-            found = cursor.fetchone()
-    except LocalPostgisError as error:
-        yield Finding(Verdict.BAD, "PostGIS", str(error))
-        return None
-    except (PostgisError, psycopg2.Error) as error:
+        versions = usable_versions(postgis)
+    except ServerUnreachableError as error:
         yield Finding(
             Verdict.BAD,
             "PostGIS",
             _first_line(error),
-            f"start the server of {where}, or unset it to use the project's own; in its "
-            "password write @ : / # as %40 %3A %2F %23",
+            f"start the server of {where}, or unset it to use the project's own",
         )
         return None
-    administrator = "as its administrator, run in it: "
-    if found is None:
-        text = f"the database of {where} has no PostGIS"
-        yield Finding(Verdict.BAD, "PostGIS", text, f"{administrator}CREATE EXTENSION postgis")
+    except (LocalPostgisError, PostgisError) as error:
+        yield Finding(Verdict.BAD, "PostGIS", str(error))
         return None
-    extension, schema = found
-    try:
-        with postgis.transaction() as cursor:
-            cursor.execute("SELECT ST_Transform(ST_SetSRID(ST_MakePoint(4.9, 52.4), 4326), 28992)")
-    except psycopg2.Error as error:
-        yield Finding(
-            Verdict.BAD,
-            "PostGIS",
-            f"cannot be used by the role {role}: {_first_line(error)}",
-            f"{administrator}GRANT USAGE ON SCHEMA {schema} TO {role}; "
-            f'ALTER ROLE {role} SET search_path = "$user", public, {schema}',
-        )
-        return None
-    if not may_create:
-        yield Finding(
-            Verdict.BAD,
-            "PostGIS",
-            f"the role {role} may not create the cities' schemas in {database}",
-            f"{administrator}GRANT CREATE ON DATABASE {database} TO {role}",
-        )
-        return None
-    text = f"PostgreSQL {version}, PostGIS {extension} ({where})"
-    yield Finding(Verdict.GOOD, "PostGIS", text)
+    yield Finding(Verdict.GOOD, "PostGIS", f"{versions} ({where})")
     return postgis
 
 

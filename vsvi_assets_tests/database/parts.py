@@ -9,6 +9,7 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.tables import images_table, street_points_table
 from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA
 from vsvi_assets_tests.project import BOX
@@ -51,7 +52,7 @@ def load(
     lats: Sequence[float] | np.ndarray = (),
 ) -> dict[str, int]:
     tables = [street_points_table(points(lons, lats), city), images_table(tiles, city)]
-    return database.replace_tables(city.name, tables)
+    return replace_tables(database, city.name, tables)
 
 
 def scattered(count: int, seed: int = 0) -> pa.Table:

@@ -18,6 +18,7 @@ from vsvi_assets.database.photographs import (
     stored_since,
     take_inventory,
 )
+from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.tables import SELECTION_SCHEMA, selected_images_table
 from vsvi_assets.photographs.sidecar import (
     SIDECAR_NAME,
@@ -47,7 +48,7 @@ def select(database: Postgis, city: City, ids: range) -> None:
         for point in range(2)  # an image may be selected for several points
     ]
     selection = pa.Table.from_pylist(rows, SELECTION_SCHEMA)
-    database.replace_tables(city.name, [selected_images_table(selection)])
+    replace_tables(database, city.name, [selected_images_table(selection, city)])
 
 
 def stored(city: City, sequence_id: str, image_id: int, *, hours: float = 0.0) -> ImageRecord:

@@ -15,6 +15,7 @@ from vsvi_assets.database.queries import (
     row_count,
     selected_ids,
 )
+from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES
 from vsvi_assets.database.tables import select_images, selected_images_table
 from vsvi_assets_tests.database.parts import (
@@ -42,7 +43,7 @@ def test_a_point_is_covered_by_the_nearest_selected_image_whatever_was_selected(
     city = make_city(max_distance=20, **keys)
     load(database, city, [images], lons, lats)
     selection = select_images(database, city)
-    database.replace_tables("town", [selected_images_table(selection)])
+    replace_tables(database, "town", [selected_images_table(selection, city)])
 
     found = coverage(database, city)
 
@@ -78,5 +79,5 @@ def test_selected_ids_come_each_once(database: Postgis, make_city: Callable[...,
     city = make_city(selection="all")
     load(database, city, [tile(*(image(id) for id in range(1, 8)))])
     selection = select_images(database, city)
-    database.replace_tables("town", [selected_images_table(selection)])
+    replace_tables(database, "town", [selected_images_table(selection, city)])
     assert selected_ids(database, city).to_pylist() == list(range(1, 8))

@@ -124,6 +124,21 @@ def test_a_process_id_in_use_again_is_not_taken_for_the_server(server: LocalPost
             bystander.kill()
 
 
+def test_a_server_that_reacts_to_no_signal_is_stopped_and_comes_back(
+    server: LocalPostgis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_postgis, "STOP_TIMEOUT_SECONDS", 2)
+    query(server.vsvi_url, "CREATE TABLE survived AS SELECT 42 AS answer")
+    query(server.vsvi_url, "CHECKPOINT")
+    os.kill(postmaster(server), signal.SIGSTOP)
+
+    server.stop()
+
+    assert not server.is_running()
+    server.start()
+    assert query(server.vsvi_url, "SELECT answer FROM survived") == [(42,)]
+
+
 def test_the_port_is_kept_and_another_is_chosen_where_it_is_taken(server: LocalPostgis) -> None:
     url = server.vsvi_url
     server.stop()
@@ -251,6 +266,46 @@ def test_another_users_server_is_refused(server: LocalPostgis) -> None:
         assert succeeded(in_process(use, user="nobody"))
     finally:
         server.data_dir.parent.chmod(0o700)
+
+
+@needs_root
+def test_a_folder_of_a_user_without_a_name_is_refused_by_number(tmp_path: Path) -> None:
+    base = Path("/tmp", f"vsvi-{tmp_path.name}-{os.getpid()}")
+    folder = base / "data" / "postgis"
+    folder.mkdir(parents=True)
+    shutil.chown(folder, 424242)
+    server = LocalPostgis(base / "data")
+
+    def use() -> None:
+        for command in (server.start, server.is_running, server.stop):
+            with pytest.raises(LocalPostgisError, match="set up by user 424242: run as"):
+                command()
+
+    try:
+        shutil.chown(base / "data", "nobody")
+        assert succeeded(in_process(use, user="nobody"))
+        (folder / "file").touch()
+        with pytest.raises(LocalPostgisError, match="postgis holds files, but no PostGIS server"):
+            server.start()  # by root
+    finally:
+        shutil.rmtree(base)
+
+
+@needs_root
+def test_a_data_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    base = Path("/tmp", f"vsvi-{tmp_path.name}-{os.getpid()}")
+    (base / "closed").mkdir(parents=True)
+    closed = [base / "closed", base / "closed" / "data", Path("/nowhere/vsvi")]
+
+    def use() -> None:
+        for folder in closed:
+            with pytest.raises(LocalPostgisError, match=f"{folder} cannot be written .*VSVI_DATA"):
+                LocalPostgis(folder).start()
+
+    try:
+        assert succeeded(in_process(use, user="nobody"))
+    finally:
+        shutil.rmtree(base)
 
 
 def test_a_failing_start_shows_the_end_of_the_servers_log(server: LocalPostgis) -> None:

@@ -2,20 +2,17 @@
 
 import json
 import random
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import psycopg2
-import psycopg2.errors
 import pyarrow as pa
 import pytest
 from psycopg2 import sql
 
 from vsvi_assets.city import City, CityFileError
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.tables import (
     images_table,
     select_images,
@@ -105,7 +102,7 @@ def test_values_come_out_of_the_table_as_they_went_in(
             organization_id, ST_X(geometry), ST_Y(geometry) FROM town.images ORDER BY id DESC""",
     )
     assert rows[0] == (
-        *(2**62, "-_NULL", 0, 361.39, True, 2**40, None),
+        *(2**62, "-_NULL", None, 361.39, True, 2**40, None),
         *(5.2045678901234567, 52.5234567890123456),
     )
     assert rows[1][:7] == (2, "NA", None, None, None, None, None)
@@ -167,89 +164,6 @@ def test_filters_leave_what_was_asked_for(
     assert {id for (id,) in ask(database, "SELECT id FROM town.images")} == ids
 
 
-def test_readers_see_the_old_tables_or_the_new_and_never_half(
-    database: Postgis, postgis_url: str, make_city: Callable[..., City]
-) -> None:
-    city = make_city()
-
-    def generation(number: int) -> None:
-        count = 100 + number
-        tables = [
-            street_points_table(points([5.209] * count, [52.525] * count), city),
-            images_table([scattered(count)], city),
-        ]
-        database.replace_tables("town", tables)
-
-    generation(0)
-    seen: set[tuple[int, int]] = set()
-    wrong: list[object] = []
-    done = threading.Event()
-
-    def read() -> None:
-        connection = psycopg2.connect(postgis_url.replace("+psycopg2", ""))
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            while not done.is_set():
-                cursor.execute(
-                    """SELECT (SELECT count(*) FROM town.street_points),
-                        (SELECT count(*) FROM town.images)"""
-                )
-                seen.update(cursor.fetchall())
-        connection.close()
-
-    def reading() -> None:
-        try:
-            read()
-        except psycopg2.Error as error:
-            wrong.append(error)
-
-    readers = [threading.Thread(target=reading) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    for number in range(1, 16):
-        generation(number)
-    done.set()
-    for reader in readers:
-        reader.join()
-    assert not wrong
-    assert len(seen) > 5
-    assert all(in_points == in_images for in_points, in_images in seen)
-
-
-def test_a_replacement_that_fails_leaves_the_old_tables(
-    database: Postgis, make_city: Callable[..., City]
-) -> None:
-    city = make_city()
-    load(database, city, [scattered(50)], [5.209], [52.525])
-
-    def breaking() -> Iterator[pa.Table]:
-        yield scattered(10)
-        raise RuntimeError("the disk is gone")
-
-    with pytest.raises(RuntimeError, match="the disk is gone"):
-        load(database, city, breaking(), [5.209] * 7, [52.525] * 7)
-    assert ask(database, "SELECT count(*) FROM town.images") == [(50,)]
-    assert ask(database, "SELECT count(*) FROM town.street_points") == [(1,)]
-
-    ask(database, "CREATE VIEW mine AS SELECT * FROM town.images; SELECT 1")
-    with pytest.raises(psycopg2.errors.DependentObjectsStillExist):
-        load(database, city, [scattered(10)])
-    assert ask(database, "SELECT count(*) FROM mine") == [(50,)]
-    schemas = ask(database, "SELECT nspname FROM pg_namespace WHERE nspname LIKE '%town%'")
-    assert schemas == [("town",)]
-
-
-def test_two_replacements_of_one_city_wait_for_each_other(
-    database: Postgis, make_city: Callable[..., City]
-) -> None:
-    city = make_city()
-    with ThreadPoolExecutor(3) as pool:
-        loads = [pool.submit(load, database, city, [scattered(n)]) for n in (300, 400, 500)]
-    assert [done.result()["images"] for done in loads] == [300, 400, 500]
-    [(count,)] = ask(database, "SELECT count(*) FROM town.images")
-    assert count in (300, 400, 500)
-
-
 HOSTILE = """a"b'; DROP SCHEMA public CASCADE; -- {x} \\ é"""
 
 
@@ -259,9 +173,9 @@ def test_names_and_values_are_never_taken_for_sql(
     street = 'Rue de l\'"Été"; DROP TABLE town.images; --\n%s\\N,{}'
     table = street_points_table(points([5.209], [52.525], street), make_city())
     rows = tile(image(1, sequence_id=HOSTILE), image(2, sequence_id="%s'); DELETE FROM images --"))
-    database.replace_tables(HOSTILE, [table, images_table([rows], make_city(HOSTILE))])
+    replace_tables(database, HOSTILE, [table, images_table([rows], make_city(HOSTILE))])
     selection = select_images(database, make_city(HOSTILE, selection="all"))
-    database.replace_tables(HOSTILE, [selected_images_table(selection)])
+    replace_tables(database, HOSTILE, [selected_images_table(selection, make_city(HOSTILE))])
 
     schema = sql.Identifier(HOSTILE)
     read = database.read(
@@ -368,7 +282,7 @@ def test_a_list_of_ids_selects_these_alone(
     load(database, city, [scattered(30)], [5.209], [52.525])
     found = select_images(database, city)
     assert found["image_id"].to_pylist() == ids
-    assert database.replace_tables("town", [selected_images_table(found)]) == {
+    assert replace_tables(database, "town", [selected_images_table(found, city)]) == {
         "selected_images": len(ids)
     }
 
@@ -390,12 +304,18 @@ def test_selected_images_come_by_sequence_each_once(
     city = make_city(max_distance=500)
     names = ["b", "-a", "NA", "_"]
     images = [
-        image(id, 5.205 + id * 1e-5, sequence_id=names[id % 4], captured_at=id, is_pano=id % 2 == 0)
+        image(
+            id,
+            5.205 + id * 1e-5,
+            sequence_id=names[id % 4],
+            captured_at=NEW_YEAR_2020 + id,
+            is_pano=id % 2 == 0,
+        )
         for id in range(1, 41)
     ]
     load(database, city, [tile(*images)], [5.205 + i * 1e-6 for i in range(400)], [52.525] * 400)
     selection = select_images(database, city)
-    database.replace_tables("town", [selected_images_table(selection)])
+    replace_tables(database, "town", [selected_images_table(selection, city)])
 
     found = dict(selected_images_of(database, "town", [*names, "absent"]))
 
@@ -404,6 +324,11 @@ def test_selected_images_come_by_sequence_each_once(
         i for name in sorted(names) for i in range(1, 41) if names[i % 4] == name
     ]
     one = found["NA"][0]
-    assert (one.id, one.captured_at, one.is_pano, one.creator_id) == (2, 2, True, None)
+    assert (one.id, one.captured_at, one.is_pano, one.creator_id) == (
+        2,
+        NEW_YEAR_2020 + 2,
+        True,
+        None,
+    )
     assert (one.lon, one.lat) == (images[1]["lon"], images[1]["lat"])
     assert list(selected_images_of(database, "town", [])) == []

@@ -10,6 +10,7 @@ import sqlalchemy
 from dagster import AssetKey, DagsterInstance, EventLogEntry
 
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.tables import images_table, wanted_images
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA
@@ -81,8 +82,8 @@ def test_tables_are_loaded_with_one_tile_in_memory(project: Project, tiles: int)
 
     of_one_tile = wanted_images(_tile(0), city).nbytes
     before = pa.total_allocated_bytes()
-    counts = Postgis(str(project.settings.postgres_url)).replace_tables(
-        city.name, [images_table(images(), city)]
+    counts = replace_tables(
+        Postgis(str(project.settings.postgres_url)), city.name, [images_table(images(), city)]
     )
     # Each tile shares its last image with the next.
     assert counts == {"images": tiles * IMAGES_PER_TILE - (tiles - 1)}

@@ -7,7 +7,7 @@ import pyarrow as pa
 from dagster import AssetExecutionContext, AssetsDefinition, Output, asset
 
 from vsvi_assets.city import City
-from vsvi_assets.database.connection import NewTable
+from vsvi_assets.database.replacement import NewTable
 from vsvi_assets.database.schema import IMAGES, STREET_POINTS
 from vsvi_assets.database.tables import images_table, street_points_table
 from vsvi_assets.mapillary.tiles import TileImages

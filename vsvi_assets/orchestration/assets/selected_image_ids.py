@@ -18,8 +18,9 @@ from dagster import (
 from numpy.typing import NDArray
 
 from vsvi_assets.city import City
-from vsvi_assets.database.connection import NewTable, Postgis
+from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import take_inventory
+from vsvi_assets.database.replacement import NewTable
 from vsvi_assets.database.summaries import image_density, street_point_positions
 from vsvi_assets.database.tables import select_images, selected_images_table
 from vsvi_assets.files import atomic_write
@@ -47,7 +48,7 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
         sequence_ids = pc.unique(selection["sequence_id"]).sort().to_pylist()
 
         def store() -> Iterator[Sequence[NewTable]]:
-            yield [selected_images_table(selection)]
+            yield [selected_images_table(selection, city)]
             # What follows runs once the table is stored: no file and no partition tells of
             # a selection that the database does not hold. And it runs before the selection
             # counts as made, upon which a refresh looks for sequences to download.

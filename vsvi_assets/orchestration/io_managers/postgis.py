@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from dagster import InputContext, IOManager, OutputContext
 
-from vsvi_assets.database.connection import NewTable, Postgis
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.replacement import NewTable, replace_tables
 from vsvi_assets.orchestration.resources import PostgisResource
 
 
@@ -33,7 +34,7 @@ class PostgisIOManager(IOManager):
     ) -> None:
         schema = context.asset_key.path[0]
         for tables in obj if isinstance(obj, Iterator) else [obj]:
-            counts = self._resource.database().replace_tables(schema, tables)
+            counts = replace_tables(self._resource.database(), schema, tables)
             context.add_output_metadata(
                 {f"rows in {schema}.{name}": count for name, count in counts.items()}
             )
