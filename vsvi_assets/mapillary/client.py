@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import chain
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import mercantile
@@ -179,6 +179,14 @@ class Mapillary:
         adapter = HTTPAdapter(pool_maxsize=MAX_CONNECTIONS)
         for scheme in ("https://", "http://"):
             self._session.mount(scheme, adapter)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the connections that are kept open."""
+        self._session.close()
+        self._decoder.shutdown(wait=False)
 
     @functools.cached_property
     def _token(self) -> ClientToken:

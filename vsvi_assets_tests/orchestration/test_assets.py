@@ -90,6 +90,49 @@ def test_overwriting_fetches_each_tile_once_over_all_attempts(project: Project) 
     assert {asked[key] for key in others} == {2}
 
 
+def test_while_the_address_is_blocked_old_tiles_serve_with_a_warning(project: Project) -> None:
+    city = project.write_city(num_retries=0)
+    first, *others = city.tile_keys
+    project.materialize(city, "tile_metadata", partitions=[others[0], others[-1]])
+    project.sandbox.faults = Faults(tiles={Fault.BLOCKED: 1.0})
+
+    def overwrite(*keys: str) -> ExecuteInProcessResult:
+        return project.materialize(
+            city, "tile_metadata", partitions=keys, overwrite=True, raise_on_error=False
+        )
+
+    result = overwrite(others[0], others[-1])
+    assert result.success
+    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    assert not checks["recent"].passed
+    assert checks["recent"].metadata["wrong"].value == len(others)
+    asked = project.sandbox.stats.requests["tiles"]
+
+    result = overwrite(first, others[-1])
+    assert "blocked" in the_failure(result)
+    assert not was_retried(result)
+    assert project.sandbox.stats.requests["tiles"] == asked, "no request into a block"
+    assert materialized(project, city, "tile_metadata") == set(others)
+
+
+def test_tiles_of_other_services_are_never_overwritten(project: Project) -> None:
+    city = project.write_city()
+    project.materialize(city, "tile_metadata", partitions=city.tile_keys)
+    path = city.tile_path(city.tile_keys[0])
+    before = path.read_bytes()
+    other = project.write_city(services="sandbox")
+    result = project.materialize(
+        other,
+        "tile_metadata",
+        partitions=city.tile_keys,
+        overwrite=True,
+        raise_on_error=False,
+    )
+    assert "services" in the_failure(result)
+    assert not was_retried(result)
+    assert path.read_bytes() == before
+
+
 def reference_tile(ids: list[int]) -> str:
     """Return a tile file as percept-vsvi-filter writes it."""
     features = [

@@ -105,6 +105,7 @@ def test_sound_data_pass_in_the_run_that_makes_them(project: Project) -> None:
         "tile_metadata/inside_their_tile",
         "tile_metadata/unique_ids",
         "tile_metadata/usable",
+        "tile_metadata/recent",
         "postgis_tables/geometries",
         "postgis_tables/compass_angles",
         "postgis_tables/capture_times",

@@ -63,7 +63,8 @@ def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
         mapillary: MapillaryResource,
     ) -> MaterializeResult:
         postgis = selected_image_ids.postgis
-        plan = make_plan(city, postgis, mapillary.client(city))
+        with mapillary.client(city) as client:
+            plan = make_plan(city, postgis, client)
         years = selected_capture_years(postgis, city)
         metadata = _metadata(plan)
         if plan.selected:

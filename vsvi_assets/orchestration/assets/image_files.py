@@ -97,24 +97,30 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         def partitions() -> Generator[Partition[Sidecar], None, None]:
             without_selection = set(context.partition_keys)
             inventory = take_inventory(city, postgis, context.partition_keys)
-            results = download_sequences(
-                mapillary.client(city),
-                jobs(),
-                city.sequences_folder,
-                size=city.image_size,
-                services=city.services,
-                guard=DiskGuard(city.sequences_folder, city.required_free_bytes),
-                fetched_before=began(context) if config.overwrite else None,
-                asked_before=began(context) if config.recheck_unavailable else None,
-                witnesses=latest_stored(postgis, city, MAX_WITNESSES),
-                settled=progress.counting(
-                    context.asset_key.to_user_string(),
-                    inventory.selected if config.overwrite else inventory.pending_images,
-                    "images",
-                    context.log.info,
-                ),
+            settled = progress.counting(
+                context.asset_key.to_user_string(),
+                inventory.selected if config.overwrite else inventory.pending_images,
+                "images",
+                context.log.info,
             )
-            with closing(results), PhotographRecords(postgis, city) as records:
+            with (
+                mapillary.client(city) as client,
+                closing(
+                    download_sequences(
+                        client,
+                        jobs(),
+                        city.sequences_folder,
+                        size=city.image_size,
+                        services=city.services,
+                        guard=DiskGuard(city.sequences_folder, city.required_free_bytes),
+                        fetched_before=began(context) if config.overwrite else None,
+                        asked_before=began(context) if config.recheck_unavailable else None,
+                        witnesses=latest_stored(postgis, city, MAX_WITNESSES),
+                        settled=settled,
+                    )
+                ) as results,
+                PhotographRecords(postgis, city) as records,
+            ):
                 for result in results:
                     without_selection.discard(result.sequence_id)
                     failed.update(result.found.failed)

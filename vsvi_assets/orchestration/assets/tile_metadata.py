@@ -16,7 +16,7 @@ from dagster import (
 
 from vsvi_assets.city import City, parse_tile_key, tile_key
 from vsvi_assets.mapillary.coverage import fetch_tiles
-from vsvi_assets.mapillary.errors import InvalidTileError
+from vsvi_assets.mapillary.errors import AddressBlockedError, InvalidTileError
 from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.checks.tile_metadata import TileSurvey
@@ -51,42 +51,74 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
     ) -> Iterator[Output | AssetCheckResult]:
         survey = TileSurvey(city)
 
+        def on_disk(key: str, tile: TileImages) -> Partition[TileImages]:
+            survey.add(key, tile)
+            return Partition(key, None, {"images": len(tile), "fetched": False})
+
         def partitions() -> Generator[Partition[TileImages], None, None]:
             outdated_before = _outdated_before(context, city, config)
-            absent = []
+            missing, old = list[str](), set[str]()
             for key in context.partition_keys:
-                path = city.tile_path(key)
-                if not path.exists() or path.stat().st_mtime < outdated_before:
-                    absent.append(key)
+                tile = _read_tile(context, city, key)
+                if tile is None:
+                    missing.append(key)
+                elif city.tile_path(key).stat().st_mtime < outdated_before:
+                    old.add(key)
                 else:
-                    try:
-                        images = read_tile(path, city.services)
-                    except InvalidTileError as error:
-                        context.log.warning(f"Fetched anew: {error}")
-                        absent.append(key)
-                        continue
-                    survey.add(key, images)
-                    yield Partition(key, None, {"images": len(images), "fetched": False})
-            context.log.info(f"{len(absent)} of {len(context.partition_keys)} tiles to fetch")
+                    yield on_disk(key, tile)
+            wanted = [*missing, *sorted(old)]
+            context.log.info(f"{len(wanted)} of {len(context.partition_keys)} tiles to fetch")
+            if not wanted:
+                return
             advance = progress.counting(
-                context.asset_key.to_user_string(), len(absent), "tiles", context.log.info
+                context.asset_key.to_user_string(), len(wanted), "tiles", context.log.info
             )
-            client = mapillary.client(city)
-            if absent and client.tile_gate:
-                state = client.tile_gate.state()
-                is_long = state.minutes(len(absent)) > 2 or state.left_today < len(absent)
-                tell = context.log.warning if is_long else context.log.info
-                tell(f"{context.asset_key.to_user_string()}: {state.told(len(absent))}")
-            for tile, images in fetch_tiles(client, map(parse_tile_key, absent)):
-                advance()
-                survey.add(tile_key(tile), images)
-                yield Partition(tile_key(tile), images, {"images": len(images), "fetched": True})
+            remaining = set(wanted)
+            with mapillary.client(city) as client:
+                if client.tile_gate:
+                    state = client.tile_gate.state()
+                    is_long = state.minutes(len(wanted)) > 2 or state.left_today < len(wanted)
+                    tell = context.log.warning if is_long else context.log.info
+                    tell(f"{context.asset_key.to_user_string()}: {state.told(len(wanted))}")
+                try:
+                    for fetched, images in fetch_tiles(client, map(parse_tile_key, wanted)):
+                        advance()
+                        key = tile_key(fetched)
+                        survey.add(key, images)
+                        remaining.remove(key)
+                        yield Partition(key, images, {"images": len(images), "fetched": True})
+                except AddressBlockedError as error:
+                    serving = sorted(old & remaining)
+                    for key in serving:
+                        tile = _read_tile(context, city, key)
+                        if tile is not None:
+                            survey.add_old(key, city.tile_path(key))
+                            remaining.remove(key)
+                            yield on_disk(key, tile)
+                    if remaining:
+                        raise
+                    context.log.warning(
+                        f"{len(serving)} tiles on disk are older than this run asks for, and serve "
+                        f"all the same. {error}"
+                    )
 
         with retry_boundary():
             yield Output(hand_over(context, partitions()))
             yield from survey.results()
 
     return tile_metadata
+
+
+def _read_tile(context: AssetExecutionContext, city: City, key: str) -> TileImages | None:
+    """Return a tile that is on disk; None where it is not there, or is no tile."""
+    path = city.tile_path(key)
+    if not path.exists():
+        return None
+    try:
+        return read_tile(path, city.services)
+    except InvalidTileError as error:
+        context.log.warning(f"Fetched again: {error}")
+        return None
 
 
 def _outdated_before(context: AssetExecutionContext, city: City, config: Fetch) -> float:

@@ -1,6 +1,8 @@
 """What must hold for the tiles of a run, found while the run has them in memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 import mercantile
 import numpy as np
@@ -41,17 +43,26 @@ class TileSurvey:
             "Everything in the tiles can be used. What cannot is left out.",
             AssetCheckSeverity.WARN,
         )
+        self._recent = Rule(
+            asset,
+            "recent",
+            "Every tile is as recent as its run asks for. Older ones serve while Mapillary blocks "
+            "this network address.",
+            AssetCheckSeverity.WARN,
+        )
         self._city = city
         self._counts: dict[mercantile.Tile, int] = {}
         self._outside = self._repeated = self._dropped = 0
         self._examples_outside: list[Mapping[str, object]] = []
         self._examples_repeated: list[Mapping[str, object]] = []
         self._examples_dropped: list[Mapping[str, object]] = []
+        self._old: list[Mapping[str, object]] = []
 
     @property
     def specs(self) -> list[AssetCheckSpec]:
         """The checks whose results it reports."""
-        return [self._inside.spec, self._unique.spec, self._usable.spec]
+        rules = (self._inside, self._unique, self._usable, self._recent)
+        return [rule.spec for rule in rules]
 
     def add(self, key: str, tile: TileImages) -> None:
         """Take note of a tile, by its partition key."""
@@ -69,6 +80,11 @@ class TileSurvey:
             for dropped in tile.dropped[: EXAMPLES - len(self._examples_dropped)]
         ]
 
+    def add_old(self, key: str, path: Path) -> None:
+        """Take note that a tile on disk serves although it is older than the run asks for."""
+        fetched = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        self._old.append({"tile": key, "fetched (UTC)": f"{fetched:%Y-%m-%d %H:%M}"})
+
     def results(self) -> Iterator[AssetCheckResult]:
         """Yield a result for each check."""
         images = sum(self._counts.values())
@@ -81,6 +97,7 @@ class TileSurvey:
         yield self._inside.result(outside, details, pictures)
         yield self._unique.result(WrongRows(self._repeated, images, self._examples_repeated))
         yield self._usable.result(WrongRows(self._dropped, images, self._examples_dropped))
+        yield self._recent.result(WrongRows(len(self._old), len(self._counts), self._old))
 
 
 def _is_outside(tile: pa.Table, key: str) -> NDArray[np.bool_]:
