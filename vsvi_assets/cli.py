@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
+import psycopg2
 from dotenv import dotenv_values
 
 from vsvi_assets.city import City, CityFileError, load_cities
@@ -20,7 +21,7 @@ from vsvi_assets.database.debian import UNPACKED, InstallationError, unpack_post
 from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_port
 from vsvi_assets.dataset.errors import DatasetError
-from vsvi_assets.files import DiskFullError, DiskGuard, atomic_write
+from vsvi_assets.files import DiskFullError, DiskGuard, TextFileError, atomic_write
 from vsvi_assets.mapillary.errors import RefusedTokenError
 from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource, tile_gate
 from vsvi_assets.photographs.verification import verify_photographs
@@ -28,7 +29,12 @@ from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
 from vsvi_assets.running.new_project import write_new_project
 from vsvi_assets.running.pages import Pages
-from vsvi_assets.settings import SettingError, Settings
+from vsvi_assets.settings import (
+    SandboxMissingError,
+    SettingError,
+    Settings,
+    TokenMissingError,
+)
 from vsvi_assets.views.plan import plan_lines
 from vsvi_assets.views.qgis import qgis_project
 from vsvi_assets.views.status import city_status, status_lines, verification_lines
@@ -41,7 +47,10 @@ ERRORS_FOR_PEOPLE = (
     LocalPostgisError,
     PostgisError,
     RefusedTokenError,
+    SandboxMissingError,
     SettingError,
+    TextFileError,
+    TokenMissingError,
     services.ServiceError,
 )
 
@@ -59,6 +68,13 @@ def _explaining(command: Command) -> Command:
             return command(*args, **kwargs)
         except ERRORS_FOR_PEOPLE as error:
             raise click.ClickException(str(error)) from error
+        except PermissionError as error:
+            raise click.ClickException(
+                f"{error.filename} is not open to this user. Let it belong to the user who runs "
+                "vsvi, or set VSVI_DATA_DIR to a folder of your own."
+            ) from error
+        except psycopg2.Error as error:
+            raise click.ClickException(f"The database answers: {str(error).strip()}") from error
         except KeyboardInterrupt:
             click.echo("Interrupted. What is whole is kept: run it again to go on.", err=True)
             raise SystemExit(128 + signal.SIGINT) from None
@@ -66,8 +82,8 @@ def _explaining(command: Command) -> Command:
     return run  # type: ignore[return-value]
 
 
-def _city(name: str) -> City:
-    settings = Settings.from_environment()
+def _city(name: str, environment: Mapping[str, str] | None = None) -> City:
+    settings = Settings.from_environment(environment)
     cities, broken = load_cities(settings.cities_dir, settings.data_dir)
     for city in cities:
         if city.name == name:
@@ -125,18 +141,17 @@ def down() -> None:
 @main.command()
 @click.argument("city_name", metavar="CITY")
 @click.option("--tiles-only", is_flag=True, help="Fetch the tiles' metadata, no photographs.")
-@click.option("--overwrite", "-O", is_flag=True, help="Fetch anew what is on disk already.")
+@click.option("--overwrite", "-O", is_flag=True, help="Fetch again what is on disk already.")
 @click.option(
     "--recheck-unavailable",
     is_flag=True,
-    help="Ask again for images that Mapillary did not have any more.",
+    help="Ask again for images that Mapillary did not have any more, or that were refused.",
 )
 @_explaining
 def materialize(
     city_name: str, tiles_only: bool, overwrite: bool, recheck_unavailable: bool
 ) -> None:
     """Run all assets of CITY in order. What is on disk and whole is not fetched again."""
-    _start_all()
     _materialize(
         city_name,
         tiles_only=tiles_only,
@@ -149,8 +164,7 @@ def materialize(
 @click.argument("city_name", metavar="CITY")
 @_explaining
 def plan(city_name: str) -> None:
-    """Tell what the photographs of CITY will take, after running all that comes before them."""
-    _start_all()
+    """Say what the photographs of CITY will take, after running all that comes before them."""
     _materialize(city_name, plan_only=True)
 
 
@@ -158,9 +172,7 @@ def plan(city_name: str) -> None:
 @_explaining
 def demo() -> None:
     """Run the demo city on the sandbox."""
-    for line in _start_all().lines:
-        click.echo(line)
-    _materialize("demo")
+    _materialize("demo", reports_services=True)
 
 
 @main.command()
@@ -443,13 +455,21 @@ def _materialize(
     plan_only: bool = False,
     overwrite: bool = False,
     recheck_unavailable: bool = False,
+    reports_services: bool = False,
 ) -> None:
+    environment = services.user_environment()
+    city = _city(city_name, environment)
+    if city.services == "mapillary":
+        # Before anything is started or written.
+        Settings.from_environment(environment).services_of(city.services).token()
     # Dagster takes seconds to load, which other commands need not.
     from vsvi_assets.orchestration.dagster_internals import instance_for_a_terminal
     from vsvi_assets.running.run_city import run_city
 
-    city = _city(city_name)
-    settings = Settings.from_environment()
+    started = _start_all()
+    if reports_services:
+        click.echo("\n".join(started.lines))
+    settings = started.settings
     with (
         instance_for_a_terminal(Path(os.environ["DAGSTER_HOME"])) as instance,
         progress_on(sys.stderr) as progress,

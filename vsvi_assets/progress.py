@@ -1,4 +1,4 @@
-"""How far a long step is: one bar an asset in a terminal, a line now and then in a log."""
+"""How far a long step is: one bar per asset in a terminal, a line now and then in a log."""
 
 import os
 import time
@@ -14,6 +14,9 @@ from vsvi_assets.files import gigabytes
 
 SECONDS_BETWEEN_LINES = 30.0
 
+NARROWEST_TERMINAL = 40
+"""Columns below which a terminal gets lines: some say that they have none."""
+
 Tell = Callable[[str], object]
 """Takes a line for people, as a logger's `info` does."""
 
@@ -25,7 +28,7 @@ class Advance(Protocol):
 
 
 class Progress(Protocol):
-    """Where the steps of a run tell how far they are.
+    """Where the steps of a run report how far they are.
 
     `asset` is the name of the step's asset, such as "demo/image_files".
     """
@@ -48,8 +51,8 @@ class Progress(Protocol):
 
 @contextmanager
 def progress_on(file: TextIO) -> Iterator[Progress]:
-    """Give bars where `file` is a terminal, and lines where it is not."""
-    if not file.isatty():
+    """Give bars where `file` is a terminal of some width, and lines where it is not."""
+    if not file.isatty() or os.get_terminal_size(file.fileno()).columns < NARROWEST_TERMINAL:
         yield LogProgress(lambda line: print(line, file=file, flush=True))
         return
     terminal = TerminalProgress(file)
@@ -77,20 +80,20 @@ class _Count:
             text += f", {gigabytes(self.bytes)}"
         rate = self.done / max(time.monotonic() - self.began, 1e-3)
         if rate:
-            text += f", {rate:,.1f} a second"
+            text += f", {rate:,.1f} per second"
         if rate and self.done < self.total:
             text += f", {timedelta(seconds=round((self.total - self.done) / rate))} left"
         return text
 
 
 class LogProgress:
-    """Tells a line every so many seconds.
+    """Reports a line every so many seconds.
 
     Parameters
     ----------
     tell
         Takes the lines, and one more at the beginning and the end of each step. None: they
-        go to the step's own log, which tells of beginning and end by itself.
+        go to the step's own log, where Dagster notes beginning and end itself.
     every
         Seconds from line to line.
     """
@@ -133,7 +136,7 @@ class LogProgress:
 
 
 class TerminalProgress:
-    """Draws one bar an asset, one below the other."""
+    """Draws one bar per asset, one below the other."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -202,10 +205,10 @@ class TerminalProgress:
             )
         return self._bars[asset]
 
-    def _format(self, told: str, longest: int = 48) -> str:
+    def _format(self, text: str, longest: int = 48) -> str:
         width = min(self._columns - 25 - longest, 20)
         bar = "{bar:" + str(width) + "} " if width > 0 else ""
-        return "{desc} {percentage:3.0f}% " + bar + told
+        return "{desc} {percentage:3.0f}% " + bar + text
 
 
 class _Bar(tqdm):

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from dagster import (
@@ -27,7 +28,9 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import LockHeldError, PostgisError
 from vsvi_assets.database.locks import advisory_lock
-from vsvi_assets.database.photographs import sequences_in_state, take_inventory
+from vsvi_assets.database.photographs import sequences_in_state, stored_since, take_inventory
+from vsvi_assets.database.queries import row_count
+from vsvi_assets.database.schema import SELECTED_IMAGES
 from vsvi_assets.orchestration.build import build_cities_defs
 from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key, closing_assets
 from vsvi_assets.orchestration.dagster_internals import interruptible_waits, was_interrupted
@@ -37,7 +40,7 @@ from vsvi_assets.orchestration.retries import is_partial, reason
 from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.states import State
-from vsvi_assets.progress import Advance, Progress, Tell
+from vsvi_assets.progress import Progress
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.plan import DownloadPlan, make_plan
 
@@ -61,12 +64,10 @@ class CityRun:
     Attributes
     ----------
     images, bytes
-        Photographs that were downloaded, in all attempts together, and their bytes.
-    selected
-        Number of images that were selected when the photographs began; None where nothing
-        was selected or the run ended before.
-    missing
-        How many of them were yet to be downloaded then.
+        Photographs that were stored, in all attempts together, and their bytes.
+    selected, missing
+        Number of selected images, and how many of them have no file in the end; None where
+        photographs were not the run's business, or nothing is selected.
     failures
         Why steps failed: a message each, for people, without a traceback.
     checks
@@ -80,7 +81,7 @@ class CityRun:
     images: int = 0
     bytes: int = 0
     selected: int | None = None
-    missing: int = 0
+    missing: int | None = None
     failures: list[str] = field(default_factory=list)
     checks: dict[AssetCheckKey, AssetCheckEvaluation] = field(default_factory=dict)
     plan: DownloadPlan | None = None
@@ -98,10 +99,10 @@ class CityRun:
             lines.append(f"  downloaded     {self.images:,} images, {self.bytes:,} bytes, just now")
         elif self.selected == 0:
             lines.append("  downloaded     none: no image is selected")
-        elif self.selected and not self.missing:
-            lines.append("  downloaded     none: every selected image was there already")
+        elif self.selected and self.missing:
+            lines.append(f"  downloaded     none; {self.missing:,} selected images have no file")
         elif self.selected:
-            lines.append(f"  downloaded     none of the {self.missing:,} images that are missing")
+            lines.append("  downloaded     none: every selected image was there already")
         wrong = [check for check in self.checks.values() if not check.passed]
         passed = len(self.checks) - len(wrong)
         lines.append(f"  checks         {passed:,} of {len(self.checks):,} passed")
@@ -127,6 +128,9 @@ def run_city(
 ) -> CityRun:
     """Materialize all assets of a city in order; what is on disk and whole is not fetched again.
 
+    Where the street points or the tiles cannot be fetched, the photographs of the selection that
+    is there are downloaded nevertheless.
+
     Parameters
     ----------
     instance
@@ -146,30 +150,39 @@ def run_city(
 
     Raises
     ------
+    TokenMissingError, SandboxMissingError
+        Before anything is recorded or written.
     CityBusyError
         When another process runs the city.
     KeyboardInterrupt
         When Ctrl-C interrupted it; the run is then recorded as canceled.
     """
+    settings.services_of(city.services).token()
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
     with only_process(city, postgis):
         end_lost_runs(instance, city_lock(city))
+        began = datetime.now(UTC)
         runs = _Runs(city, settings, instance, progress, resource_overrides)
         runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
         run = runs.run
         if plan_only and any(check.asset_key.path[-1] == "download_plan" for check in run.checks):
             client = MapillaryResource.from_settings(settings).client(city)
             run.plan = make_plan(city, postgis, client)
-        if not (tiles_only or plan_only or run.failures):
+        selected = row_count(postgis, city, SELECTED_IMAGES)
+        if not (tiles_only or plan_only) and selected is not None:
             inventory = take_inventory(city, postgis)
+            if runs.failed <= {"street_points", "tile_metadata"}:
+                rechecked = (
+                    sequences_in_state(postgis, city, State.UNAVAILABLE, State.REFUSED)
+                    if recheck_unavailable
+                    else set()
+                )
+                runs.materialize_images(inventory, overwrite=overwrite, rechecked=rechecked)
+                runs.materialize_closing_assets()
+            if run.image_runs:
+                inventory = take_inventory(city, postgis)
             run.selected, run.missing = inventory.selected, inventory.without_file
-            rechecked = (
-                sequences_in_state(postgis, city, State.UNAVAILABLE, State.REFUSED)
-                if recheck_unavailable
-                else set()
-            )
-            runs.materialize_images(inventory, overwrite=overwrite, rechecked=rechecked)
-            runs.materialize_closing_assets()
+            run.images, run.bytes = stored_since(postgis, city, began)
         run.failures += [
             _check_message(check)
             for check in run.checks.values()
@@ -215,15 +228,14 @@ class _Runs:
         resource_overrides: Mapping[str, object] | None,
     ) -> None:
         self.run = CityRun()
+        self.failed: set[str] = set()
+        """The names of the assets that failed, in whichever run."""
         self._city, self._settings, self._instance = city, settings, instance
         self._progress = progress
         names = (*METADATA_ASSETS, "image_files", *closing_assets(city))
         keys = [asset_key(city, name) for name in names]
         self._assets = {key.to_python_identifier(): key.to_user_string() for key in keys}
-        resources = {
-            "progress": _Arrivals(self._name("image_files"), progress, self.run),
-            **(resource_overrides or {}),
-        }
+        resources = {"progress": progress, **(resource_overrides or {})}
         log = _ProgressLog(progress, self._assets)
         defs = build_cities_defs([city], settings, resources, {"progress": log.definition()})
         self._job = defs.resolve_implicit_global_asset_job_def()
@@ -294,6 +306,12 @@ class _Runs:
         checks = {check.asset_check_key: check for check in result.get_asset_check_evaluations()}
         self.run.checks |= checks
         self.run.failures += self._failures(result, checks.values())
+        if not result.success:
+            names_by_step = {step: name.rpartition("/")[2] for step, name in self._assets.items()}
+            self.failed |= {
+                names_by_step.get(event.step_key or "", "another step")
+                for event in _step_failures(result)
+            } or {"the whole run"}
         return result
 
     def _failures(
@@ -320,27 +338,6 @@ class _Runs:
 
     def _name(self, asset: str) -> str:
         return asset_key(self._city, asset).to_user_string()
-
-
-@dataclass
-class _Arrivals:
-    """Counts the photographs of a run as they arrive, in whichever attempt that is."""
-
-    asset: str
-    progress: Progress
-    run: CityRun
-
-    def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
-        advance = self.progress.counting(asset, total, unit, log)
-        if asset != self.asset:
-            return advance
-
-        def count(bytes_: int = 0) -> None:
-            self.run.images += bytes_ > 0
-            self.run.bytes += bytes_
-            advance(bytes_)
-
-        return count
 
 
 class _ProgressLog(logging.Handler):

@@ -138,7 +138,7 @@ def test_a_city_from_its_box_to_its_photographs(shell: Shell, sandbox: Sandbox) 
     assert dict(sandbox.stats.requests) == asked
     printed = shell.vsvi("status", "town", "--verify")
     assert f"on disk        {len(ids)} images, {total:,} bytes" in printed
-    assert "every photograph is as it was downloaded" in printed
+    assert f"{len(ids)} photographs are as they were downloaded" in printed
     assert sandbox.stats.token_leaks == 0
     assert_nowhere(TOKEN, shell)
 
@@ -220,6 +220,48 @@ def test_what_people_get_wrong_is_told_without_a_traceback(
         assert "no dagster.yaml of this project in" in shell.vsvi("up", status=1)
     finally:
         (tmp_path / "dagster.yaml").rename(shell.folder / "dagster.yaml")
+
+
+def test_without_a_token_a_real_city_is_refused_before_anything_is_started(
+    shell: Shell,
+) -> None:
+    shell.vsvi("down")
+    shell.write_city("delft")
+    before = {path for path in shell.folder.rglob("*") if path.is_file()}
+    try:
+        printed = shell.vsvi("materialize", "delft", status=1)
+        assert printed.startswith("Error: No Mapillary token.")
+        assert {path for path in shell.folder.rglob("*") if path.is_file()} == before
+        assert not shell.postgis.is_running()
+    finally:
+        (shell.folder / "cities/delft.json").unlink()
+
+
+def test_a_database_that_is_away_is_reported_in_a_sentence(
+    shell: Shell, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.write_city("town")
+    away = {**shell.environment, "VSVI_POSTGRES_URL": "postgresql://me:p@127.0.0.1:9/x"}
+    monkeypatch.setattr(shell, "environment", away)
+    for command in ("status", "materialize"):
+        printed = shell.vsvi(command, "town", status=1)
+        assert "Error: " in printed
+        assert "127.0.0.1" in printed
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2, 0.5, 1, 2])
+def test_ctrl_c_while_the_command_is_loading_shows_no_traceback(
+    shell: Shell, seconds: float
+) -> None:
+    process = shell.start("materialize", "atlantis")
+    # Python itself, which has begun before that, cannot be kept from showing one.
+    while "pydantic_core" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert "Traceback" not in printed
+    assert process.returncode
 
 
 def test_the_sandbox_serves_until_it_is_stopped(shell: Shell) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,9 +24,12 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database import tables
+from vsvi_assets.database.photographs import rebuild_photographs
 from vsvi_assets.mapillary.coverage import WORKERS as WORKERS_OF_TILES
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, asset_key
 from vsvi_assets.orchestration.launcher import HOST_TAG, LOCK_TAG, end_lost_runs, this_machine
+from vsvi_assets.photographs.sidecar import known_images, write_sidecar
+from vsvi_assets.photographs.states import Absence
 from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.progress import LogProgress
 from vsvi_assets.running.run_city import CityBusyError, city_lock, only_process
@@ -106,6 +110,59 @@ def test_faults_of_all_services_at_once_cost_a_city_nothing(project: Project) ->
     stats = project.sandbox.stats
     assert stats.faults.keys() == {"overpass", "tiles", "graph", "images"}
     assert any("HTTP 504" in line and "Retry 1 of 3 in" in line for line in told)
+
+
+def test_without_its_tiles_a_city_still_gets_the_photographs_that_are_selected(
+    project: Project,
+) -> None:
+    city = project.write_city()
+    assert project.run_city(city, plan_only=True).success
+    lacking = not_whole(project, city)
+    assert lacking
+    lost = city.tile_path(city.tile_keys[0])
+    lost.unlink()
+    project.sandbox.faults = Faults(tiles={Fault.MALFORMED: 1.0})
+    run = project.run_city(city)
+    [message] = run.failures
+    assert message.startswith("town/tile_metadata: ")
+    assert not_whole(project, city) == []
+    assert run.images == len(lacking)
+    assert run.missing == 0
+
+
+def test_the_summary_says_how_many_images_are_missing(project: Project) -> None:
+    city = project.write_city()
+    assert project.run_city(city).success
+    assert "none: every selected image was there already" in "\n".join(
+        project.run_city(city).lines()
+    )
+    absent, *_ = selected_images(project, city)
+    path_of(city, absent).unlink()
+    project.sandbox.faults = Faults(by_image={absent.id: Fault.TRUNCATED})
+    run = project.run_city(city)
+    assert run.missing == 1
+    assert "none; 1 selected images have no file" in "\n".join(run.lines())
+
+
+def test_images_believed_gone_are_asked_for_again_on_request(project: Project) -> None:
+    city = project.write_city()
+    assert project.run_city(city).success
+    gone, *_ = selected_images(project, city)
+    path_of(city, gone).unlink()
+    folder = path_of(city, gone).parent
+    sidecar = known_images(folder)
+    del sidecar.images[gone.id]
+    sidecar.absent[gone.id] = Absence(
+        datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 3, tzinfo=UTC), 2
+    )
+    write_sidecar(folder, sidecar)
+    rebuild_photographs(project.postgis, city)
+    asked = project.sandbox.stats.images_asked.copy()
+    run = project.run_city(city)
+    assert (run.missing, project.sandbox.stats.images_asked - asked) == (1, {})
+    run = project.run_city(city, recheck_unavailable=True)
+    assert (run.missing, run.images) == (0, 1)
+    assert (project.sandbox.stats.images_asked - asked).keys() == {gone.id}
 
 
 # What no time mends
@@ -459,8 +516,10 @@ def test_a_full_disk_stops_a_city_at_any_step_and_room_completes_it(
         ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
 
     leave_free(40_000)  # less than the tiles take
-    [message] = project.run_city(city).failures
-    assert re.search(rf"{small_disk}\S*: 0.000 GB free, more required", message)
+    full = rf"{small_disk}\S*: 0.000 GB free, more required"
+    failures = project.run_city(city).failures
+    assert failures
+    assert all(re.search(full, message) for message in failures)
     assert temporary_files(project) == []
     ballast.unlink()
     assert project.run_city(city, plan_only=True).success
@@ -471,8 +530,9 @@ def test_a_full_disk_stops_a_city_at_any_step_and_room_completes_it(
         def expect(self, asset: str, total: int) -> None:
             leave_free(5_000_000)
 
-    [message] = project.run_city(city, Filling(print)).failures
-    assert re.search(rf"{small_disk}\S*: 0.000 GB free, more required", message)
+    failures = project.run_city(city, Filling(print)).failures
+    assert failures[0].startswith("town/image_files: ")
+    assert all(re.search(full, message) for message in failures)
     assert attempts(project) == []
     assert temporary_files(project) == []
     on_disk = {path.stem for path in city.sequences_folder.rglob("*.jpg")}
