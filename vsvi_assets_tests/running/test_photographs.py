@@ -42,7 +42,7 @@ def test_an_outage_marks_no_image_as_gone_and_the_run_can_be_repeated(
     project.sandbox.faults = Faults(gone=1.0)
     run = project.run_city(city)
     assert any("outage" in failure for failure in run.failures)
-    assert "downloaded     none of the" in "\n".join(run.lines())
+    assert "was there already" not in "\n".join(run.lines())
     inventory = take_inventory(city, project.postgis)
     assert (inventory.unavailable, inventory.not_answered) == ([], {})
 
