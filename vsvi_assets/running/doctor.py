@@ -27,6 +27,7 @@ from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.connections import connection_error
 from vsvi_assets.mapillary.errors import (
     AddressBlockedError,
+    ConnectionSettingsError,
     MapillaryError,
     RefusedTokenError,
     TileBudgetError,
@@ -136,7 +137,7 @@ def _mapillary(services: ServiceAddresses, gate: TileGate | None) -> Iterator[Fi
         yield Finding(
             Verdict.NOTICE, "Mapillary token", "not tested, because the Graph API gave no answer"
         )
-        yield _silent("Graph API", str(error), services.graph_url, "MAPILLARY_GRAPH_URL")
+        yield _silent("Graph API", error, services.graph_url, "MAPILLARY_GRAPH_URL")
     else:
         yield Finding(Verdict.GOOD, "Mapillary token", "accepted by the Graph API")
         yield Finding(Verdict.GOOD, "Graph API", services.graph_url)
@@ -159,7 +160,7 @@ def _tile_server(client: Mapillary, services: ServiceAddresses) -> Iterator[Find
         yield Finding(Verdict.BAD, "tile server", text, fix)
         return
     except MapillaryError as error:
-        yield _silent("tile server", str(error), services.tiles_url, "MAPILLARY_TILES_URL")
+        yield _silent("tile server", error, services.tiles_url, "MAPILLARY_TILES_URL")
         return
     yield Finding(Verdict.GOOD, "tile server", services.tiles_url)
 
@@ -174,18 +175,21 @@ def _overpass(services: ServiceAddresses) -> Finding:
             proxies=proxies_for(url),
         )
     except (OSError, ValueError) as error:
-        return _silent("Overpass", str(connection_error(error, url, "status")), url, "OVERPASS_URL")
+        failure = connection_error(error, url, "its status")
+        return _silent("Overpass", failure, url, "OVERPASS_URL")
     if not answer.ok:
-        why = f"HTTP {answer.status_code} {answer.reason}"
-        return _silent("Overpass", why, url, "OVERPASS_URL")
+        refusal = requests.HTTPError(f"HTTP {answer.status_code} {answer.reason}")
+        return _silent("Overpass", refusal, url, "OVERPASS_URL")
     return Finding(Verdict.GOOD, "Overpass", url)
 
 
-def _silent(subject: str, why: str, url: str, setting: str) -> Finding:
+def _silent(subject: str, error: Exception, url: str, setting: str) -> Finding:
+    if isinstance(error, ConnectionSettingsError):  # which says itself what to do
+        return Finding(Verdict.BAD, subject, str(error))
     return Finding(
         Verdict.BAD,
         subject,
-        f"{url} does not answer as it should: {why}",
+        f"{url} does not answer as it should: {error}",
         f"check the connection, and {setting} if you set it; else try again later",
     )
 

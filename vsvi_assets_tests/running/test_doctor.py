@@ -108,6 +108,18 @@ def test_the_services(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None
     assert "→ check the connection, and OVERPASS_URL" in bad(healthy, "Overpass")
 
 
+def test_a_proxy_that_cannot_be_used_is_told_in_a_sentence(
+    healthy: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://user:p#ss@127.0.0.1:3128")
+    for service in ("MAPILLARY_TILES_URL", "MAPILLARY_GRAPH_URL", "OVERPASS_URL"):
+        monkeypatch.setenv(service, "http://maps.invalid")
+    for subject in ("Graph API", "tile server", "Overpass"):
+        assert "the proxy of this machine cannot be used" in bad(healthy, subject)
+        assert "p#ss" not in bad(healthy, subject)
+    assert "not tested" in str(found(healthy, "Mapillary token"))
+
+
 def test_overpass_is_asked_under_the_projects_own_name(healthy: Project) -> None:
     assert found(healthy, "Overpass").verdict == Verdict.GOOD
     [asked] = healthy.sandbox.stats.asked("overpass status")
