@@ -7,6 +7,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pyarrow as pa
 from psycopg2 import sql
 
@@ -34,6 +35,10 @@ GAP, MISSING = "gap", "missing"
 
 class NothingSelectedError(PostgisError):
     """A city has no selection yet."""
+
+
+class OldTablesError(PostgisError):
+    """A city's tables are those of an earlier version."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
     ------
     NothingSelectedError
         When the city has no selection yet.
+    OldTablesError
+        When its tables lack columns; raised as the rows are read.
     """
     if row_count(postgis, city, SELECTED_IMAGES) is None:
         raise NothingSelectedError(
@@ -155,10 +162,20 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
         nearest=nearest_selected_image(city),
         columns=sql.SQL(", ").join(queried.expression for queried in _QUERIED),
     )
-    rows = postgis.stream(query, {"max_distance": city.max_distance})
+    rows = _rows(postgis, city, query)
     return pa.RecordBatchReader.from_batches(
         DATASET_SCHEMA, _batches(_with_files(rows, city.sequences_folder))
     )
+
+
+def _rows(postgis: Postgis, city: City, query: sql.Composed) -> Iterator[tuple]:
+    try:
+        yield from postgis.stream(query, {"max_distance": city.max_distance})
+    except psycopg2.errors.UndefinedColumn as error:
+        raise OldTablesError(
+            f"The tables of {city.name} were made by an earlier version: run "
+            f"`vsvi materialize {city.name}`, which makes them anew. Photographs are kept."
+        ) from error
 
 
 _NAMES = [queried.column.name for queried in _QUERIED]

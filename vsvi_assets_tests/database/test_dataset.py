@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 
 from vsvi_assets.city import City
-from vsvi_assets.database.dataset import DATASET_SCHEMA, GAP, MISSING, dataset
+from vsvi_assets.database.dataset import DATASET_SCHEMA, GAP, MISSING, OldTablesError, dataset
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.queries import coverage
 from vsvi_assets.photographs.sidecar import sha256_of
@@ -96,6 +96,15 @@ def test_rows_of_a_sequence_and_of_an_image_lie_together_and_gaps_at_the_end(
     order = [(row["sequence_id"], row["image_id"], row["street_point_id"]) for row in images]
     assert order == sorted(order)
     assert {row["state"] for row in images} == {MISSING}
+
+
+def test_tables_of_an_earlier_version_are_reported_with_what_to_do(project: Project) -> None:
+    city = project.write_city()
+    project.materialize_metadata(city)
+    with project.postgis.transaction() as cursor:
+        cursor.execute("ALTER TABLE town.street_points DROP COLUMN bearing")
+    with pytest.raises(OldTablesError, match="run `vsvi materialize town`"):
+        rows_of(project, city)
 
 
 def test_every_column_is_described() -> None:
