@@ -6,7 +6,7 @@ until someone switches it on: it launches that job. The automation condition sen
 goes on from there through the whole graph:
 
     street points → all tiles → tables, selection, plan; if it fits on the disk
-    → the sequences that lack images → coverage report
+    → the sequences that lack images → coverage report and dataset
 
 What the sensor launches carries the tag too. What someone launches without it, by hand or by
 `vsvi materialize`, is followed by nothing: that person is about to do the rest, or has a reason

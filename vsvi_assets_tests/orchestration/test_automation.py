@@ -23,6 +23,7 @@ from dagster import (
 
 from vsvi_assets.city import City
 from vsvi_assets.database.photographs import take_inventory
+from vsvi_assets.orchestration.common import closing_assets
 from vsvi_assets.orchestration.dagster_internals import OUTDATED
 from vsvi_assets.orchestration.sequence_partitions import sequence_partitions
 from vsvi_assets.photographs.inventory import Inventory
@@ -31,7 +32,7 @@ from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
 from vsvi_assets_tests.project import BOX, METADATA_ASSETS, Project, small_world
 
 WEEKLY = "0 3 * * 1"
-ASSETS = (*METADATA_ASSETS, "download_plan", "image_files", "coverage_report")
+ASSETS = (*METADATA_ASSETS, "download_plan", "image_files", "coverage_report", "dataset")
 
 
 def automation_sensors(project: Project) -> list[AutomationConditionSensorDefinition]:
@@ -96,8 +97,9 @@ class Automation:
         if keys:
             self.carry_out("image_files", partitions=keys)
             assert self.evaluate() == {}
-        assert self.evaluate() == {"coverage_report": {None}}
-        assert self.carry_out("coverage_report").success
+        asked = self.evaluate()
+        assert asked.keys() == {*closing_assets(self.city)}
+        assert self.carry_out(*asked).success
         assert self.evaluate() == {}, "what ran is not asked for again before the next order"
         return sequences
 
@@ -243,8 +245,9 @@ def test_without_its_tiles_an_order_goes_on_with_the_selection_that_is_there(
     assert automation.evaluate() == {"image_files": {sequence}}
     automation.carry_out("image_files", partitions=[sequence])
     assert automation.evaluate() == {}
-    assert automation.evaluate() == {"coverage_report": {None}}
-    automation.carry_out("coverage_report")
+    asked = automation.evaluate()
+    assert asked.keys() == {*closing_assets(city)}
+    automation.carry_out(*asked)
     assert automation.evaluate() == {}
 
     project.sandbox.faults = Faults()
