@@ -4,13 +4,13 @@ What this project writes has a feature per line, and two members after the featu
 `services`, where the tile comes from, and `dropped`, what of it could not be used.
 """
 
-import io
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -147,11 +147,16 @@ def _blocks(data: mmap.mmap, start: int, end: int) -> Iterator[bytes]:
 
 
 def _read_block(block: bytes) -> pa.Table:
-    lines = io.BytesIO(block.replace(_BETWEEN, b"}}\n"))
-    table = pa.json.read_json(lines, parse_options=_FEATURE_LINES).flatten()
+    lines = np.frombuffer(block, np.uint8).copy()
+    ends = np.flatnonzero(lines == ord("\n"))
+    if (lines[ends - 1] != ord(",")).any():
+        raise ValueError("a line that is not followed by another")
+    lines[ends - 1] = ord(" ")
+    source = pa.BufferReader(pa.py_buffer(lines))
+    table = pa.json.read_json(source, parse_options=_FEATURE_LINES).flatten()
     coordinates = table["geometry.coordinates"]
     are_positions = pc.all(pc.equal(pc.list_value_length(coordinates), 2), skip_nulls=False)
-    if len(table) != block.count(_BETWEEN) + 1 or not are_positions.as_py():
+    if len(table) != len(ends) + 1 or not are_positions.as_py():
         raise ValueError("a line that is no feature")
     columns = [table[f"properties.{name}"] for name in _PROPERTIES]
     columns += [pc.list_element(coordinates, axis) for axis in range(2)]

@@ -2,17 +2,23 @@
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mercantile
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from psycopg2 import sql
 
 from vsvi_assets.city import City, CityFileError
+from vsvi_assets.database import audit
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.replacement import replace_tables
+from vsvi_assets.database.summaries import selected_capture_years
 from vsvi_assets.database.tables import (
     images_table,
     select_images,
@@ -20,6 +26,9 @@ from vsvi_assets.database.tables import (
     selected_images_table,
     street_points_table,
 )
+from vsvi_assets.mapillary.tile_files import read_tile, write_tile
+from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA, decode_tile
+from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar, read_sidecar, write_sidecar
 from vsvi_assets_tests.database.parts import (
     EAST,
     NORTH,
@@ -33,6 +42,7 @@ from vsvi_assets_tests.database.parts import (
     scattered,
     tile,
 )
+from vsvi_assets_tests.mapillary.parts import tile_of
 
 
 def test_both_tables_hold_both_geometries_indexed_and_in_spatial_order(
@@ -332,3 +342,47 @@ def test_selected_images_come_by_sequence_each_once(
     )
     assert (one.lon, one.lat) == (images[1]["lon"], images[1]["lat"])
     assert list(selected_images_of(database, "town", [])) == []
+
+
+FIRST_POSSIBLE = 1_072_915_200_000
+"""2004-01-01, in milliseconds since 1970."""
+
+
+@given(st.lists(st.none() | st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=30))
+@example([0, FIRST_POSSIBLE - 1, FIRST_POSSIBLE, NEW_YEAR_2020, 1_600_000_000_000_000_000, None])
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_capture_time_makes_anything_fail_and_impossible_ones_are_unknown(
+    database: Postgis, make_city: Callable[..., City], tmp_path: Path, times: list[int | None]
+) -> None:
+    city = make_city(selection="all")
+    properties = [
+        {"id": id, "sequence_id": "s"} | ({} if moment is None else {"captured_at": moment})
+        for id, moment in enumerate(times, 1)
+    ]
+    middle = mercantile.tile(5.209, 52.525, 14)
+    decoded = decode_tile(tile_of(properties, at=[(1000, 2000)] * len(times)), middle)
+    write_tile(decoded, tmp_path / "tile", "mapillary")
+    stored = read_tile(tmp_path / "tile", "mapillary").images
+    assert stored["captured_at"].to_pylist() == times
+
+    places = {"lon": [5.209] * len(times), "lat": [52.525] * len(times)}
+    load(database, city, [pa.table({**stored.to_pydict(), **places}, IMAGE_SCHEMA)])
+    selection = select_images(database, city)
+    replace_tables(database, "town", [selected_images_table(selection, city)])
+    [(_, found)] = selected_images_of(database, "town", ["s"])
+
+    tomorrow = (time.time() + 24 * 3600) * 1000
+    known = [t if t is not None and FIRST_POSSIBLE <= t <= tomorrow else None for t in times]
+    assert [selected_image.captured_at for selected_image in found] == known
+    assert sum(selected_capture_years(database, city).totals.values()) == len(times)
+    assert audit.unknown_capture_times(database, city).count == known.count(None)
+    assert audit.selected_and_old(database, city, 10).of == len(times)
+    records = {
+        i.id: ImageRecord(i.id, i.lon, i.lat, i.captured_at, None, None, None, 1, 1, 1, "00")
+        for i in found
+    }
+    (tmp_path / "s").mkdir(exist_ok=True)
+    write_sidecar(tmp_path / "s", Sidecar(records))
+    assert [i.captured_at for i in read_sidecar(tmp_path / "s").images.values()] == known

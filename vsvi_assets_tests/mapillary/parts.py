@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mapbox_vector_tile.Mapbox import vector_tile_pb2
 from PIL import Image
 
 from vsvi_assets.files import DiskGuard
@@ -193,3 +194,23 @@ def leftovers(seqdir: Path) -> list[Path]:
         for path in seqdir.rglob("*")
         if path.is_file() and path.suffix != ".jpg" and path.name != SIDECAR_NAME
     ]
+
+
+FIELD_OF_VALUE = {bool: "bool_value", int: "int_value", float: "double_value", str: "string_value"}
+
+
+def tile_of(images: list[dict[str, Any]], *, layer: str = "image", at: Any = None) -> bytes:
+    """Encode images of these properties, at cells (x, y) of a grid of 4096, y downwards."""
+    message = vector_tile_pb2.tile()
+    points = message.layers.add(name=layer, version=2, extent=4096)
+    keys: dict[str, int] = {}
+    cells = at or [(number % 4096, number // 4096) for number in range(len(images))]
+    for (x, y), properties in zip(cells, images, strict=True):
+        # MoveTo one point, whose coordinates are zigzag encoded.
+        geometry = [9, *(2 * axis if axis >= 0 else -2 * axis - 1 for axis in (x, y))]
+        feature = points.features.add(type=vector_tile_pb2.tile.Point, geometry=geometry)
+        for name, value in properties.items():
+            feature.tags.extend([keys.setdefault(name, len(keys)), len(points.values)])
+            points.values.add(**{FIELD_OF_VALUE[type(value)]: value})
+    points.keys.extend(keys)
+    return message.SerializeToString()

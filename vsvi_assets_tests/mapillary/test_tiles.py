@@ -21,6 +21,7 @@ from vsvi_assets.mapillary.errors import (
 from vsvi_assets.mapillary.tile_files import read_tile, tile_geojson, write_tile
 from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA, Dropped, TileImages, decode_tile
 from vsvi_assets.mapillary.vector_tiles import MAX_FEATURES
+from vsvi_assets_tests.mapillary.parts import tile_of
 
 TILE = mercantile.Tile(8415, 5384, 14)
 EMPTY_OF_MAPILLARY = bytes.fromhex("1a1678010a0f6d6170696c6c6172792d656d707479288020")
@@ -36,26 +37,6 @@ def image(**changes: Any) -> dict[str, Any]:
         "is_pano": False,
     } | changes
     return {name: value for name, value in properties.items() if value is not None}
-
-
-FIELD_OF_VALUE = {bool: "bool_value", int: "int_value", float: "double_value", str: "string_value"}
-
-
-def tile_of(images: list[dict[str, Any]], *, layer: str = "image", at: Any = None) -> bytes:
-    """Encode images of these properties, at cells (x, y) of a grid of 4096, y downwards."""
-    message = vector_tile_pb2.tile()
-    points = message.layers.add(name=layer, version=2, extent=4096)
-    keys: dict[str, int] = {}
-    cells = at or [(number % 4096, number // 4096) for number in range(len(images))]
-    for (x, y), properties in zip(cells, images, strict=True):
-        # MoveTo one point, whose coordinates are zigzag encoded.
-        geometry = [9, *(2 * axis if axis >= 0 else -2 * axis - 1 for axis in (x, y))]
-        feature = points.features.add(type=vector_tile_pb2.tile.Point, geometry=geometry)
-        for name, value in properties.items():
-            feature.tags.extend([keys.setdefault(name, len(keys)), len(points.values)])
-            points.values.add(**{FIELD_OF_VALUE[type(value)]: value})
-    points.keys.extend(keys)
-    return message.SerializeToString()
 
 
 def as_vt2geojson(data: bytes, tile: mercantile.Tile = TILE) -> dict[str, Any]:
