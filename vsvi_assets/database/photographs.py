@@ -23,6 +23,7 @@ from vsvi_assets.photographs.inventory import (
     holds_photographs,
     sequences_on_disk,
 )
+from vsvi_assets.photographs.jpeg import MAX_PIXELS
 from vsvi_assets.photographs.sidecar import (
     SERVICES_WITHOUT_MARK,
     Sidecar,
@@ -214,6 +215,17 @@ def selected_sizes_shuffled(postgis: Postgis, city: City) -> pa.Table:
         "city": city.name,
     }
     return postgis.read(query, schema, parameters)
+
+
+def count_oversized(postgis: Postgis, city: City) -> int:
+    """Count the images in store that Pillow opens only when its limit of pixels is raised."""
+    query = sql.SQL(
+        "SELECT count(*) FROM {} WHERE state = %(stored)s"
+        " AND width::bigint * height > %(max_pixels)s"
+    ).format(_table(city))
+    parameters = {"stored": State.STORED, "max_pixels": MAX_PIXELS}
+    [(count,)] = postgis.stream(query, parameters)
+    return int(count)
 
 
 def stored_since(postgis: Postgis, city: City, moment: datetime) -> tuple[int, int]:

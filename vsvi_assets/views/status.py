@@ -9,11 +9,12 @@ from pathlib import Path
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.photographs import take_inventory
+from vsvi_assets.database.photographs import count_oversized, take_inventory
 from vsvi_assets.database.queries import count_points_without_image, row_count
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS
 from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.photographs.inventory import Inventory
+from vsvi_assets.photographs.jpeg import MAX_PIXELS
 from vsvi_assets.photographs.verification import Verification
 
 SHOWN = 10
@@ -31,6 +32,7 @@ class CityStatus:
     tiles_refreshed: datetime | None
     images: int | None
     inventory: Inventory | None
+    oversized: int
 
 
 def city_status(city: City, postgis: Postgis) -> CityStatus:
@@ -47,6 +49,7 @@ def city_status(city: City, postgis: Postgis) -> CityStatus:
         tiles_refreshed=datetime.fromtimestamp(max(times), UTC) if times else None,
         images=row_count(postgis, city, IMAGES),
         inventory=take_inventory(city, postgis) if selected else None,
+        oversized=count_oversized(postgis, city) if selected else 0,
     )
 
 
@@ -83,6 +86,12 @@ def status_lines(city: City, status: CityStatus, tile_state: TileState | None = 
         "on disk",
         f"{inventory.on_disk:,} images, {inventory.bytes:,} bytes  ({city.sequences_folder})",
     )
+    if status.oversized:
+        add(
+            "oversized",
+            f"{status.oversized:,} files of more than {MAX_PIXELS:,} pixels, which Pillow opens "
+            "only when its limit is raised",
+        )
     missing = sum(map(len, inventory.missing.values()))
     add("missing", f"{missing:,} images of {len(inventory.missing):,} sequences")
     if inventory.unread:

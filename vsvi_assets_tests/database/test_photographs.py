@@ -1,6 +1,7 @@
 """The table `photographs` beside the sidecars, and the inventory that compares it with the disk."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from vsvi_assets.photographs.sidecar import (
     write_sidecar,
 )
 from vsvi_assets.photographs.states import Absence, Refusal, State
+from vsvi_assets.views.status import city_status, status_lines
 from vsvi_assets_tests.database.parts import ask, load
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
@@ -216,3 +218,12 @@ def test_a_city_without_a_folder_has_nothing_on_disk(database: Postgis, city: Ci
     assert (found.selected, found.on_disk, found.orphaned) == (9, 0, [])
     assert found.missing == {"B": [2, 4, 6, 8], "a": [1, 3, 5, 7, 9]}
     assert not Path(city.sequences_folder).exists()
+
+
+def test_images_above_pillows_limit_are_counted(database: Postgis, city: City) -> None:
+    load(database, city)
+    panorama = replace(stored(city, "a", 1), width=20_000, height=10_000)
+    record(database, city, "a", Sidecar({1: panorama, 3: stored(city, "a", 3)}))
+    status = city_status(city, database)
+    assert status.oversized == 1
+    assert any("178,956,970 pixels" in line for line in status_lines(city, status))
