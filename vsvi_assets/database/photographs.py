@@ -16,6 +16,7 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.replacement import mark_as_own, own_table
 from vsvi_assets.database.schema import PHOTOGRAPHS
 from vsvi_assets.photographs.inventory import (
     Inventory,
@@ -86,6 +87,7 @@ def ensure_photographs(postgis: Postgis, city: City) -> None:
                         _table(city), _names(PHOTOGRAPHS.primary_key)
                     )
                 )
+                mark_as_own(cursor, _table(city), PHOTOGRAPHS)
                 _fill(cursor, city)
 
 
@@ -311,12 +313,7 @@ def _names(columns: Iterable[str]) -> sql.Composed:
 
 
 def _exists(cursor: psycopg2.extensions.cursor, city: City) -> bool:
-    cursor.execute(
-        "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = %s AND tablename = %s)",
-        [city.name, PHOTOGRAPHS.name],
-    )
-    [(exists,)] = cursor.fetchall()
-    return bool(exists)
+    return own_table(cursor, city.name, PHOTOGRAPHS) is not None
 
 
 def _lock(cursor: psycopg2.extensions.cursor, city: City) -> None:

@@ -70,7 +70,7 @@ def replace_tables(postgis: Postgis, schema: str, new_tables: Sequence[NewTable]
     counts = {}
     with postgis.transaction() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [_lock_name(schema)])
-        old = {new.table.name: _own_table(cursor, schema, new.table) for new in new_tables}
+        old = {new.table.name: own_table(cursor, schema, new.table) for new in new_tables}
         cursor.execute(
             sql.SQL("CREATE SCHEMA IF NOT EXISTS {}; CREATE SCHEMA {}").format(
                 sql.Identifier(schema), sql.Identifier(building)
@@ -113,10 +113,15 @@ def _lock_name(schema: str) -> str:
     return f"vsvi {schema}"
 
 
-def _own_table(cursor: psycopg2.extensions.cursor, schema: str, table: Table) -> int | None:
+def own_table(cursor: psycopg2.extensions.cursor, schema: str, table: Table) -> int | None:
     """Return the oid of a table of this project; None where there is none of that name.
 
     Earlier versions did not comment on their tables, whose columns are among those of today.
+
+    Raises
+    ------
+    TableNotOwnError
+        When this project did not make it.
     """
     cursor.execute(
         """

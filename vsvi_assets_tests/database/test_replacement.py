@@ -22,6 +22,7 @@ from vsvi_assets.database.errors import (
     TableInUseError,
     TableNotOwnError,
 )
+from vsvi_assets.database.photographs import ensure_photographs
 from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.schema import IMAGES
 from vsvi_assets.database.tables import (
@@ -248,6 +249,14 @@ def test_tables_of_the_users_own_are_left_alone(
         load(database, make_city(), [scattered(10)], [5.209], [52.525])
     assert ask(database, "SELECT photo FROM town.images") == [("mine",)]
     assert ask(database, "SELECT to_regclass('town.street_points')") == [(None,)]
+
+
+def test_a_table_of_photographs_of_the_users_own_is_left_alone(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    ask(database, "CREATE SCHEMA town; CREATE TABLE town.photographs (mine text); SELECT 1")
+    with pytest.raises(TableNotOwnError, match=r"town\.photographs that vsvi-assets did not make"):
+        ensure_photographs(database, make_city())
 
 
 def test_tables_of_earlier_versions_are_known_by_their_columns(
