@@ -16,6 +16,7 @@ from vsvi_assets.orchestration.checks import build_city_checks
 from vsvi_assets_tests.project import Project
 
 WARNINGS = {
+    "tile_metadata/recent",
     "tile_metadata/unique_ids",
     "tile_metadata/usable",
     "selected_image_ids/listed_ids",
