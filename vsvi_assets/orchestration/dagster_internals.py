@@ -58,6 +58,9 @@ from dagster._core.launcher import LaunchRunContext as LaunchRunContext
 from dagster._core.launcher import WorkerStatus as WorkerStatus
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster_postgres.utils import DagsterPostgresException
+
+from vsvi_assets.database.errors import ServerUnreachableError
 
 BATCH = 200
 """How many materializations are recorded together."""
@@ -241,13 +244,25 @@ def instance_for_a_terminal(home: Path) -> DagsterInstance:
     What steps print goes to the terminal alone. Dagster would copy it by processes of its own,
     which Ctrl-C ends too, with a traceback each; and dagster.yaml, which turns that off, turns
     it off for the UI's runs as well.
+
+    Raises
+    ------
+    ServerUnreachableError
+        When the database of DAGSTER_POSTGRES_URL does not answer.
     """
     compute_logs = {
         "module": NoOpComputeLogManager.__module__,
         "class": NoOpComputeLogManager.__name__,
     }
     reference = InstanceRef.from_dir(str(home), overrides={"compute_logs": compute_logs})
-    return DagsterInstance.from_ref(reference)
+    try:
+        return DagsterInstance.from_ref(reference)
+    except DagsterPostgresException as error:
+        # SQLAlchemy's error, and the driver's own, which has no link to SQLAlchemy's page.
+        cause = getattr(error.__cause__, "orig", error.__cause__)
+        raise ServerUnreachableError(
+            f"Dagster's database (DAGSTER_POSTGRES_URL) is not reachable: {cause}"
+        ) from error
 
 
 def was_interrupted(result: ExecuteInProcessResult) -> bool:
