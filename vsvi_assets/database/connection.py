@@ -3,10 +3,12 @@
 import io
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from typing import IO, Any
 
 import psycopg2
 import psycopg2.extensions
@@ -26,6 +28,9 @@ APPLICATION_NAME = "vsvi-assets"
 CONNECT_TIMEOUT_SECONDS = 10
 CURSOR_ROWS = 10_000
 """Rows that a streaming query holds in memory at a time."""
+
+CSV_BLOCK_BYTES = 4 << 20
+"""Bytes of a query's result that are parsed at a time."""
 
 _environment = threading.Lock()
 
@@ -139,6 +144,24 @@ class Postgis:
                             cursor.connection.cancel()
                     raise
 
+    def stream_batches(
+        self,
+        query: sql.Composable,
+        schema: pa.Schema,
+        parameters: Mapping[str, object] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield a query's result in batches, whose columns have the names and types of `schema`.
+
+        It waits in a temporary file: the transaction ends before the first batch, and memory
+        does not grow with the rows. Several times as fast as `stream`.
+        """
+        with tempfile.TemporaryFile() as answer:
+            with self.transaction() as cursor:
+                _copy_to(answer, cursor, query, parameters)
+            if answer.tell():
+                answer.seek(0)
+                yield from pa.csv.open_csv(answer, **_csv_options(schema))
+
     def stream(
         self, query: sql.Composable, parameters: Mapping[str, object] | None = None
     ) -> Iterator[tuple]:
@@ -225,15 +248,29 @@ def _copy_out(
     parameters: Mapping[str, object] | None,
 ) -> pa.Table:
     answer = io.BytesIO()
-    bound = cursor.mogrify(query, parameters).decode()
-    cursor.copy_expert(f"COPY ({bound}) TO STDOUT (FORMAT csv)", answer)
+    _copy_to(answer, cursor, query, parameters)
     if not answer.tell():
         return schema.empty_table()
     answer.seek(0)
-    table = pa.csv.read_csv(
-        answer,
-        read_options=pa.csv.ReadOptions(column_names=schema.names),
-        convert_options=pa.csv.ConvertOptions(
+    table = pa.csv.read_csv(answer, **_csv_options(schema))
+    return pa.Table.from_arrays(table.columns, schema=schema)
+
+
+def _copy_to(
+    file: IO[bytes],
+    cursor: psycopg2.extensions.cursor,
+    query: sql.Composable,
+    parameters: Mapping[str, object] | None,
+) -> None:
+    bound = cursor.mogrify(query, parameters).decode()
+    cursor.copy_expert(f"COPY ({bound}) TO STDOUT (FORMAT csv)", file)
+
+
+def _csv_options(schema: pa.Schema) -> dict[str, Any]:
+    return {
+        "read_options": pa.csv.ReadOptions(column_names=schema.names, block_size=CSV_BLOCK_BYTES),
+        "parse_options": pa.csv.ParseOptions(newlines_in_values=True),
+        "convert_options": pa.csv.ConvertOptions(
             column_types=schema,
             null_values=[""],
             strings_can_be_null=True,
@@ -241,5 +278,4 @@ def _copy_out(
             true_values=["t"],
             false_values=["f"],
         ),
-    )
-    return pa.Table.from_arrays(table.columns, schema=schema)
+    }

@@ -1,18 +1,16 @@
 """A city's dataset: one row per street point and image, gaps included."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, islice
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import psycopg2
 import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg2 import sql
 
 from vsvi_assets.city import City
-from vsvi_assets.database.connection import CURSOR_ROWS, Postgis
+from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.photographs import ensure_photographs
 from vsvi_assets.database.queries import nearest_selected_image, row_count
@@ -162,15 +160,16 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
         nearest=nearest_selected_image(city),
         columns=sql.SQL(", ").join(queried.expression for queried in _QUERIED),
     )
-    rows = _rows(postgis, city, query)
-    return pa.RecordBatchReader.from_batches(
-        DATASET_SCHEMA, _batches(_with_files(rows, city.sequences_folder))
-    )
+    return pa.RecordBatchReader.from_batches(DATASET_SCHEMA, _batches(postgis, city, query))
 
 
-def _rows(postgis: Postgis, city: City, query: sql.Composed) -> Iterator[tuple]:
+def _batches(postgis: Postgis, city: City, query: sql.Composed) -> Iterator[pa.RecordBatch]:
+    files = _Files(city.sequences_folder)
     try:
-        yield from postgis.stream(query, {"max_distance": city.max_distance})
+        for batch in postgis.stream_batches(
+            query, _QUERIED_SCHEMA, {"max_distance": city.max_distance}
+        ):
+            yield _completed(batch, files)
     except psycopg2.errors.UndefinedColumn as error:
         raise OldTablesError(
             f"The tables of {city.name} were made by an earlier version: run "
@@ -178,37 +177,53 @@ def _rows(postgis: Postgis, city: City, query: sql.Composed) -> Iterator[tuple]:
         ) from error
 
 
-_NAMES = [queried.column.name for queried in _QUERIED]
-_IMAGE_ID, _SEQUENCE_ID, _STATE, _BYTES = map(
-    _NAMES.index, ("image_id", "sequence_id", "state", "bytes")
+class _Files:
+    """The sizes of the files of one sequence at a time, by name."""
+
+    def __init__(self, sequences_folder: Path) -> None:
+        self._folder = sequences_folder
+        self._sequence_id: str | None = None
+        self._sizes: dict[str, int] = {}
+
+    def size(self, sequence_id: str, name: str) -> int | None:
+        if sequence_id != self._sequence_id:
+            self._sequence_id = sequence_id
+            self._sizes = file_sizes(f"{self._folder}/{sequence_id}")
+        return self._sizes.get(name)
+
+
+def _completed(batch: pa.RecordBatch, files: _Files) -> pa.RecordBatch:
+    """Return rows with state and the added columns, as the files on disk are now."""
+    states: list[str] = []
+    names: list[str | None] = []
+    known = ("sequence_id", "image_id", "state", "bytes")
+    for sequence_id, image_id, state, bytes_ in zip(
+        *(batch[name].to_pylist() for name in known), strict=True
+    ):
+        file = None
+        if image_id is None:
+            state = GAP
+        elif state == State.STORED:
+            name = f"{image_id}.jpg"
+            if files.size(sequence_id, name) == bytes_:
+                file = f"{sequence_id}/{name}"
+            else:
+                state = MISSING
+        states.append(state or MISSING)
+        names.append(file)
+    ids = batch["image_id"]
+    before, after = IMAGE_PAGE.split("{id}")
+    columns = {name: batch[name] for name in batch.schema.names}
+    columns |= {
+        "state": pa.array(states, pa.string()),
+        "file": pa.array(names, pa.string()),
+        "licence": pc.if_else(pc.is_valid(ids), LICENCE, pa.scalar(None, pa.string())),
+        "page": pc.binary_join_element_wise(before, ids.cast(pa.string()), after, ""),
+    }
+    arrays = [columns[field.name].cast(field.type) for field in DATASET_SCHEMA]
+    return pa.RecordBatch.from_arrays(arrays, schema=DATASET_SCHEMA)
+
+
+_QUERIED_SCHEMA = pa.schema(
+    [pa.field(queried.column.name, queried.column.arrow_type) for queried in _QUERIED]
 )
-
-
-def _with_files(rows: Iterator[tuple], sequences_folder: Path) -> Iterator[tuple]:
-    """Yield rows with state and the added columns, as the files on disk are now."""
-    for sequence_id, group in groupby(rows, key=itemgetter(_SEQUENCE_ID)):
-        if sequence_id is None:
-            for row in group:
-                yield (*row[:_STATE], GAP, *row[_STATE + 1 :], None, None, None)
-            continue
-        sizes = file_sizes(f"{sequences_folder}/{sequence_id}")
-        for row in group:
-            image_id, state, file = row[_IMAGE_ID], row[_STATE] or MISSING, None
-            if state == State.STORED:
-                name = f"{image_id}.jpg"
-                if sizes.get(name) == row[_BYTES]:
-                    file = f"{sequence_id}/{name}"
-                else:
-                    state = MISSING
-            page = IMAGE_PAGE.format(id=image_id)
-            yield (*row[:_STATE], state, *row[_STATE + 1 :], file, LICENCE, page)
-
-
-def _batches(rows: Iterator[tuple]) -> Iterator[pa.RecordBatch]:
-    while batch := list(islice(rows, CURSOR_ROWS)):
-        columns: Sequence[Sequence[Any]] = list(zip(*batch, strict=True))
-        arrays = [
-            pa.array(values, field.type)
-            for values, field in zip(columns, DATASET_SCHEMA, strict=True)
-        ]
-        yield pa.RecordBatch.from_arrays(arrays, schema=DATASET_SCHEMA)

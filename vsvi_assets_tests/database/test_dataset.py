@@ -117,6 +117,6 @@ def test_batches_are_small_whatever_the_city(project: Project) -> None:
     city = project.write_city(interval=5)
     project.materialize_metadata(city)
     batches = list(dataset(project.postgis, city))
-    assert all(batch.num_rows <= 10_000 for batch in batches)
+    assert all(batch.nbytes <= 10_000_000 for batch in batches)
     points = pc.count_distinct(dataset(project.postgis, city).read_all()["street_point_id"])
     assert sum(batch.num_rows for batch in batches) == points.as_py()
