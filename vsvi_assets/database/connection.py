@@ -29,9 +29,6 @@ CONNECT_TIMEOUT_SECONDS = 10
 CURSOR_ROWS = 10_000
 """Rows that a streaming query holds in memory at a time."""
 
-CSV_BLOCK_BYTES = 4 << 20
-"""Bytes of a query's result that are parsed at a time."""
-
 _environment = threading.Lock()
 
 
@@ -160,7 +157,9 @@ class Postgis:
                 _copy_to(answer, cursor, query, parameters)
             if answer.tell():
                 answer.seek(0)
-                yield from pa.csv.open_csv(answer, **_csv_options(schema))
+                # A line break within a value, unlike in `read_csv`, may lie between two blocks.
+                parsing = pa.csv.ParseOptions(newlines_in_values=True)
+                yield from pa.csv.open_csv(answer, parse_options=parsing, **_csv_options(schema))
 
     def stream(
         self, query: sql.Composable, parameters: Mapping[str, object] | None = None
@@ -268,8 +267,7 @@ def _copy_to(
 
 def _csv_options(schema: pa.Schema) -> dict[str, Any]:
     return {
-        "read_options": pa.csv.ReadOptions(column_names=schema.names, block_size=CSV_BLOCK_BYTES),
-        "parse_options": pa.csv.ParseOptions(newlines_in_values=True),
+        "read_options": pa.csv.ReadOptions(column_names=schema.names),
         "convert_options": pa.csv.ConvertOptions(
             column_types=schema,
             null_values=[""],
