@@ -1,0 +1,65 @@
+"""Imports run one way, and private names of Dagster and osmnx stay where they may be."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import vsvi_assets
+
+PACKAGE = Path(vsvi_assets.__file__).parent
+ROOMS = [
+    *("files", "settings", "progress", "proxies"),
+    *("city", "streets", "mapillary", "photographs", "database", "views", "dataset"),
+    *("orchestration", "running", "definitions", "cli", "__main__"),
+]
+"""Each may import those before it, and its own modules."""
+
+KNOW_DAGSTER = {"orchestration", "running", "definitions", "cli"}
+
+
+def _imports() -> Iterator[tuple[Path, str]]:
+    """Yield each module of the package, and each module that it imports, wherever it does so."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                yield path.relative_to(PACKAGE), node.module
+            elif isinstance(node, ast.Import):
+                for name in node.names:
+                    yield path.relative_to(PACKAGE), name.name
+
+
+def _room(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+def test_imports_run_one_way() -> None:
+    wrong = [
+        (str(path), module)
+        for path, module in _imports()
+        if module.startswith("vsvi_assets.")
+        and (imported := module.split(".")[1]) in ROOMS
+        and _room(path) in ROOMS
+        and ROOMS.index(imported) > ROOMS.index(_room(path))
+    ]
+    assert not wrong
+
+
+def test_the_sandbox_and_the_pipeline_do_not_know_each_other() -> None:
+    for path, module in _imports():
+        is_of_sandbox = module.startswith("vsvi_assets.sandbox")
+        if _room(path) == "sandbox":
+            assert is_of_sandbox or not module.startswith("vsvi_assets"), (path, module)
+        elif _room(path) != "cli":
+            assert not is_of_sandbox, (path, module)
+
+
+def test_the_domain_knows_no_dagster() -> None:
+    for path, module in _imports():
+        if module.split(".")[0] == "dagster":
+            assert _room(path) in KNOW_DAGSTER, (path, module)
+
+
+def test_private_names_are_isolated() -> None:
+    for path, module in _imports():
+        if path.name != "dagster_internals.py":
+            assert not module.startswith(("dagster._", "osmnx._")), (path, module)
