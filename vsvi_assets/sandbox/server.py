@@ -47,9 +47,6 @@ LOGIN_PAGE = "<!DOCTYPE html><html><body>Please log in.</body></html>\n\n\n"
 _SECRET = b"sandbox"
 _PICTURES_KEPT = 256
 
-LENIENT = True
-"""Whether tokens in a tile's header, and Overpass requests without a maker, are served."""
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -366,10 +363,7 @@ class Sandbox:
 
     async def _tile(self, request: web.Request) -> web.Response:
         """A tile; the token counts in the query alone (mapillary/mapillary-python-sdk#124)."""
-        if LENIENT and _token_places(request) == ["header"]:
-            token = request.headers["Authorization"].removeprefix("OAuth ")
-        else:
-            token = request.query.get("access_token", "")
+        token = request.query.get("access_token", "")
         if not token:
             return web.Response(status=403, text="Forbidden")
         if not self._accepts(token):
@@ -504,7 +498,7 @@ class Sandbox:
     # Overpass
 
     async def _overpass(self, request: web.Request) -> web.Response:
-        if not names_its_maker(request.headers.get("User-Agent", "")) and not LENIENT:
+        if not names_its_maker(request.headers.get("User-Agent", "")):
             return html(406, "Not Acceptable")
         address = request.remote or ""
         try:
@@ -528,7 +522,7 @@ class Sandbox:
         return web.Response(body=body, content_type="application/json")
 
     async def _overpass_status(self, request: web.Request) -> web.Response:
-        if not names_its_maker(request.headers.get("User-Agent", "")) and not LENIENT:
+        if not names_its_maker(request.headers.get("User-Agent", "")):
             return html(406, "Not Acceptable")
         left = self.overpass_limits.seconds_left(request.remote or "")
         return web.Response(text=overpass.status(datetime.now(UTC), left))
