@@ -16,7 +16,6 @@ import pytest
 import shapely
 from geopandas.testing import assert_geodataframe_equal
 
-from vsvi_assets.sandbox import server as sandbox_server
 from vsvi_assets.sandbox.faults import Fault, Faults
 from vsvi_assets.streets import (
     Box,
@@ -113,10 +112,7 @@ def test_the_query_says_what_the_server_may_spend(tmp_path: Path) -> None:
     assert allowed.startswith("[out:json][timeout:180][maxsize:1024000000];")
 
 
-def test_every_request_names_the_program_and_its_maker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sandbox_server, "LENIENT", False)
+def test_every_request_names_the_program_and_its_maker(tmp_path: Path) -> None:
     with overpass_with(STREET) as sandbox:
         url = sandbox.overpass_url
         with pytest.raises(OverpassRefusedError, match=r"406.*python-requests.*VSVI_CONTACT"):
