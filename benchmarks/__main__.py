@@ -39,7 +39,7 @@ def _workshop() -> Iterator[Path]:
 
 
 def _told(rows: Iterable[Row]) -> list[Row]:
-    """Collect rows, and tell each as soon as it is there."""
+    """Collect rows, and print each as soon as it is there."""
     collected = []
     for row in rows:
         click.echo(f"{row.work}: {row.project} (reference {row.reference})", err=True)

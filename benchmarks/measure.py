@@ -24,7 +24,7 @@ class Clock:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __enter__(self) -> None:
-        # The kernel's highest mark of this process's memory begins anew (proc(5)).
+        # The kernel's highest mark of this process's memory is reset (proc(5)).
         Path("/proc/self/clear_refs").write_text("5")
         self._started = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""The way people do it today, written anew and small: what the project is held against."""
+"""The way people do it today, in a short version: what the project is compared with."""
 
 import json
 import math

@@ -180,7 +180,7 @@ def demo() -> None:
 @click.option("--verify", is_flag=True, help="Read every photograph and compare its SHA-256.")
 @_explaining
 def status(city_name: str, verify: bool) -> None:
-    """Tell what of CITY is done, missing, failed, unavailable or orphaned."""
+    """Report what of CITY is done, missing, failed, unavailable or orphaned."""
     settings = _start_postgis()
     city = _city(city_name)
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
@@ -203,7 +203,7 @@ def status(city_name: str, verify: bool) -> None:
 @click.argument("city_name", metavar="CITY")
 @_explaining
 def qgis(city_name: str) -> None:
-    """Write a QGIS project of CITY's tables, and tell how to open it."""
+    """Write a QGIS project of CITY's tables, and print how to open it."""
     settings = _start_postgis()
     city = _city(city_name)
     city.folder.mkdir(parents=True, exist_ok=True)
@@ -341,7 +341,9 @@ def percept(city_name: str) -> None:
     if inputs.without_place:
         click.echo(f"# {inputs.without_place:,} of them get no SQL: no compass angle or position")
     if inputs.stale:
-        click.echo(f"# {len(inputs.stale):,} files are older than their photograph; made anew:")
+        click.echo(
+            f"# {len(inputs.stale):,} files are older than their photograph; make them again:"
+        )
         click.echo("\n".join(f"#   {path}" for path in inputs.stale))
     click.echo("\n".join(inputs.commands))
 
@@ -349,7 +351,7 @@ def percept(city_name: str) -> None:
 @main.command()
 @_explaining
 def doctor() -> None:
-    """Look at all that a run needs, and tell how to mend what is wrong."""
+    """Look at all that a run needs, and say how to fix what is wrong."""
     # Dagster takes a second to load, which other commands need not.
     from vsvi_assets.running.doctor import Verdict, examine
 

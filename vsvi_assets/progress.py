@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LINES = 30.0
 NARROWEST_TERMINAL = 40
 """Columns below which a terminal gets lines: some say that they have none."""
 
-Tell = Callable[[str], object]
+Report = Callable[[str], object]
 """Takes a line for people, as a logger's `info` does."""
 
 
@@ -39,7 +39,7 @@ class Progress(Protocol):
     def started(self, asset: str) -> None:
         """Take note that a step begins."""
 
-    def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
+    def counting(self, asset: str, total: int, unit: str, log: Report) -> Advance:
         """Return what the step calls for each of `total` that it has done; `log` is its log."""
 
     def warned(self, message: str) -> None:
@@ -91,15 +91,15 @@ class LogProgress:
 
     Parameters
     ----------
-    tell
+    report
         Takes the lines, and one more at the beginning and the end of each step. None: they
         go to the step's own log, where Dagster notes beginning and end itself.
     every
         Seconds from line to line.
     """
 
-    def __init__(self, tell: Tell | None = None, every: float = SECONDS_BETWEEN_LINES) -> None:
-        self._tell, self._every = tell, every
+    def __init__(self, report: Report | None = None, every: float = SECONDS_BETWEEN_LINES) -> None:
+        self._report, self._every = report, every
         self._expected: dict[str, int] = {}
         self._counts: dict[str, _Count] = {}
 
@@ -107,32 +107,32 @@ class LogProgress:
         self._expected[asset] = total
 
     def started(self, asset: str) -> None:
-        if self._tell:
-            self._tell(f"{asset}: started")
+        if self._report:
+            self._report(f"{asset}: started")
 
-    def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
+    def counting(self, asset: str, total: int, unit: str, log: Report) -> Advance:
         if asset not in self._counts or asset not in self._expected:
             self._counts[asset] = _Count(self._expected.get(asset, total), unit)
         count = self._counts[asset]
-        tell = self._tell or log
+        report = self._report or log
         next_line = time.monotonic() + self._every
 
         def advance(bytes_: int = 0) -> None:
             nonlocal next_line
             count.add(bytes_)
             if time.monotonic() >= next_line or count.done == count.total:
-                tell(f"{asset}: {count}")
+                report(f"{asset}: {count}")
                 next_line = time.monotonic() + self._every
 
         return advance
 
     def warned(self, message: str) -> None:
-        if self._tell:
-            self._tell(message)
+        if self._report:
+            self._report(message)
 
     def finished(self, asset: str) -> None:
-        if self._tell:
-            self._tell(f"{asset}: done")
+        if self._report:
+            self._report(f"{asset}: done")
 
 
 class TerminalProgress:
@@ -152,7 +152,7 @@ class TerminalProgress:
     def started(self, asset: str) -> None:
         self._bar(asset)
 
-    def counting(self, asset: str, total: int, unit: str, log: Tell) -> Advance:
+    def counting(self, asset: str, total: int, unit: str, log: Report) -> Advance:
         bar = self._bar(asset)
         total = self._expected.get(asset, total)
         # As long as it becomes: the figures are to be whole, and the bar takes what they leave.

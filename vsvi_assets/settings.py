@@ -74,7 +74,7 @@ class ServiceAddresses:
 
 @dataclass(frozen=True)
 class NotificationSettings:
-    """Whom to tell of failed runs, blocks and finished backfills; nobody by default.
+    """Whom to notify of failed runs, blocks and finished backfills; nobody by default.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ class Settings:
     postgres_url
         None where the project's own PostGIS server is to be used.
     notifications
-        Whom to tell of what goes wrong.
+        Whom to notify of what goes wrong.
     """
 
     cities_dir: Path

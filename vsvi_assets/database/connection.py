@@ -36,7 +36,7 @@ _environment = threading.Lock()
 def without_libpq_variables() -> Iterator[None]:
     """Hide libpq's environment variables (PGSERVICE, PGSSLMODE, …) while a connection is made.
 
-    Some of them change a connection whatever its address says, and libpq cannot be told to
+    Some of them change a connection whatever its address says, and libpq cannot be made to
     leave them alone. They are meant for the user's other databases.
     """
     with _environment:

@@ -173,7 +173,7 @@ def _batches(postgis: Postgis, city: City, query: sql.Composed) -> Iterator[pa.R
     except psycopg2.errors.UndefinedColumn as error:
         raise OldTablesError(
             f"The tables of {city.name} were made by an earlier version: run "
-            f"`vsvi materialize {city.name}`, which makes them anew. Photographs are kept."
+            f"`vsvi materialize {city.name}`, which makes them again. Photographs are kept."
         ) from error
 
 

@@ -360,7 +360,7 @@ def _swap(
         except psycopg2.errors.DependentObjectsStillExist as error:
             raise DependentViewError(
                 f"{schema}.{name} cannot be replaced, since something depends on it: "
-                f"{error.diag.message_detail}. Drop that, run again, and make it anew; until then "
+                f"{error.diag.message_detail}. Drop that, run again, and make it again; until then "
                 "the old tables stay."
             ) from error
         cursor.execute(sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(new, sql.Identifier(schema)))

@@ -75,7 +75,7 @@ class Table:
     columns
         In the order of the table.
     primary_key
-        The names of the columns that tell its rows apart; none where nothing has to.
+        The names of the columns that identify its rows; none where nothing has to.
     indexes
         Further indexes, as method and column: `("gist", "geo")`.
     """
@@ -205,7 +205,7 @@ PHOTOGRAPHS = Table(
         Column("height", pa.int32(), "Pixels."),
         Column("image_size", pa.string(), "The city file's when it was fetched."),
         Column("creator", pa.string(), "Name of who took it, to be attributed."),
-        Column("reason", pa.string(), "Why it is not stored, or not stored anew."),
+        Column("reason", pa.string(), "Why it is not stored, or not stored again."),
         Column("first_asked", _TIME, "When Mapillary first left it out of an answer."),
         Column("last_asked", _TIME, "When it last did, or when the image was refused."),
         Column("answers", pa.int32(), "How many runs got such an answer."),

@@ -61,7 +61,7 @@ _PROC = Path("/proc")
 """Linux's list of processes."""
 
 SETTINGS = """\
-# Written anew at each start of the server. To change a setting for good, use ALTER SYSTEM.
+# Written again at each start of the server. To change a setting for good, use ALTER SYSTEM.
 listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = ''

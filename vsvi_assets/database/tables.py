@@ -35,7 +35,7 @@ SELECTION_SCHEMA = SELECTED_IMAGES.arrow_schema()
 
 
 class SelectedImage(NamedTuple):
-    """An image that is to be downloaded, with what its tile tells of it.
+    """An image that is to be downloaded, with what its tile says of it.
 
     `captured_at` is in milliseconds since 1970 (UTC), `compass_angle` in degrees clockwise
     from north, `lon` and `lat` in degrees (EPSG:4326). All but the ids are None where the

@@ -62,7 +62,7 @@ def write_percept_inputs(
 
     - `photographs.txt`: the photographs of the selection that are on disk, and no others
     - `segmentations.txt`: the files that `torch_segm_images.py` makes of them
-    - `stale.txt`: photographs whose segmentation was made before they were fetched anew
+    - `stale.txt`: photographs whose segmentation was made before they were fetched again
     - `tiles/mly1_public_selected`: these images as a tile file. Images without a compass
       angle are left out, as they end `torch_process_segm.py`; angles are below 360.
     - `img/<city>`: a link to the photographs, so that paths end as the suite's SQL has them

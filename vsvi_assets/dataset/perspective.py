@@ -17,7 +17,7 @@ from vsvi_assets.city.views import HeadingAt
 
 _BITS = 8
 _SUBPIXELS = 1 << _BITS
-"""Places between two pixels that the interpolation tells apart."""
+"""Places between two pixels that the interpolation distinguishes."""
 
 _ROWS = 64
 """Rows that are computed at a time, so that they stay in the processor's cache."""

@@ -84,7 +84,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ImageLink:
-    """Where an image can be had for some time, and the name of who made it."""
+    """Where an image is available for some time, and the name of who made it."""
 
     id: int
     url: str = field(repr=False)
@@ -371,7 +371,7 @@ class Mapillary:
             try:
                 start = next(chunks, b"") if is_good else _start_of(chunks)
             except TransientError:
-                with suppress(RefusedRequestError):  # which the body might have told otherwise
+                with suppress(RefusedRequestError):  # which the body might have shown otherwise
                     self._check(service, response, b"", asked_for)
                 raise
             self._check_for_block(service, response, start, asked_for)

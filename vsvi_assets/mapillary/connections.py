@@ -1,4 +1,4 @@
-"""What it means when a request gets no answer: told apart by what lies behind requests' errors.
+"""What it means when a request gets no answer: decided by what lies behind requests' errors.
 
 None of the errors made here is chained to those of requests, which repeat whole URLs, and so
 the token.

@@ -43,7 +43,7 @@ class TileState:
         """Return how many minutes so many tile requests take on average."""
         return tiles * mean_gap_seconds(self.per_minute) / 60
 
-    def told(self, tiles: int) -> str:
+    def summary(self, tiles: int) -> str:
         """Return in words what so many tile requests take, and whether they may be made."""
         minutes = self.minutes(tiles)
         duration = f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "a minute at most"

@@ -87,7 +87,7 @@ def read_tile(path: Path, services: str) -> TileImages:
     """Read a tile file, written by `write_tile` or by percept-vsvi-filter, to `IMAGE_SCHEMA`.
 
     percept-vsvi-filter stores an empty FeatureCollection for whatever the service answers
-    without images, error pages among them; such a file cannot be told from an empty tile.
+    without images, error pages among them; such a file looks like an empty tile.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ ORDER_TAG = "vsvi/order"
 """The run tag of runs after which the city's next steps follow by themselves."""
 
 REFRESH_TAG = "vsvi/refresh"
-"""The run tag of a scheduled refresh: tiles older than the tick are fetched anew."""
+"""The run tag of a scheduled refresh: tiles older than the tick are fetched again."""
 
 
 RETRY_TAG = "dagster/retry_number"

@@ -201,7 +201,7 @@ def show_as_failed(
 def is_in_a_backfill(instance: DagsterInstance, key: AssetKey) -> bool:
     """Return whether a backfill that is not finished covers the asset.
 
-    Between two of its runs, no run tells of it.
+    Between two of its runs, no run shows it.
     """
     backfills = instance.get_backfills(BulkActionsFilter(statuses=UNFINISHED_BACKFILLS))
     return any(key in (backfill.asset_selection or ()) for backfill in backfills)

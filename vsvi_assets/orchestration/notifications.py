@@ -92,7 +92,7 @@ def _send_email(smtp_url: str, to: str, subject: str, text: str) -> None:
 
 
 def build_notification_sensors(settings: Settings) -> Sequence[SensorDefinition]:
-    """Build the sensors that send messages; none where nobody is to be told."""
+    """Build the sensors that send messages; none where nobody is to be notified."""
     notifications = settings.notifications
     if not notifications.is_on:
         return []
@@ -153,7 +153,7 @@ def build_notification_sensors(settings: Settings) -> Sequence[SensorDefinition]
             )
             seen["ended"] = backfill.ended_at
             context.update_cursor(orjson.dumps(seen).decode())
-        return SkipReason("All is told.")
+        return SkipReason("Nothing is new.")
 
     return [notify_of_failures, notify_of_blocks_and_backfills]
 

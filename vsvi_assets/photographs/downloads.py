@@ -176,7 +176,7 @@ def download_sequences(
     workers
         How many images are fetched at a time.
     fetched_before
-        Fetch anew what was fetched before this time; a file is replaced only by a whole new
+        Fetch again what was fetched before this time; a file is replaced only by a whole new
         one. None: keep whatever is whole.
     asked_before
         Ask again for unavailable and refused images that were last asked for before this time.
@@ -418,7 +418,7 @@ class _Downloads:
     def _in_store(
         self, path: Path, record: ImageRecord | None, description: Description
     ) -> tuple[ImageRecord | None, bool]:
-        """Return the image in a file, None when it is not whole; and whether to fetch it anew."""
+        """Return the image in a file, None when it is not whole; and whether to fetch it again."""
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -614,7 +614,7 @@ class _Downloads:
                     image,
                     f"{new:,} of {self._asked:,} images are not available, which is taken for an "
                     "outage of the service and not recorded: run it again later. Where that does "
-                    "not help, the tiles are out of date: fetch them anew with --overwrite.",
+                    "not help, the tiles are out of date: fetch them again with --overwrite.",
                 )
                 continue
             found = image.sequence.result.found
@@ -677,7 +677,7 @@ def _read_image(path: Path, description: Description, written: datetime) -> Imag
     except OversizedImageError:
         raise
     except InvalidImageError as error:
-        log.warning("%s: %s; it is fetched anew", path, error)
+        log.warning("%s: %s; it is fetched again", path, error)
         return None
     return ImageRecord(
         **_place(description),

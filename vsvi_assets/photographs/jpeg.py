@@ -184,7 +184,7 @@ def _starts_of_others(image: bytes | mmap.mmap, first: _Picture) -> list[int]:
     """Return where further pictures begin, by the index of the Multi-Picture Format.
 
     The index is out of date when the first picture has not the length that it gives: a
-    program has written the first picture anew, and dropped the others.
+    program has written the first picture again, and dropped the others.
     """
     if first.index is None:
         return []

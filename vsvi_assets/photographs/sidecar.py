@@ -79,7 +79,7 @@ class ImageRecord:
 class Sidecar:
     """What is known of a sequence's images.
 
-    An image whose old file is kept because it could not be fetched anew is in `images` and in
+    An image whose old file is kept because it could not be fetched again is in `images` and in
     `failed` or `refused`; one that the service left out before it could not be asked for is
     in `absent` and in `failed`.
 
@@ -239,7 +239,7 @@ def read_sidecar(folder: Path) -> Sidecar:
     except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise InvalidSidecarError(
             f"{path}: not a list of images ({cut_short(str(error))}). It is written "
-            "anew, and images are kept, when the sequence is downloaded again."
+            "again, and images are kept, when the sequence is downloaded again."
         ) from error
 
 

@@ -197,7 +197,7 @@ def _silent(subject: str, error: Exception, url: str, setting: str) -> Finding:
 def _tile_requests(gate: TileGate, cities: Sequence[City]) -> Iterator[Finding]:
     state = gate.state()
     absent = sum(not city.tile_path(key).exists() for city in cities for key in city.tile_keys)
-    text = f"to fetch: {state.told(absent)}"
+    text = f"to fetch: {state.summary(absent)}"
     if state.is_blocked:
         yield Finding(Verdict.BAD, "tile requests", text, "wait until then")
     elif not state.left_today:

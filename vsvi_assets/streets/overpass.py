@@ -153,7 +153,9 @@ def download_streets(
         try:
             streets = _read_streets(cache.folder, network_type)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            report(f"The answer in {cache.folder} cannot be read ({error}); Overpass is asked anew")
+            report(
+                f"The answer in {cache.folder} cannot be read ({error}); Overpass is asked again"
+            )
             return None
         return DownloadedStreets(streets, asked_at, cache.folder, from_cache=True)
 

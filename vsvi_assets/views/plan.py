@@ -236,7 +236,7 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
         )
         add("time", f"{low} to {high}, at {plan.bytes_per_second / 1e6:,.1f} MB per second")
     add("requests", f"{plan.link_requests:,} for links, {plan.images:,} for images")
-    add("tiles", f"of a refresh: {plan.tile_state.told(plan.tiles)}")
+    add("tiles", f"of a refresh: {plan.tile_state.summary(plan.tiles)}")
     return lines
 
 

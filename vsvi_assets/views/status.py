@@ -69,7 +69,7 @@ def status_lines(city: City, status: CityStatus, tile_state: TileState | None = 
         tiles += f", the newest of {status.tiles_refreshed:%Y-%m-%d %H:%M} UTC"
     add("tiles", f"{tiles}  ({city.tiles_folder})")
     if tile_state:
-        add("tile requests", tile_state.told(status.tiles))
+        add("tile requests", tile_state.summary(status.tiles))
     add("images", "no table yet" if status.images is None else f"{status.images:,} in the box")
     inventory = status.inventory
     if inventory is None:

@@ -38,7 +38,7 @@ def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
         ins=upstream(city, "selected_image_ids"),
         description=(
             "Before step 5. What the selected photographs will take: room on the disk, hours and "
-            "requests, told from a few of them."
+            "requests, estimated from a few of them."
         ),
         pool=MAPILLARY_POOL,
         metadata={"dagster/column_schema": DOWNLOAD_PLAN},
@@ -105,7 +105,7 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
             f"{seconds(plan.bytes_low)} to {seconds(plan.bytes_high)}, at the rate of the sample",
         ),
         ("requests for links", f"{plan.link_requests:,}", "at most 10,000 a minute are allowed"),
-        ("tiles of a refresh", f"{plan.tiles:,}", plan.tile_state.told(plan.tiles)),
+        ("tiles of a refresh", f"{plan.tiles:,}", plan.tile_state.summary(plan.tiles)),
     ]
     return {
         "plan": MetadataValue.table(

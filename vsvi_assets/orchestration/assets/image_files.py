@@ -70,7 +70,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         deps=[asset_key(city, "download_plan")],
         description=(
             "Step 5. The selected photographs, as `<seqdir>/<sequence_id>/<image_id>.jpg`, "
-            "with an `images.geojson` beside them that tells what they are."
+            "with an `images.geojson` beside them that describes them."
         ),
         metadata={"dagster/column_schema": SIDECAR_FILE},
         partitions_def=sequence_partitions(city),

@@ -49,7 +49,7 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
 
         def store() -> Iterator[Sequence[NewTable]]:
             yield [selected_images_table(selection, city)]
-            # What follows runs once the table is stored: no file and no partition tells of
+            # What follows runs once the table is stored: no file and no partition shows
             # a selection that the database does not hold. And it runs before the selection
             # counts as made, upon which a refresh looks for sequences to download.
             _write_ids(city.selected_image_ids_path, image_ids)

@@ -51,7 +51,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
             if download.from_cache:
                 context.log.info(
                     f"Streets as Overpass gave them on {asked_at}, kept in {download.folder}. "
-                    "Overwrite, or the city's refresh, asks anew."
+                    "Overwrite, or the city's refresh, asks again."
                 )
             source = {
                 "streets": MetadataValue.path(download.folder),

@@ -79,7 +79,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
                     state = client.tile_gate.state()
                     is_long = state.minutes(len(wanted)) > 2 or state.left_today < len(wanted)
                     tell = context.log.warning if is_long else context.log.info
-                    tell(f"{context.asset_key.to_user_string()}: {state.told(len(wanted))}")
+                    tell(f"{context.asset_key.to_user_string()}: {state.summary(len(wanted))}")
                 try:
                     for fetched, images in fetch_tiles(client, map(parse_tile_key, wanted)):
                         advance()

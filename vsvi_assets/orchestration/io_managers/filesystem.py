@@ -162,9 +162,9 @@ class TileFiles(FilesystemIOManager[TileImages]):
 
 
 class SequenceFolders(FilesystemIOManager[Sidecar]):
-    """Keeps, beside the photographs of each sequence, the sidecar that tells what they are.
+    """Keeps, beside the photographs of each sequence, the sidecar that describes them.
 
-    What a sidecar already tells of other images in the folder is kept.
+    What a sidecar already says of other images in the folder is kept.
     """
 
     def path(self, city: City, partition: str | None) -> Path:
