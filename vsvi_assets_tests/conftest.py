@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +17,13 @@ from psycopg2 import sql
 
 from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.mapillary.client import shared_paces
-from vsvi_assets.sandbox import Sandbox
+from vsvi_assets.sandbox import OverpassLimits, Sandbox
 from vsvi_assets_tests.project import Project, small_world
+
+
+def pytest_configure() -> None:
+    """Let tests be interrupted: what a shell starts in the background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
@@ -85,7 +91,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     """A sandbox that serves a small city."""
-    with Sandbox(small_world()) as sandbox:
+    # As much shorter than the real pause as that of the tests' pipeline.
+    with Sandbox(small_world(), overpass_limits=OverpassLimits(pause=0.005)) as sandbox:
         yield sandbox
 
 

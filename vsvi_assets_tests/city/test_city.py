@@ -333,7 +333,7 @@ def test_a_city_may_be_called_like_a_word_of_python_or_dagster(tmp_path: Path) -
     assert {city.name for city in broken} == {"as", "As", "class", "class_city"}
     assert len({city.group for city in cities}) == len(cities) == len(names) - 4
     defs = build_defs(settings(tmp_path))
-    assert {sensor.name for sensor in defs.sensors or ()} >= {city.group for city in cities}
+    assert {schedule.name for schedule in defs.schedules or ()} >= {city.group for city in cities}
 
 
 CRON_FIELDS = st.sampled_from(

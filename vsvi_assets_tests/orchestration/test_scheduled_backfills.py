@@ -11,6 +11,7 @@ from vsvi_assets.city import City
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.orchestration.launcher import HOST_TAG, this_machine
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
+from vsvi_assets.views.plan import SAMPLE_OF_A_KIND
 from vsvi_assets_tests.dagster_services import Bounds, DagsterServices, Run, wait_until
 from vsvi_assets_tests.project import BOX, Project, small_world
 
@@ -91,11 +92,18 @@ def test_cities_keep_themselves_up_to_date(project: Project, services: DagsterSe
     assert services.runs() == []
 
     let_a_week_pass(services, town, village)
+
     # The first tick. A worker is killed in the middle of its backfill, and the daemon too.
-    wait_until(lambda: files(town), 300, "the first images are on disk")
-    [killed] = [
-        run for run in image_runs(services.runs()) if run.status == "STARTED" and run.city == "town"
-    ]
+    def downloading() -> list[Run]:
+        runs = image_runs(services.runs())
+        return [run for run in runs if run.status == "STARTED" and run.city == "town"]
+
+    def is_in_the_middle() -> bool:
+        # The plan has put its sample there before.
+        return bool(downloading()) and len(files(town)) > 2 * SAMPLE_OF_A_KIND
+
+    wait_until(is_in_the_middle, 300, "images of the backfill are on disk")
+    [killed] = downloading()
     pid = services.worker_pid(killed.id)
     assert pid
     os.kill(pid, signal.SIGKILL)
@@ -190,7 +198,8 @@ def test_a_click_leads_to_all_photographs_as_a_backfill_to_cancel_and_retry(
     services.start()
     services.click("village")
 
-    wait_until(lambda: files(city), 300, "the first images are on disk")
+    # The plan has put its sample there before.
+    wait_until(lambda: len(files(city)) > 2 * SAMPLE_OF_A_KIND, 300, "images are on disk")
     [backfill] = [b for b in services.backfills() if b["assetSelection"] == image_files_of(city)]
     assert backfill["tags"]
     services.cancel_backfill(backfill["id"])
