@@ -230,7 +230,8 @@ def test_a_click_leads_to_all_photographs_as_a_backfill_to_cancel_and_retry(
     assert project.sandbox.stats.images_asked == asked
     assert not [run for run in image_runs(services.runs()) if run.id not in runs]
     # By this tag a lost worker is known, and only by the machine on which it ran.
-    assert {run.tags.get(HOST_TAG) for run in services.runs()} == {this_machine()}
+    launched = [run for run in services.runs() if run.status == "SUCCESS"]
+    assert {run.tags.get(HOST_TAG) for run in launched} == {this_machine()}
 
 
 def reports(services: DagsterServices) -> int:
