@@ -78,8 +78,8 @@ _READ = """
 
 _BLOCK = """
     UPDATE vsvi.tile_requests SET
-        blocked_since = coalesce(blocked_since, clock_timestamp()),
-        blocked_until = clock_timestamp() + make_interval(hours => %(block_hours)s),
+        blocked_since = coalesce(blocked_since, statement_timestamp()),
+        blocked_until = statement_timestamp() + make_interval(hours => %(block_hours)s),
         block_reason = %(reason)s,
         probe_until = NULL
     WHERE tiles_url = %(tiles_url)s

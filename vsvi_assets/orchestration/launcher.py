@@ -94,11 +94,12 @@ def end_lost_runs(instance: DagsterInstance, held_lock: str) -> None:
     for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
         if run.tags.get(LOCK_TAG) != held_lock and not _is_lost(instance, run):
             continue
+        # First, so that a process that is killed in here leaves the rest to the next one.
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         if run.status == DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, "Its process ended while it was being canceled.")
         else:
             instance.report_run_failed(run, "Its process ended before the run did.")
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
 def _is_lost(instance: DagsterInstance, run: DagsterRun) -> bool:

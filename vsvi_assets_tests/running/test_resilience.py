@@ -46,26 +46,29 @@ def differences(city: City) -> list[str]:
 WORKERS = 64
 """How many images are fetched at a time."""
 
-EVERYTHING_AT_ONCE = Faults(
-    seed=3,
-    overpass={Fault.GATEWAY_TIMEOUT: 0.5, Fault.RATE_LIMITED_BARE: 0.5},
-    tiles={Fault.UNAVAILABLE: 0.4, Fault.SERVER_ERROR: 0.3, Fault.CUT_OFF: 0.3},
-    graph={
-        Fault.APPLICATION_LIMIT: 0.1,
-        Fault.TIMEOUT: 0.1,
-        Fault.UNKNOWN_ERROR: 0.1,
-        Fault.RESET: 0.1,
-    },
-    images={
-        Fault.RATE_LIMITED_XML: 0.1,
-        Fault.SERVER_ERROR: 0.1,
-        Fault.TRUNCATED: 0.05,
-        Fault.HTML_PAGE: 0.05,
-        Fault.EXPIRED: 0.05,
-        Fault.RESET: 0.05,
-    },
-    most=2,
-)
+
+def everything_at_once() -> Faults:
+    """Return faults of all services, which count anew what has been asked."""
+    return Faults(
+        seed=3,
+        overpass={Fault.GATEWAY_TIMEOUT: 0.5, Fault.RATE_LIMITED_BARE: 0.5},
+        tiles={Fault.UNAVAILABLE: 0.4, Fault.SERVER_ERROR: 0.3, Fault.CUT_OFF: 0.3},
+        graph={
+            Fault.APPLICATION_LIMIT: 0.1,
+            Fault.TIMEOUT: 0.1,
+            Fault.UNKNOWN_ERROR: 0.1,
+            Fault.RESET: 0.1,
+        },
+        images={
+            Fault.RATE_LIMITED_XML: 0.1,
+            Fault.SERVER_ERROR: 0.1,
+            Fault.TRUNCATED: 0.05,
+            Fault.HTML_PAGE: 0.05,
+            Fault.EXPIRED: 0.05,
+            Fault.RESET: 0.05,
+        },
+        most=2,
+    )
 
 
 def selected_images(project: Project, city: City) -> list[StreetImage]:
@@ -102,7 +105,7 @@ def attempts(project: Project) -> list[str]:
 
 def test_faults_of_all_services_at_once_cost_a_city_nothing(project: Project) -> None:
     city = project.write_city(num_retries=8)
-    project.sandbox.faults = EVERYTHING_AT_ONCE
+    project.sandbox.faults = everything_at_once()
     told: list[str] = []
     run = project.run_city(city, LogProgress(told.append))
     assert run.failures == []
@@ -644,7 +647,7 @@ def test_the_token_is_written_nowhere(
     project: Project, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     city = project.write_city(num_retries=1)
-    project.sandbox.faults = EVERYTHING_AT_ONCE
+    project.sandbox.faults = everything_at_once()
     told: list[str] = []
     project.run_city(city, LogProgress(told.append))
     project.sandbox.tokens = {"MLY|another"}
