@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,35 @@ def test_a_large_tile_is_written_and_read_in_parts(tmp_path: Path) -> None:
     assert path.stat().st_size > 25_000_000
     assert read_tile(path, "mapillary").images.equals(table)
     assert len(json.loads(path.read_bytes())["features"]) == count
+
+
+DENSEST_TILE = """
+import resource, sys
+from pathlib import Path
+from vsvi_assets.mapillary.tile_files import read_tile, write_tile
+from vsvi_assets.mapillary.tiles import decode_tile
+from vsvi_assets_tests.mapillary.test_tiles import TILE
+from vsvi_assets_tests.sandbox.large_tile import large_tile
+
+path = Path(sys.argv[1])
+if not path.exists():
+    path.write_bytes(large_tile(2_500_000))
+elif not path.with_suffix(".json").exists():
+    write_tile(decode_tile(path.read_bytes(), TILE), path.with_suffix(".json"), "mapillary")
+else:
+    assert len(read_tile(path.with_suffix(".json"), "mapillary")) == 2_500_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.timeout(900)
+def test_a_tile_denser_than_any_known_is_decoded_and_read_in_3_gb(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DENSEST_TILE, str(tmp_path / "tile")]
+    # Each in a process of its own, whose peak is that of this work alone.
+    made, decoded, read = (int(subprocess.check_output(command)) for _ in range(3))
+    print(f"MB at most: {made} encoding, {decoded} decoding and writing, {read} reading")
+    assert (tmp_path / "tile").stat().st_size > 160_000_000
+    assert max(decoded, read) < 3000
 
 
 def test_the_tile_cache_of_percept_vsvi_filter_is_read(tmp_path: Path) -> None:

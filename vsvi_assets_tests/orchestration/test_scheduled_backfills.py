@@ -10,6 +10,7 @@ import pytest
 from vsvi_assets.city import City
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.orchestration.launcher import HOST_TAG, this_machine
+from vsvi_assets.mapillary.coverage import WORKERS as WORKERS_OF_TILES
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
 from vsvi_assets.views.plan import SAMPLE_OF_A_KIND
 from vsvi_assets_tests.dagster_services import Bounds, DagsterServices, Run, wait_until
@@ -187,6 +188,30 @@ def refresh(services: DagsterServices, *cities: City) -> None:
 
     wait_until(are_selected, 300, "the selection is refreshed")
     wait_for_evaluations(services, *cities)
+
+
+@pytest.mark.timeout(600)
+def test_two_ticks_of_a_schedule_ask_a_blocked_address_for_nothing_more(
+    project: Project, services: DagsterServices
+) -> None:
+    city, stats = project.write_city("town", schedule=WEEKLY), project.sandbox.stats
+    project.sandbox.block.block()
+    services.start()
+    services.switch_on(city.name)
+
+    def ended_by_the_block() -> int:
+        runs = [run for run in services.runs() if "tile_metadata" in run.assets]
+        return [run.status for run in runs].count("FAILURE")
+
+    services.let_days_pass(7)
+    wait_until(lambda: ended_by_the_block() == 1, 200, "the first tick's run ends")
+    seen = stats.requests["tiles"]
+    assert 1 <= seen <= WORKERS_OF_TILES, "no more than were under way in its one step"
+    for ticks in (2, 3):
+        services.let_days_pass(7)
+        wait_until(lambda ticks=ticks: ended_by_the_block() == ticks, 200, f"tick {ticks}")
+    assert stats.requests["tiles"] == seen
+    assert stats.redirects_followed == 0
 
 
 @pytest.mark.timeout(900)
