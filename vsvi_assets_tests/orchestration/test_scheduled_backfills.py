@@ -9,8 +9,8 @@ import pytest
 
 from vsvi_assets.city import City
 from vsvi_assets.database.photographs import take_inventory
-from vsvi_assets.orchestration.launcher import HOST_TAG, this_machine
 from vsvi_assets.mapillary.coverage import WORKERS as WORKERS_OF_TILES
+from vsvi_assets.orchestration.launcher import HOST_TAG, this_machine
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
 from vsvi_assets.views.plan import SAMPLE_OF_A_KIND
 from vsvi_assets_tests.dagster_services import Bounds, DagsterServices, Run, wait_until
