@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
@@ -16,28 +16,34 @@ import click
 import psycopg2
 from dotenv import dotenv_values
 
-from vsvi_assets.city import City, CityFileError, load_cities
+from vsvi_assets.city import City, CityFileError
 from vsvi_assets.database.debian import UNPACKED, InstallationError, unpack_postgis
 from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_port
 from vsvi_assets.dataset.errors import DatasetError
 from vsvi_assets.files import DiskFullError, DiskGuard, TextFileError, atomic_write
 from vsvi_assets.mapillary.errors import RefusedTokenError
-from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource, tile_gate
+from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
 from vsvi_assets.running.new_project import write_new_project
 from vsvi_assets.running.pages import Pages
+from vsvi_assets.running.project import (
+    find_city,
+    run_named_city,
+    start_all,
+    start_postgis,
+    status_of,
+)
 from vsvi_assets.settings import (
     SandboxMissingError,
     SettingError,
     Settings,
     TokenMissingError,
 )
-from vsvi_assets.views.plan import plan_lines
 from vsvi_assets.views.qgis import qgis_project
-from vsvi_assets.views.status import city_status, status_lines, verification_lines
+from vsvi_assets.views.status import verification_lines
 
 ERRORS_FOR_PEOPLE = (
     CityFileError,
@@ -82,21 +88,6 @@ def _explaining(command: Command) -> Command:
     return run  # type: ignore[return-value]
 
 
-def _city(name: str, environment: Mapping[str, str] | None = None) -> City:
-    settings = Settings.from_environment(environment)
-    cities, broken = load_cities(settings.cities_dir, settings.data_dir)
-    for city in cities:
-        if city.name == name:
-            return city
-    for broken_city in broken:
-        if broken_city.name == name:
-            raise broken_city.error
-    known = ", ".join(city.name for city in cities) or "none"
-    raise CityFileError(
-        f"There is no city {name!r} in {settings.cities_dir}; the cities are: {known}."
-    )
-
-
 @click.group()
 @click.version_option(package_name="vsvi-assets")
 def main() -> None:
@@ -115,7 +106,7 @@ def init() -> None:
 @_explaining
 def up() -> None:
     """Start PostGIS, the server of the reports and, for the cities on it, the sandbox."""
-    for line in _start_all().lines:
+    for line in start_all().lines:
         click.echo(line)
 
 
@@ -181,19 +172,10 @@ def demo() -> None:
 @_explaining
 def status(city_name: str, verify: bool) -> None:
     """Report what of CITY is done, missing, failed, unavailable or orphaned."""
-    settings = _start_postgis()
-    city = _city(city_name)
-    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
-    # The sandbox, which needs not run now, blocks nobody for a day.
-    gate = (
-        tile_gate(settings, settings.services_of(city.services), postgis)
-        if city.services == "mapillary"
-        else None
-    )
-    tile_state = gate.state() if gate else None
-    click.echo("\n".join(status_lines(city, city_status(city, postgis), tile_state)))
+    current = status_of(city_name)
+    click.echo("\n".join(current.lines()))
     if verify:
-        found = verify_photographs(city.sequences_folder)
+        found = verify_photographs(current.city.sequences_folder)
         click.echo("\n".join(verification_lines(found)))
         if found.differences:
             raise click.ClickException("\n".join(["Files that differ:", *found.differences]))
@@ -204,8 +186,8 @@ def status(city_name: str, verify: bool) -> None:
 @_explaining
 def qgis(city_name: str) -> None:
     """Write a QGIS project of CITY's tables, and print how to open it."""
-    settings = _start_postgis()
-    city = _city(city_name)
+    settings = start_postgis()
+    city = find_city(city_name)
     city.folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(city.qgis_project_path) as file:
         file.write(qgis_project(city, settings.postgres_url).encode())
@@ -239,7 +221,7 @@ def export(
     from vsvi_assets.dataset.export import convert_table
     from vsvi_assets.dataset.shards import write_shards
 
-    city = _city(city_name)
+    city = find_city(city_name)
     rows = _export(city)
     path = output or city.dataset_path.with_suffix(f".{ending}")
     if path != city.dataset_path:
@@ -265,7 +247,7 @@ def freeze(city_name: str, output: Path | None, without_photographs: bool) -> No
     from vsvi_assets.dataset.freeze import freeze as freeze_dataset
     from vsvi_assets.dataset.freeze import frozen_tiles
 
-    city = _city(city_name)
+    city = find_city(city_name)
     now = datetime.now(UTC)
     path = output or Path.cwd() / f"{city.name}-{now:%Y-%m-%d}"
     _export(city)
@@ -299,7 +281,7 @@ def rebuild(manifest_path: Path, into: Path | None) -> None:
 
     manifest, table = read_manifest(manifest_path)
     folder = (into or Path(f"{manifest.city}-rebuilt")).absolute()
-    _start_all()
+    start_all()
     city = rebuild_city(manifest, folder)
     settings = Settings.from_environment()
     with progress_on(sys.stderr) as progress:
@@ -333,7 +315,7 @@ def percept(city_name: str) -> None:
     """Write what percept-vsvi-filter reads of CITY, and print the commands to run there."""
     from vsvi_assets.dataset.percept import write_percept_inputs
 
-    city = _city(city_name)
+    city = find_city(city_name)
     _export(city)
     folder = city.folder / "percept"
     inputs = write_percept_inputs(city.dataset_path, city.sequences_folder, city.name, folder)
@@ -356,7 +338,7 @@ def doctor() -> None:
     from vsvi_assets.running.doctor import Verdict, examine
 
     with suppress(LocalPostgisError):  # it is among the findings
-        _start_all()
+        start_all()
     verdicts = []
     for finding in examine(Settings.from_environment()):
         click.echo(str(finding))
@@ -420,32 +402,12 @@ def _write_address(path: Path, address: dict[str, str]) -> None:
         file.write(services.env_lines({**address, "PID": str(os.getpid())}).encode())
 
 
-def _start_postgis() -> Settings:
-    """Start PostGIS alone, for commands that read from it; return where it is."""
-    started = services.start_postgis(services.user_environment())
-    os.environ.update(started.environment)
-    return started.settings
-
-
-def _start_all() -> services.Started:
-    """Start all services, and let Dagster, which reads the environment, find them."""
-    environment = services.user_environment()
-    settings = Settings.from_environment(environment)
-    try:
-        cities, _ = load_cities(settings.cities_dir, settings.data_dir)
-    except CityFileError:
-        cities = []  # of which more is said where a city is asked for
-    started = services.start_all(environment, cities)
-    os.environ.update(started.environment)
-    return started
-
-
 def _export(city: City) -> int:
     """Write a city's dataset as it is now, and return its number of rows."""
     from vsvi_assets.database.dataset import dataset
     from vsvi_assets.dataset.export import write_table
 
-    settings = _start_postgis()
+    settings = start_postgis()
     postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
     return write_table(dataset(postgis, city), city.dataset_path)
 
@@ -459,41 +421,19 @@ def _materialize(
     recheck_unavailable: bool = False,
     reports_services: bool = False,
 ) -> None:
-    environment = services.user_environment()
-    city = _city(city_name, environment)
-    if city.services == "mapillary":
-        # Before anything is started or written.
-        Settings.from_environment(environment).services_of(city.services).token()
-    # Dagster takes seconds to load, which other commands need not.
-    from vsvi_assets.orchestration.dagster_internals import instance_for_a_terminal
-    from vsvi_assets.running.run_city import run_city
-
-    started = _start_all()
-    if reports_services:
-        click.echo("\n".join(started.lines))
-    settings = started.settings
-    with (
-        instance_for_a_terminal(Path(os.environ["DAGSTER_HOME"])) as instance,
-        progress_on(sys.stderr) as progress,
-    ):
-        run = run_city(
-            city,
-            settings,
-            instance,
-            progress=progress,
-            tiles_only=tiles_only,
-            plan_only=plan_only,
-            overwrite=overwrite,
-            recheck_unavailable=recheck_unavailable,
-        )
-    if run.plan:
-        click.echo("\n".join(plan_lines(city, run.plan)))
-    elif run.selected is not None:
-        postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
-        click.echo("\n".join(status_lines(city, city_status(city, postgis))))
-    click.echo("\n".join(run.lines()))
-    if run.failures:
-        raise click.ClickException("\n".join(run.failures))
+    outcome = run_named_city(
+        city_name,
+        on_start=(lambda started: click.echo("\n".join(started.lines)))
+        if reports_services
+        else None,
+        tiles_only=tiles_only,
+        plan_only=plan_only,
+        overwrite=overwrite,
+        recheck_unavailable=recheck_unavailable,
+    )
+    click.echo("\n".join(outcome.lines()))
+    if outcome.run.failures:
+        raise click.ClickException("\n".join(outcome.run.failures))
 
 
 if __name__ == "__main__":

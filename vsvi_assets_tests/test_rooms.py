@@ -10,7 +10,7 @@ PACKAGE = Path(vsvi_assets.__file__).parent
 ROOMS = [
     *("files", "settings", "progress", "proxies"),
     *("city", "streets", "mapillary", "photographs", "database", "views", "dataset"),
-    *("orchestration", "running", "definitions", "cli", "__main__"),
+    *("orchestration", "running", "definitions", "api", "cli", "__main__"),
 ]
 """Each may import those before it, and its own modules."""
 

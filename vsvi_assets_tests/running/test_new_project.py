@@ -1,6 +1,8 @@
 """The installed package, as its own build makes it, without the repository around it."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from vsvi_assets_tests.conftest import temporary_postgis
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,14 +38,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vsvi(installed: Path, folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "vsvi_assets.cli", *arguments],
+    return python(installed, folder, "-m", "vsvi_assets.cli", *arguments)
+
+
+def python(installed: Path, folder: Path, *arguments: str) -> str:
+    ran = subprocess.run(
+        [sys.executable, *arguments],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(installed)},
-        check=True,
         capture_output=True,
         text=True,
-    ).stdout
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
 def test_init_makes_a_project_of_an_empty_folder(installed: Path, tmp_path: Path) -> None:
@@ -67,3 +76,57 @@ def test_the_wheel_holds_the_package_alone(installed: Path) -> None:
     assert folders == {"vsvi_assets"}
     for name in ("views/report.html", "views/project.qgs"):
         assert (installed / "vsvi_assets" / name).is_file()
+
+
+def test_the_five_lines_of_the_readme_run_a_city(installed: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"### From Python.*?```python\n(.*?)```", readme, re.DOTALL)
+    assert found
+    lines = found[1]
+    assert len(lines.splitlines()) == 5
+    with temporary_postgis() as postgis:
+        folder = postgis.data_dir.parent
+        vsvi(installed, folder, "init")
+        city_file = folder / "cities/demo.json"
+        city = json.loads(city_file.read_text())
+        box = city["bounding_box"]
+        box["east"] = box["west"] + 0.004
+        city_file.write_text(json.dumps(city))
+        more = """
+import os, geopandas
+table = photographs("demo")
+assert isinstance(table, geopandas.GeoDataFrame) and table.crs == "EPSG:4326"
+assert str(table.image_id.dtype) == "Int64"
+stored = table[table.state == "stored"]
+assert len(stored) and stored.file.map(os.path.isfile).all()
+assert table[table.state == "gap"].image_id.isna().all()
+assert stored.image_id.nunique() == status("demo").numbers.inventory.on_disk
+assert "VSVI_SANDBOX_URL" not in os.environ
+print(run_city("demo").numbers.images)
+"""
+        try:
+            printed = python(installed, folder, "-c", lines + more)
+        finally:
+            vsvi(installed, folder, "down")
+
+    assert "to download" in printed
+    assert "images, 0 bytes" not in printed
+    assert "every selected image was there already" not in printed
+    assert printed.endswith("\n0\n")
+
+
+def test_a_city_that_does_not_exist_is_an_exception(installed: Path) -> None:
+    with temporary_postgis() as postgis:
+        folder = postgis.data_dir.parent
+        vsvi(installed, folder, "init")
+        lines = """
+from vsvi_assets.api import run_city
+from vsvi_assets.city import CityFileError
+try:
+    run_city("delft")
+except CityFileError as error:
+    print(error)
+"""
+        printed = python(installed, folder, "-c", lines)
+
+    assert printed.startswith("There is no city 'delft'")
