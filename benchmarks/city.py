@@ -41,9 +41,7 @@ def prepare(clock: Clock, size: SyntheticCity, home: Home, tiles_folder: Path) -
     size.write(home.folder / "cities", NAME, interval=INTERVAL, max_distance=MAX_DISTANCE)
     city = _city(home)
     city.folder.mkdir(parents=True)
-    points = street_points(
-        streets_of_graph(size.network()), city.bounding_box.bounds, SRID, INTERVAL
-    )
+    points = street_points(streets_of_graph(size.network()), city.area.bounds, SRID, INTERVAL)
     StreetPointsFile({}).write(city, city.street_points_path, points)
     tiles_folder.mkdir()
     largest = 0

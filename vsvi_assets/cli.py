@@ -31,6 +31,7 @@ from vsvi_assets.running.new_project import write_new_project
 from vsvi_assets.running.pages import Pages
 from vsvi_assets.running.project import (
     find_city,
+    find_city_with_its_region,
     run_named_city,
     start_all,
     start_postgis,
@@ -42,6 +43,7 @@ from vsvi_assets.settings import (
     Settings,
     TokenMissingError,
 )
+from vsvi_assets.streets import PlaceError
 from vsvi_assets.views.qgis import qgis_project
 from vsvi_assets.views.status import verification_lines
 
@@ -51,6 +53,7 @@ ERRORS_FOR_PEOPLE = (
     DiskFullError,
     InstallationError,
     LocalPostgisError,
+    PlaceError,
     PostgisError,
     RefusedTokenError,
     SandboxMissingError,
@@ -108,6 +111,23 @@ def up() -> None:
     """Start PostGIS, the server of the reports and, for the cities on it, the sandbox."""
     for line in start_all().lines:
         click.echo(line)
+
+
+@main.command()
+@click.argument("city_name", metavar="CITY")
+@_explaining
+def region(city_name: str) -> None:
+    """Look up the place that is the region of CITY, once; the answer is kept."""
+    city = find_city_with_its_region(city_name, services.user_environment())
+    if city.region is None:
+        click.echo(f"{city.name} has no region, but a bounding box.")
+    elif city.region.file:
+        click.echo(f"The region of {city.name} is the file {city.region.file}.")
+    else:
+        click.echo(
+            f"The region of {city.name} is kept in {city.region_path}. Delete that file to have "
+            "the place looked up again."
+        )
 
 
 @main.command("install-postgis")

@@ -38,7 +38,7 @@ class ServiceAddresses:
 
     Attributes
     ----------
-    tiles_url, graph_url, overpass_url
+    tiles_url, graph_url, overpass_url, nominatim_url
         Base addresses, without a slash at the end.
     tiles_per_minute
         Most tile requests per minute, of all processes together.
@@ -50,6 +50,7 @@ class ServiceAddresses:
     tiles_url: str
     graph_url: str
     overpass_url: str
+    nominatim_url: str
     tiles_per_minute: int
     contact: str
     read_token: Callable[[], str] = field(repr=False, compare=False)
@@ -103,7 +104,7 @@ class Settings:
 
     Attributes
     ----------
-    tiles_url, graph_url, overpass_url
+    tiles_url, graph_url, overpass_url, nominatim_url
         Of the services `mapillary`; `services_of` returns those of a city.
     sandbox_url
         Base address of the sandbox; None where no city uses it.
@@ -135,6 +136,7 @@ class Settings:
     tiles_url: str
     graph_url: str
     overpass_url: str
+    nominatim_url: str
     sandbox_url: str | None
     tiles_per_minute: int
     tiles_per_day: int
@@ -166,6 +168,7 @@ class Settings:
             tiles_url=_url(environ, "MAPILLARY_TILES_URL", "https://tiles.mapillary.com"),
             graph_url=_url(environ, "MAPILLARY_GRAPH_URL", "https://graph.mapillary.com"),
             overpass_url=_url(environ, "OVERPASS_URL", "https://overpass-api.de/api"),
+            nominatim_url=_url(environ, "NOMINATIM_URL", "https://nominatim.openstreetmap.org"),
             sandbox_url=_url(environ, "VSVI_SANDBOX_URL", "") or None,
             tiles_per_minute=_positive_number(environ, "VSVI_TILES_PER_MINUTE", 40),
             tiles_per_day=_positive_number(environ, "VSVI_TILES_PER_DAY", 50_000),
@@ -204,6 +207,7 @@ class Settings:
                 tiles_url=self.tiles_url,
                 graph_url=self.graph_url,
                 overpass_url=self.overpass_url,
+                nominatim_url=self.nominatim_url,
                 tiles_per_minute=self.tiles_per_minute,
                 contact=self.contact,
                 read_token=self.token,
@@ -218,6 +222,7 @@ class Settings:
             tiles_url=self.sandbox_url,
             graph_url=self.sandbox_url,
             overpass_url=f"{self.sandbox_url}/api",
+            nominatim_url=f"{self.sandbox_url}/nominatim",
             tiles_per_minute=SANDBOX_TILES_PER_MINUTE,
             contact=self.contact,
             read_token=lambda: SANDBOX_TOKEN,

@@ -21,16 +21,15 @@ from pydantic import (
     model_validator,
 )
 
-from vsvi_assets.city.errors import CityFileError
+from vsvi_assets.city.area import Area, BoundingBox
+from vsvi_assets.city.errors import CityFileError, PlaceNotLookedUpError
 from vsvi_assets.city.lists import read_image_ids, read_tile_names, shortened
+from vsvi_assets.city.paths import UserPath
 from vsvi_assets.city.projection import check_scale, check_srid, utm_srid
+from vsvi_assets.city.region import RegionKey, buffered, read_region
 from vsvi_assets.city.schedule import check_cron, check_timezone
-from vsvi_assets.city.tiles import ZOOM, parse_tile_key, tile_file_name, tile_key
+from vsvi_assets.city.tiles import parse_tile_key, tile_file_name, tile_key
 from vsvi_assets.city.views import Views
-
-MAX_TILES = 20_000
-MAX_LATITUDE = 85.0511
-"""Where the Web Mercator square of the tiles ends, in degrees."""
 
 REPORT_NAME = "coverage.html"
 
@@ -46,44 +45,6 @@ _DAGSTER_WORDS = frozenset(
 """Names that Dagster refuses for sensors and jobs, besides Python's keywords."""
 
 
-class BoundingBox(BaseModel):
-    """A box in degrees (EPSG:4326)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    west: float = Field(ge=-180, le=180)
-    south: float = Field(ge=-MAX_LATITUDE, le=MAX_LATITUDE)
-    east: float = Field(ge=-180, le=180)
-    north: float = Field(ge=-MAX_LATITUDE, le=MAX_LATITUDE)
-
-    @model_validator(mode="after")
-    def _has_an_inside(self) -> Self:
-        if self.west >= self.east:
-            raise ValueError(
-                f"west ({self.west}) must be less than east ({self.east}); "
-                "a box across the antimeridian must be written as two cities"
-            )
-        if self.south >= self.north:
-            raise ValueError(f"south ({self.south}) must be less than north ({self.north})")
-        return self
-
-    @property
-    def bounds(self) -> tuple[float, float, float, float]:
-        """West, south, east, north in degrees."""
-        return self.west, self.south, self.east, self.north
-
-    @property
-    def utm_srid(self) -> int:
-        """EPSG code of the WGS 84 UTM zone that holds the middle of the box."""
-        return utm_srid(self.bounds)
-
-    def count_tiles(self) -> int:
-        """Count the z14 tiles that meet the box, without listing them."""
-        first = mercantile.tile(self.west, self.north, ZOOM)
-        last = mercantile.tile(self.east, self.south, ZOOM)
-        return (last.x - first.x + 1) * (last.y - first.y + 1)
-
-
 def _utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         return moment.replace(tzinfo=UTC)
@@ -97,23 +58,14 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
-def _user_path(path: Path) -> Path:
-    if b"\0" in os.fsencode(path):
-        raise ValueError("must be a path that a file can have, without a null character")
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"must begin with a home folder that exists ({error})") from error
-
-
-UserPath = Annotated[Path, AfterValidator(_user_path)]
 BigInt = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class City(BaseModel):
     """A city as its file describes it.
 
-    Distances are in metres, the box in degrees. Relative paths lie under the data folder, `~`
+    Distances are in metres, the box in degrees. Where the city is, either `bounding_box` or
+    `region` says; `buffer` makes the region larger. Relative paths lie under the data folder, `~`
     is the home folder. `captured_after` is inclusive, `captured_before` exclusive, both UTC
     where the file names no timezone. `services` says which servers the city uses: the real
     ones or the sandbox.
@@ -121,7 +73,9 @@ class City(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    bounding_box: BoundingBox
+    bounding_box: BoundingBox | None = None
+    region: RegionKey | None = None
+    buffer: float = Field(0, ge=0, le=100_000)
     tile_cache_dir: UserPath | None = None
     seqdir: UserPath | None = None
     srid: int | None = None
@@ -149,24 +103,19 @@ class City(BaseModel):
 
     _name: str = PrivateAttr()
     _data_dir: Path = PrivateAttr()
+    _area: Area = PrivateAttr()
     _tiles: tuple[mercantile.Tile, ...] = PrivateAttr()
     _warnings: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
-    def _box_is_a_city(self) -> Self:
-        count = self.bounding_box.count_tiles()
-        if count > MAX_TILES:
+    def _is_somewhere(self) -> Self:
+        if (self.bounding_box is None) == (self.region is None):
             raise ValueError(
-                f"bounding_box covers {count:,} tiles; at most {MAX_TILES:,} make one city: "
-                "write several cities, each with a part of the box"
+                "either bounding_box or region must say where the city is"
+                + (", not both" if self.region else "")
             )
-        return self
-
-    @model_validator(mode="after")
-    def _projection_fits_the_box(self) -> Self:
-        if self.srid is not None:
-            check_srid(self.srid, self.bounding_box.bounds)
-        check_scale(self.projected_srid, self.bounding_box.bounds)
+        if self.buffer and self.region is None:
+            raise ValueError("buffer needs a region, which it makes larger")
         return self
 
     @model_validator(mode="after")
@@ -193,14 +142,26 @@ class City(BaseModel):
         pydantic.ValidationError
             When a value is not what it should be.
         CityFileError
-            When `tile_list_file`, `imgid_file` or `streets_file` cannot be used, or a file of
-            the city would lie in a folder that is the project's own.
+            When `region`, `tile_list_file`, `imgid_file` or `streets_file` cannot be used, the
+            area is none for one city, or a file of the city would lie in a folder that is the
+            project's own.
+        PlaceNotLookedUpError
+            When the region is a place about which Nominatim was not asked yet.
         """
         city = cls.model_validate(content)
         city._name = name
         city._data_dir = data_dir
         city._require_own_folders()
-        city._tiles = tuple(mercantile.tiles(*city.bounding_box.bounds, ZOOM))
+        try:
+            city._area = city._find_area()
+            if city.srid is not None:
+                check_srid(city.srid, city.area.bounds)
+            city._tiles = city.area.tiles()
+            check_scale(city.projected_srid, city.area.bounds)
+        except CityFileError:
+            raise
+        except ValueError as error:
+            raise CityFileError(str(error)) from error
         if city.tile_list_file:
             city._keep_listed_tiles(data_dir / city.tile_list_file)
         city.read_image_ids()
@@ -212,6 +173,23 @@ class City(BaseModel):
                     f"streets_file = {city.streets_path}: cannot be read ({error.strerror})"
                 ) from error
         return city
+
+    def _find_area(self) -> Area:
+        if self.bounding_box:
+            return Area(self.bounding_box)
+        assert self.region
+        region = read_region(self.region, self._data_dir, self.region_path)
+        if region is None:
+            raise PlaceNotLookedUpError(self._name, self.services, self.region, self.region_path)
+        polygons, warnings = region
+        self._warnings += warnings
+        if self.buffer:
+            srid = self.srid or utm_srid(polygons.bounds)
+            polygons = buffered(polygons, self.buffer, srid)
+        try:
+            return Area.of_polygons(polygons)
+        except ValueError as error:
+            raise CityFileError(f"region = {self.region}: {error}") from error
 
     def _require_own_folders(self) -> None:
         for key in ("tile_cache_dir", "seqdir", "failed_imgid_file"):
@@ -229,14 +207,14 @@ class City(BaseModel):
         self._tiles = tuple(tile for name, tile in named.items() if name in listed)
         if not self._tiles:
             raise CityFileError(
-                f"tile_list_file = {path}: none of its {len(listed)} tiles meets the bounding "
-                f"box; one that does is {next(iter(named))}"
+                f"tile_list_file = {path}: none of its {len(listed)} tiles meets the "
+                f"{self.area_name}; one that does is {next(iter(named))}"
             )
         outside = [name for name in listed if name not in named]
         if outside:
             self._warnings += (
                 f"tile_list_file = {path}: {len(outside)} of its {len(listed)} tiles do not meet "
-                f"the bounding box and are left out: {shortened(outside)}",
+                f"the {self.area_name} and are left out: {shortened(outside)}",
             )
 
     @property
@@ -256,8 +234,18 @@ class City(BaseModel):
         return self._warnings
 
     @property
+    def area(self) -> Area:
+        """Where the city is."""
+        return self._area
+
+    @property
+    def area_name(self) -> str:
+        """What the area is, in words."""
+        return "bounding box" if self.bounding_box else "region"
+
+    @property
     def tiles(self) -> tuple[mercantile.Tile, ...]:
-        """The z14 tiles that meet the box, less those that `tile_list_file` leaves out."""
+        """The z14 tiles that meet the area, less those that `tile_list_file` leaves out."""
         return self._tiles
 
     @cached_property
@@ -268,7 +256,7 @@ class City(BaseModel):
     @cached_property
     def projected_srid(self) -> int:
         """EPSG code of the CRS, in metres, in which distances are measured."""
-        return self.srid or self.bounding_box.utm_srid
+        return self.srid or self.area.box.utm_srid
 
     @property
     def folder(self) -> Path:
@@ -282,6 +270,11 @@ class City(BaseModel):
     @property
     def sequences_folder(self) -> Path:
         return self._data_dir / (self.seqdir or Path(self._name, "sequences"))
+
+    @property
+    def region_path(self) -> Path:
+        """Where Nominatim's answer about the place of `region` is kept."""
+        return self.folder / "region.geojson"
 
     @property
     def street_points_path(self) -> Path:

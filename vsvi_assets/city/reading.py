@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from vsvi_assets.city.errors import CityFileError
-from vsvi_assets.city.model import PROJECT_FOLDERS, BoundingBox, City
+from vsvi_assets.city.area import BoundingBox
+from vsvi_assets.city.errors import CityFileError, PlaceNotLookedUpError
+from vsvi_assets.city.model import PROJECT_FOLDERS, City
+from vsvi_assets.city.region import RegionSource
 from vsvi_assets.files import TextFileError, read_text
 
 CITY_FILE_SUFFIXES = (".json", ".yaml", ".yml")
@@ -25,6 +27,8 @@ RESERVED_NAMES = PROJECT_FOLDERS | {
     "topology",
 }
 """Names of folders and of database schemas that are not a city's, in lower case."""
+
+_KEYS_OF: Mapping[str, type[BaseModel]] = {"bounding_box": BoundingBox, "region": RegionSource}
 
 _TOKEN = re.compile(r"MLY\|[^\s'\"]*")
 """Must not be repeated in logs and in the UI, should somebody put it into a city file."""
@@ -46,6 +50,8 @@ def load_city(path: Path, data_dir: Path) -> City:
     ------
     CityFileError
         When the file cannot be used.
+    PlaceNotLookedUpError
+        When it can, but for a place that has to be looked up first.
     """
     name = path.stem
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,49}", name):
@@ -63,6 +69,8 @@ def load_city(path: Path, data_dir: Path) -> City:
         return City.parse(content, name=name, data_dir=data_dir)
     except ValidationError as error:
         reason = "\n".join(_describe(path, error))
+    except PlaceNotLookedUpError:
+        raise
     except CityFileError as error:
         reason = f"{path}: {error}"
     raise CityFileError(_TOKEN.sub("<token>", reason))
@@ -94,7 +102,7 @@ def _describe(path: Path, error: ValidationError) -> Iterator[str]:
         key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            known = BoundingBox if key.startswith("bounding_box.") else City
+            known = _KEYS_OF.get(".".join(map(str, problem["loc"][:-1])), City)
             message = f"unknown key; the keys are {', '.join(known.model_fields)}"
         elif problem["type"] == "missing":
             message = "is required"

@@ -32,7 +32,10 @@ class WrongRows:
 
 
 def wrong_geometries(postgis: Postgis, city: City) -> WrongRows:
-    """Find images and street points that are no valid point of the right SRID in the box."""
+    """Find images and street points that are no valid point of the right SRID in the area.
+
+    A street along the area's edge may have its points outside by what coordinates are rounded.
+    """
     return _wrong_rows(
         postgis,
         city,
@@ -49,9 +52,15 @@ def wrong_geometries(postgis: Postgis, city: City) -> WrongRows:
             ST_IsValid(geometry) AND ST_IsValid(geo) AND NOT ST_IsEmpty(geo)
             AND ST_X(geometry) BETWEEN %(west)s AND %(east)s
             AND ST_Y(geometry) BETWEEN %(south)s AND %(north)s
+            AND (
+                %(polygons)s::bytea IS NULL
+                OR ST_Intersects(geometry, ST_GeomFromWKB(%(polygons)s, 4326))
+                OR ST_DWithin(geometry, ST_GeomFromWKB(%(polygons)s, 4326), 1e-7)
+            )
         ) IS NOT TRUE
         """,
-        **city.bounding_box.model_dump(),
+        **city.area.box.model_dump(),
+        polygons=None if city.area.polygons is None else city.area.polygons.wkb,
     )
 
 

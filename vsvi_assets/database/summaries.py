@@ -41,7 +41,7 @@ def image_density(postgis: Postgis, city: City) -> NDArray[np.int64]:
         Rows from south to north, columns from west to east, at most `GRID_CELLS` of both; the
         cells are about square.
     """
-    box = city.bounding_box
+    box = city.area.box
     height = (box.north - box.south) / math.cos(math.radians(box.south))
     width = box.east - box.west
     rows, columns = (

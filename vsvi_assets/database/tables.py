@@ -73,7 +73,7 @@ def street_points_table(points: gpd.GeoDataFrame, city: City) -> NewTable:
 def images_table(tiles: Iterable[pa.Table], city: City) -> NewTable:
     """Describe the table `images`, made of the images of `tiles` that the city asks for.
 
-    Images outside the box, and those that the city's filters leave out, are cut before they
+    Images outside the city's area, and those that the city's filters leave out, are cut before they
     reach the database. An image that several tiles hold is kept once.
     """
     return NewTable(IMAGES, city, (_placed(wanted_images(tile, city)) for tile in tiles))
@@ -106,18 +106,18 @@ def _every_other_bit(numbers: NDArray[np.float64]) -> NDArray[np.uint64]:
 
 
 def wanted_images(tile: pa.Table, city: City) -> pa.Table:
-    """Return the images of a tile that lie in the city's box and pass its filters.
+    """Return the images of a tile that lie in the city's area and pass its filters.
 
     A capture time that cannot be (before `FIRST_CAPTURE`, or after tomorrow) is unknown, and
     null in the result. An image whose capture time is unknown passes no filter of dates.
     """
     tile = _with_possible_times(tile)
-    box = city.bounding_box
+    west, south, east, north = city.area.bounds
     conditions = [
-        pc.field("lon") >= box.west,
-        pc.field("lon") <= box.east,
-        pc.field("lat") >= box.south,
-        pc.field("lat") <= box.north,
+        pc.field("lon") >= west,
+        pc.field("lon") <= east,
+        pc.field("lat") >= south,
+        pc.field("lat") <= north,
     ]
     if city.panorama != "any":
         conditions.append(pc.field("is_pano") == (city.panorama == "only"))
@@ -130,7 +130,11 @@ def wanted_images(tile: pa.Table, city: City) -> pa.Table:
     wanted = conditions[0]
     for condition in conditions[1:]:
         wanted &= condition
-    return tile.filter(wanted)
+    wanted_images = tile.filter(wanted)
+    if city.area.polygons is None:
+        return wanted_images
+    lon, lat = (wanted_images[name].to_numpy() for name in POSITION)
+    return wanted_images.filter(city.area.covers(lon, lat))
 
 
 def _with_possible_times(images: pa.Table) -> pa.Table:

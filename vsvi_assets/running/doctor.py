@@ -18,7 +18,7 @@ from croniter import croniter
 from dagster import DagsterInstance
 from sqlalchemy.engine import make_url
 
-from vsvi_assets.city import ZOOM, City, CityFileError, load_cities
+from vsvi_assets.city import ZOOM, City, CityFileError, PlaceNotLookedUpError, load_cities
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisError, ServerUnreachableError
 from vsvi_assets.database.queries import usable_versions
@@ -99,7 +99,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
             Verdict.BAD,
             f"city {broken_city.name}",
             str(broken_city.error),
-            "fix the file; the other cities run without it",
+            None
+            if isinstance(broken_city.error, PlaceNotLookedUpError)  # which says what to do
+            else "fix the file; the other cities run without it",
         )
     postgis = yield from _postgis(settings)
     on_sandbox = [city for city in cities if city.services == "sandbox"]

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsvi_assets.city import City, CityFileError, load_cities
+from vsvi_assets.city import City, CityFileError, PlaceNotLookedUpError, load_cities
 from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.orchestration.resources import PostgisResource, tile_gate
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
+from vsvi_assets.running.places import look_up_region
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.plan import plan_lines
 from vsvi_assets.views.status import CityStatus, city_status, status_lines
@@ -75,6 +76,24 @@ def find_city(name: str, environment: Mapping[str, str] | None = None) -> City:
     )
 
 
+def find_city_with_its_region(name: str, environment: Mapping[str, str]) -> City:
+    """Return the city of that name, whose place is looked up now if it never was.
+
+    Raises
+    ------
+    CityFileError
+        When there is no such city, or its file is wrong.
+    PlaceError
+        When Nominatim does not give the place.
+    """
+    try:
+        return find_city(name, environment)
+    except PlaceNotLookedUpError as missing:
+        # The sandbox, if the city is on it, has to run.
+        print(look_up_region(missing, start_all().settings), file=sys.stderr)
+        return find_city(name, environment)
+
+
 def start_postgis() -> Settings:
     """Start PostGIS alone, for what reads from it; return the settings under which it is found.
 
@@ -90,10 +109,11 @@ def start_all() -> services.Started:
     environment = services.user_environment()
     settings = Settings.from_environment(environment)
     try:
-        cities, _ = load_cities(settings.cities_dir, settings.data_dir)
+        cities, broken = load_cities(settings.cities_dir, settings.data_dir)
     except CityFileError:
-        cities = []  # of which more is said where a city is asked for
-    started = services.start_all(environment, cities)
+        cities, broken = [], []  # of which more is said where a city is asked for
+    places = [each.error for each in broken if isinstance(each.error, PlaceNotLookedUpError)]
+    started = services.start_all(environment, [*cities, *places])
     os.environ.update(started.environment)
     return started
 
@@ -129,7 +149,7 @@ def run_named_city(
         Receives the services that run, before the city does.
     """
     environment = services.user_environment()
-    city = find_city(name, environment)
+    city = find_city_with_its_region(name, environment)
     if city.services == "mapillary":
         # Before anything is started or written.
         Settings.from_environment(environment).services_of(city.services).token()

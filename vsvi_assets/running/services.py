@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 from dotenv import dotenv_values
 
-from vsvi_assets.city import City
+from vsvi_assets.city import City, PlaceNotLookedUpError
 from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.files import TextFileError, atomic_write, read_text
 from vsvi_assets.settings import Settings
@@ -83,7 +83,9 @@ def start_postgis(environment: Mapping[str, str]) -> Started:
     return started
 
 
-def start_all(environment: Mapping[str, str], cities: Collection[City]) -> Started:
+def start_all(
+    environment: Mapping[str, str], cities: Collection[City | PlaceNotLookedUpError]
+) -> Started:
     """Start all that `dagster dev` and runs need, and write the addresses to `.env`.
 
     That is PostGIS, the server of the reports and, where one of the cities uses it, the

@@ -16,7 +16,7 @@ from vsvi_assets.sandbox.limits import AddressBlock, OverpassLimits
 from vsvi_assets.sandbox.recorded import RecordingError, recorded_world
 from vsvi_assets.sandbox.server import TOKEN, Sandbox
 from vsvi_assets.sandbox.stats import Asked, Stats
-from vsvi_assets.sandbox.world import Street, StreetImage, World
+from vsvi_assets.sandbox.world import Place, Street, StreetImage, World
 
 __all__ = [
     "DEMO_BOX",
@@ -26,6 +26,7 @@ __all__ = [
     "Fault",
     "Faults",
     "OverpassLimits",
+    "Place",
     "RecordingError",
     "Sandbox",
     "SandboxError",

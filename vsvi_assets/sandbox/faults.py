@@ -116,9 +116,9 @@ TILE_CHANGES: dict[Fault, tuple[dict[str, Any], ...]] = {
 class Faults:
     """Which faults to commit, and how often; every field may be changed while it runs.
 
-    `tiles`, `graph`, `images` and `overpass` give each fault's probability for a request of
-    that service, as in `Faults(images={Fault.RESET: 0.05})`. Whether a request fails depends
-    only on the seed, the service, what is asked, and how often that has been asked before,
+    `tiles`, `graph`, `images`, `overpass` and `nominatim` give each fault's probability for a
+    request of that service, as in `Faults(images={Fault.RESET: 0.05})`. Whether a request fails
+    depends only on the seed, the service, what is asked, and how often that has been asked before,
     so it is the same however the requests of several threads are interleaved.
 
     Parameters
@@ -145,6 +145,7 @@ class Faults:
     graph: Mapping[Fault, float] = field(default_factory=dict)
     images: Mapping[Fault, float] = field(default_factory=dict)
     overpass: Mapping[Fault, float] = field(default_factory=dict)
+    nominatim: Mapping[Fault, float] = field(default_factory=dict)
     by_image: Mapping[int, Fault] = field(default_factory=dict)
     by_tile: Mapping[str, Fault] = field(default_factory=dict)
     failing_ids: frozenset[int] = frozenset()

@@ -5,6 +5,7 @@ times in 2026) and streetscape_metadata_tracker/overpass_retry.py (Overpass's op
 drolbr/Overpass-API#791 (the rules of overpass-api.de).
 """
 
+import math
 import re
 import time
 from collections import Counter, deque
@@ -71,6 +72,26 @@ class AddressBlock:
         if self.is_blocked(address) or (self.after is not None and len(times) > self.after):
             self.block(address)
         return self.is_blocked(address)
+
+
+@dataclass
+class NominatimLimits:
+    """One request per second and address.
+
+    Evidence: the usage policy (operations.osmfoundation.org/policies/nominatim), and
+    osm-search/Nominatim#466, #906: 429 for those who ask faster. That a single request too
+    early is refused is stricter than what was seen, that it is no block for hours is milder.
+    """
+
+    gap: float = 1.0
+    _last: dict[str, float] = field(default_factory=dict, repr=False)
+
+    def serves(self, address: str) -> bool:
+        """Take note of a request; return whether it is answered."""
+        now = time.monotonic()
+        is_early = now - self._last.get(address, -math.inf) < self.gap
+        self._last[address] = now
+        return not is_early
 
 
 class TooManyQueriesError(Exception):

@@ -1,4 +1,4 @@
-"""The sandbox's server: real HTTP on loopback, on one base URL for all four services.
+"""The sandbox's server: real HTTP on loopback, on one base URL for all services.
 
 It is the strictest reading of what is known of the real services, by the answers that other
 clients recorded. What is stricter than the evidence says so.
@@ -21,13 +21,14 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from vsvi_assets.sandbox import overpass
+from vsvi_assets.sandbox import nominatim, overpass
 from vsvi_assets.sandbox.answers import fault_answer, graph_error, html, json, overpass_error
 from vsvi_assets.sandbox.errors import SandboxError
 from vsvi_assets.sandbox.faults import TILE_CHANGES, Fault, Faults
 from vsvi_assets.sandbox.limits import (
     AddressBlock,
     BannedError,
+    NominatimLimits,
     OverpassLimits,
     TooManyQueriesError,
     names_its_maker,
@@ -51,7 +52,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Sandbox:
-    """Mapillary's tile, graph and image servers and Overpass, for one world.
+    """Mapillary's tile, graph and image servers, Overpass and Nominatim, for one world.
 
     As a context manager it serves in a thread of its own; `run` serves in the foreground.
 
@@ -103,6 +104,7 @@ class Sandbox:
         self.overpass_limits = overpass_limits or OverpassLimits()
         self.overpass_memory = overpass_memory
         self.overpass_seconds = overpass_seconds
+        self.nominatim_limits = NominatimLimits()
         self.stats = Stats()
         self._port = port
         self._at_once: Counter[str] = Counter()
@@ -130,12 +132,18 @@ class Sandbox:
         """What OVERPASS_URL, and `osmnx.settings.overpass_url`, is to be."""
         return f"{self.url}/api"
 
+    @property
+    def nominatim_url(self) -> str:
+        """What NOMINATIM_URL, and `osmnx.settings.nominatim_url`, is to be."""
+        return f"{self.url}/nominatim"
+
     def environment(self) -> dict[str, str]:
         """Return the environment variables that point the pipeline at this sandbox."""
         return {
             "MAPILLARY_TILES_URL": self.tiles_url,
             "MAPILLARY_GRAPH_URL": self.graph_url,
             "OVERPASS_URL": self.overpass_url,
+            "NOMINATIM_URL": self.nominatim_url,
             "MAPILLARY_TOKEN": next(iter(self.tokens)) if self.tokens else TOKEN,
             "VSVI_TILES_PER_MINUTE": "60000",
         }
@@ -204,6 +212,7 @@ class Sandbox:
                 self._route("images", "/images/files/{id:\\d+}_{size}.jpg", self._image_file),
                 self._route("overpass", "/api/interpreter", self._overpass),
                 self._route("overpass status", "/api/status", self._overpass_status),
+                self._route("nominatim", "/nominatim/{kind:search|lookup}", self._nominatim),
                 web.get("/stats", self._stats),
                 self._route("elsewhere", "/elsewhere", self._elsewhere),
                 self._route("elsewhere", "/login/", self._elsewhere),
@@ -526,6 +535,21 @@ class Sandbox:
             return html(406, "Not Acceptable")
         left = self.overpass_limits.seconds_left(request.remote or "")
         return web.Response(text=overpass.status(datetime.now(UTC), left))
+
+    # Nominatim
+
+    async def _nominatim(self, request: web.Request) -> web.Response:
+        if not names_its_maker(request.headers.get("User-Agent", "")):
+            return web.Response(status=403, text=nominatim.BLOCKED, content_type="text/html")
+        if not self.nominatim_limits.serves(request.remote or ""):
+            return web.Response(
+                status=429, text=nominatim.TOO_MANY_REQUESTS, content_type="text/html"
+            )
+        try:
+            found = nominatim.answer(request.match_info["kind"], request.query, self.world)
+        except nominatim.ParameterError as error:
+            return json({"error": {"code": 400, "message": str(error)}}, 400)
+        return json(found)
 
     # The sandbox itself
 

@@ -16,7 +16,7 @@ class Asked:
     at
         When it arrived, seconds since 1970 UTC.
     service
-        `tiles`, `graph`, `images`, `overpass` or `elsewhere`.
+        `tiles`, `graph`, `images`, `overpass`, `nominatim` or `elsewhere`.
     what
         Path and query, without the token.
     status

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from threading import RLock
+from typing import Any
 
 ZOOM = 14
 EXTENT = 4096
@@ -58,6 +59,22 @@ class Street:
     tags: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Place:
+    """A place as Nominatim knows it: an object of OpenStreetMap, and its GeoJSON geometry."""
+
+    osm_type: str
+    osm_id: int
+    display_name: str
+    geometry: Mapping[str, Any]
+    importance: float
+
+    @property
+    def osm_code(self) -> str:
+        """The object as Nominatim writes it, such as R324431."""
+        return f"{self.osm_type[0].upper()}{self.osm_id}"
+
+
 @dataclass
 class World:
     """A city to serve. Images and streets may be added while a sandbox serves it.
@@ -80,6 +97,7 @@ class World:
     images: dict[int, StreetImage] = field(default_factory=dict)
     nodes: dict[int, tuple[float, float]] = field(default_factory=dict)
     streets: dict[int, Street] = field(default_factory=dict)
+    places: list[Place] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._lock = RLock()
@@ -117,6 +135,21 @@ class World:
             street = Street(1_200_000_001 + len(self.streets), tuple(nodes), tags)
             self.streets[street.id] = street
             return street
+
+    def add_place(
+        self,
+        display_name: str,
+        geometry: Mapping[str, Any],
+        *,
+        osm_id: int,
+        osm_type: str = "relation",
+        importance: float = 0.5,
+    ) -> Place:
+        """Add a place with a name such as "Delft, South Holland, Netherlands"."""
+        place = Place(osm_type, osm_id, display_name, geometry, importance)
+        with self._lock:
+            self.places.append(place)
+        return place
 
     def images_in(self, tile: Tile) -> list[StreetImage]:
         """Return the images of one tile, in the order in which they were added."""

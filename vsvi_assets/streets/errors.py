@@ -26,6 +26,10 @@ class StreetsFileError(ValueError):
     """A file is not a whole street network."""
 
 
+class PlaceError(Exception):
+    """Nominatim did not give the polygons of a place."""
+
+
 class OverpassError(Exception):
     """Overpass did not give the streets of a bounding box.
 

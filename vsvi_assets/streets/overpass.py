@@ -9,10 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,6 +37,7 @@ from vsvi_assets.streets.errors import (
 )
 from vsvi_assets.streets.network_types import overpass_filter
 from vsvi_assets.streets.networks import streets_of_elements
+from vsvi_assets.streets.osmnx_settings import osmnx_configured
 
 QUERY_SECONDS = 180
 """How long the server may work on a query, its own default."""
@@ -54,8 +54,6 @@ PART_LIFETIME = timedelta(days=1)
 _BUSY = frozenset({429, 502, 503, 504})
 _MARGIN_METRES = 505.0
 """A little more than osmnx adds around a polygon (500 m)."""
-
-_osmnx_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -243,38 +241,23 @@ def _area(box: Box) -> shapely.Polygon:
     return shapely.transform(area, withdraw)
 
 
-@contextmanager
-def _osmnx_configured(overpass: Overpass, folder: Path) -> Iterator[None]:
-    """Set osmnx's settings, which are those of the whole process, for a while."""
-    settings = {
-        "overpass_url": overpass.url,
-        "overpass_settings": f"[out:json][timeout:{QUERY_SECONDS}]{{maxsize}}",
-        "overpass_memory": overpass.memory and overpass.memory * 1_000_000,
-        "overpass_rate_limit": False,
-        "max_query_area_size": overpass.area * 1e6,
-        "requests_timeout": READ_SECONDS,
-        "requests_kwargs": {
+def _osmnx_configured(overpass: Overpass, folder: Path) -> AbstractContextManager[None]:
+    return osmnx_configured(
+        overpass.user_agent,
+        overpass_url=overpass.url,
+        overpass_settings=f"[out:json][timeout:{QUERY_SECONDS}]{{maxsize}}",
+        overpass_memory=overpass.memory and overpass.memory * 1_000_000,
+        overpass_rate_limit=False,
+        max_query_area_size=overpass.area * 1e6,
+        requests_timeout=READ_SECONDS,
+        requests_kwargs={
             "hooks": {"response": _require_whole},
             "proxies": proxies_for(overpass.url),
         },
-        "http_user_agent": overpass.user_agent,
-        "http_referer": overpass.user_agent,
-        "doh_url_template": None,
-        "use_cache": True,
-        "cache_only_mode": True,
-        "cache_folder": folder / "answers",
-        "log_console": False,
-        "log_file": False,
-    }
-    with _osmnx_lock:
-        before = {name: getattr(osmnx.settings, name) for name in settings}
-        try:
-            for name, value in settings.items():
-                setattr(osmnx.settings, name, value)
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(osmnx.settings, name, value)
+        use_cache=True,
+        cache_only_mode=True,
+        cache_folder=folder / "answers",
+    )
 
 
 def _require_whole(response: requests.Response, **_: object) -> None:

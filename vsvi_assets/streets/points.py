@@ -7,6 +7,7 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
+from vsvi_assets.city.area import Polygons
 from vsvi_assets.streets.errors import Box, NoStreetsError, describe_box
 
 MIN_INTERVAL = 5
@@ -27,18 +28,24 @@ a straight line in degrees, is a curve in the projected CRS."""
 
 
 def street_points(
-    streets: gpd.GeoDataFrame, box: Box, srid: int, interval: float
+    streets: gpd.GeoDataFrame,
+    box: Box,
+    srid: int,
+    interval: float,
+    *,
+    within: Polygons | None = None,
 ) -> gpd.GeoDataFrame:
-    """Place points along all streets inside a box.
+    """Place points along all streets inside a box, or inside polygons.
 
     A street is a way of OpenStreetMap from end to end, or between its forks. It is divided into
     equal parts shorter than the interval, and the middle of each part is a candidate. From the
     longest street to the shortest, a candidate becomes a point unless one stands within half an
     interval of it. Therefore
 
-    - no place on a street inside the box is farther than `interval` from a point,
+    - no place on a street inside the area is farther than `interval` from a point,
     - no two points are closer than `interval / 2`,
-    - all points lie within the box, and
+    - all points lie within the area (where a street runs along the edge of a polygon: or no
+      farther outside than coordinates are rounded), and
     - the same streets give the same points, ids and order, in whatever order they come.
 
     Parameters
@@ -51,6 +58,8 @@ def street_points(
         EPSG code of a projected CRS in metres; distances are measured in it.
     interval
         Metres, at least `MIN_INTERVAL`.
+    within
+        Polygons in degrees (EPSG:4326), of which the box has the bounds; None: the whole box.
 
     Returns
     -------
@@ -64,13 +73,13 @@ def street_points(
     Raises
     ------
     NoStreetsError
-        When no street lies in the box.
+        When no street lies in the area.
     ValueError
         When the interval is too small, or `srid` cannot hold a coordinate.
     """
     if not interval >= MIN_INTERVAL:
         raise ValueError(f"The interval is {interval} m; it must be at least {MIN_INTERVAL} m.")
-    pieces = _clip(streets, box)
+    pieces = _clip(streets, box, within)
     if pieces.empty:
         raise NoStreetsError(box)
     projection = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
@@ -103,18 +112,21 @@ def street_points(
     return points.sort_values("id", ignore_index=True)
 
 
-def _clip(streets: gpd.GeoDataFrame, box: Box) -> pd.DataFrame:
-    """Return `line`, `osmid` and `name` of the parts of streets inside a box."""
+def _clip(streets: gpd.GeoDataFrame, box: Box, within: Polygons | None) -> pd.DataFrame:
+    """Return `line`, `osmid` and `name` of the parts of streets inside an area."""
     lines = streets.geometry.to_numpy()
     west, south, east, north = box
     left, bottom, right, top = shapely.bounds(lines).T
     inside = (left >= west) & (bottom >= south) & (right <= east) & (top <= north)
     meets = (right >= west) & (top >= south) & (left <= east) & (bottom <= north)
+    area = shapely.box(*box) if within is None else within
+    if within is not None:
+        shapely.prepare(within)
+        inside[inside] = shapely.covers(within, lines[inside])
+        meets[meets] = shapely.intersects(within, lines[meets])
     crossing = np.flatnonzero(meets & ~inside)
     # shapely.clip_by_rect would be faster, but drops what runs along the edge of the box.
-    cut, origin = shapely.get_parts(
-        shapely.intersection(lines[crossing], shapely.box(*box)), return_index=True
-    )
+    cut, origin = shapely.get_parts(shapely.intersection(lines[crossing], area), return_index=True)
     kept = np.concatenate([np.flatnonzero(inside), crossing[origin]])
     line = np.concatenate([lines[inside], cut])
     pieces = pd.DataFrame(

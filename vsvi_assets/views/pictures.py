@@ -18,13 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vsvi_assets.city import BoundingBox
-from vsvi_assets.city.model import MAX_LATITUDE
+from vsvi_assets.city import Area, BoundingBox
+from vsvi_assets.city.area import MAX_LATITUDE
 
 PAPER, INK, FAINT = "#ffffff", "#1f2933", "#b4bdc8"
 COVERED, UNCOVERED = "#1f6fb2", "#e8590c"
@@ -55,22 +54,17 @@ def markdown_picture(picture: bytes, description: str) -> str:
     return f"![{description}](data:image/{kind};base64,{base64.b64encode(picture).decode()})"
 
 
-def street_points_map(
-    lines: NDArray[np.object_], lon: Floats, lat: Floats, box: BoundingBox
-) -> bytes:
+def street_points_map(lines: NDArray[np.object_], lon: Floats, lat: Floats, area: Area) -> bytes:
     """Draw street points on the lines of their streets (shapely LineStrings), as PNG."""
-    figure, axes = _map(box)
-    vertices, line = shapely.get_coordinates(lines, return_index=True)
-    # One path with gaps is drawn many times faster than as many paths.
-    gaps = np.flatnonzero(np.diff(line)) + 1
-    axes.plot(*np.insert(vertices, gaps, np.nan, axis=0).T, color=FAINT, linewidth=0.8)
+    figure, axes = _map(area)
+    _lines(axes, lines, color=FAINT, linewidth=0.8)
     _dots(axes, lon, lat, COVERED, len(lon))
     _finish(axes, f"{len(lon):,} street points", OSM)
     return _png(figure)
 
 
-def tiles_map(images: Mapping[mercantile.Tile, int], box: BoundingBox) -> bytes:
-    """Draw how many images each tile holds, and the bounding box over them, as PNG.
+def tiles_map(images: Mapping[mercantile.Tile, int], area: Area) -> bytes:
+    """Draw how many images each tile holds, and the city's area over them, as PNG.
 
     Tiles without an image stay empty.
     """
@@ -83,38 +77,31 @@ def tiles_map(images: Mapping[mercantile.Tile, int], box: BoundingBox) -> bytes:
     lon = np.array([mercantile.ul(column, rows[0], zoom).lng for column in columns])
     lat = np.array([mercantile.ul(columns[0], row, zoom).lat for row in rows])
     lat = lat.clip(-MAX_LATITUDE, MAX_LATITUDE)
-    figure, axes = _map(BoundingBox(west=lon[0], south=lat[-1], east=lon[-1], north=lat[0]))
-    _fill(figure, axes, lon, lat, counts, "images in a tile (the bounding box in orange)")
-    axes.add_patch(
-        Rectangle(
-            (box.west, box.south),
-            box.east - box.west,
-            box.north - box.south,
-            fill=False,
-            edgecolor=UNCOVERED,
-            linewidth=2,
-        )
-    )
+    figure, axes = _map(Area(BoundingBox(west=lon[0], south=lat[-1], east=lon[-1], north=lat[0])))
+    name = "bounding box" if area.polygons is None else "region"
+    _fill(figure, axes, lon, lat, counts, f"images in a tile (the {name} in orange)")
+    _lines(axes, _rings(area), color=UNCOVERED, linewidth=2)
     _finish(axes, f"{sum(images.values()):,} images in {len(images):,} tiles", MAPILLARY)
     return _png(figure)
 
 
-def density_map(counts: Counts, box: BoundingBox) -> bytes:
-    """Draw how many images lie in each cell of a grid over the box, as PNG.
+def density_map(counts: Counts, area: Area) -> bytes:
+    """Draw how many images lie in each cell of a grid over the area's box, as PNG.
 
     The rows of `counts` go from south to north, its columns from west to east.
     """
-    figure, axes = _map(box)
+    figure, axes = _map(area)
+    box = area.box
     height, width = counts.shape
     lon = np.linspace(box.west, box.east, width + 1)
     lat = np.linspace(box.south, box.north, height + 1)
     _fill(figure, axes, lon, lat, counts, "images in a cell")
-    _finish(axes, f"{counts.sum():,} images in the box", MAPILLARY)
+    _finish(axes, f"{counts.sum():,} images", MAPILLARY)
     return _png(figure)
 
 
 def selection_map(
-    lon: Floats, lat: Floats, distance: Floats, box: BoundingBox, max_distance: float
+    lon: Floats, lat: Floats, distance: Floats, area: Area, max_distance: float
 ) -> bytes:
     """Draw street points with an image and those without one, and the distances, as PNG.
 
@@ -128,7 +115,7 @@ def selection_map(
         Metres.
     """
     without = np.isnan(distance)
-    figure, axes = _map(box, histogram=True)
+    figure, axes = _map(area, histogram=True)
     for points, colour, label in (
         (~without, COVERED, "with an image"),
         (without, UNCOVERED, f"none within {max_distance:g} m"),
@@ -213,8 +200,9 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, facecolor=PAPER, layout="constrained")
 
 
-def _map(box: BoundingBox, histogram: bool = False) -> tuple[Figure, Axes]:
-    """Make a figure with a map of the box, and if asked for a place for a histogram below."""
+def _map(area: Area, histogram: bool = False) -> tuple[Figure, Axes]:
+    """Make a figure with a map of an area, and if asked for a place for a histogram below."""
+    box = area.box
     stretch = 1 / math.cos(math.radians((box.south + box.north) / 2))
     shape = (box.north - box.south) * stretch / (box.east - box.west)
     height = WIDTH * min(max(shape, 0.25), 1.25) + 0.6
@@ -227,7 +215,21 @@ def _map(box: BoundingBox, histogram: bool = False) -> tuple[Figure, Axes]:
     axes.set_xlim(box.west, box.east)
     axes.set_ylim(box.south, box.north)
     axes.set_aspect(stretch)
+    if area.polygons is not None:
+        _lines(axes, _rings(area), color=INK, linewidth=1)
     return figure, axes
+
+
+def _rings(area: Area) -> NDArray[np.object_]:
+    """Return the outlines of an area, and of its holes, as lines."""
+    return np.asarray(shapely.get_rings(shapely.get_parts(area.outline)))
+
+
+def _lines(axes: Axes, lines: NDArray[np.object_], color: str, linewidth: float) -> None:
+    """Draw lines as one path with gaps, which is many times faster than as many paths."""
+    vertices, line = shapely.get_coordinates(lines, return_index=True)
+    gaps = np.flatnonzero(np.diff(line)) + 1
+    axes.plot(*np.insert(vertices, gaps, np.nan, axis=0).T, color=color, linewidth=linewidth)
 
 
 def _dots(

@@ -26,7 +26,7 @@ def qgis_project(city: City, postgres_url: str | None) -> str:
     """
     crs = pyproj.CRS.from_epsg(city.projected_srid)
     to_crs = pyproj.Transformer.from_crs(4326, crs, always_xy=True)
-    xmin, ymin, xmax, ymax = to_crs.transform_bounds(*city.bounding_box.bounds)
+    xmin, ymin, xmax, ymax = to_crs.transform_bounds(*city.area.bounds)
     values = {
         "city": city.name,
         "connection": _connection(postgres_url),

@@ -69,7 +69,7 @@ def test_city_files_of_percept_vsvi_filter_load_as_they_are(tmp_path: Path) -> N
     assert not broken
     amsterdam, utrecht = cities
     assert amsterdam.name == "greater-amsterdam"
-    assert amsterdam.bounding_box.bounds == (4.7149, 52.2818, 5.1220, 52.4284)
+    assert amsterdam.area.bounds == (4.7149, 52.2818, 5.1220, 52.4284)
     assert amsterdam.tiles_folder == tmp_path / "data/ams-tiles"
     assert amsterdam.sequences_folder == tmp_path / "data/ams-seqs"
     assert amsterdam.tile_path("14/8415/5384").name == "mly1_public_8415_5384_14"
@@ -215,7 +215,7 @@ def test_a_token_in_a_city_file_is_not_repeated(tmp_path: Path, name: str, conte
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "town.json"
     path.write_text(UTRECHT, encoding="utf-8-sig")
-    assert load_city(path, tmp_path).bounding_box.west == 5.033
+    assert load_city(path, tmp_path).area.box.west == 5.033
 
 
 def test_all_that_is_wrong_in_a_file_is_reported_at_once(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def services_at(url: str, token: str = TOKEN) -> ServiceAddresses:
         tiles_url=url,
         graph_url=url,
         overpass_url=f"{url}/api",
+        nominatim_url=f"{url}/nominatim",
         tiles_per_minute=60_000,
         contact="mailto:someone@example.org",
         read_token=lambda: token,

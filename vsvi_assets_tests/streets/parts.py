@@ -87,6 +87,9 @@ class Recorder(BaseHTTPRequestHandler):
                 time.monotonic(),
             )
         )
+        self.do_GET()
+
+    def do_GET(self) -> None:
         self.send_response(self.status)
         self.send_header("Content-Length", str(len(self.body)))
         self.end_headers()

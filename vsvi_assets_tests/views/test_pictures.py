@@ -12,12 +12,13 @@ import pytest
 import shapely
 from PIL import Image
 
-from vsvi_assets.city import BoundingBox
+from vsvi_assets.city import Area, BoundingBox
 from vsvi_assets.database.summaries import image_density, selected_capture_years
 from vsvi_assets.views import pictures as maps
 from vsvi_assets_tests.project import Project
 
 BOX = BoundingBox(west=5.0, south=52.45, east=5.16, north=52.53)
+AREA = Area(BOX)
 POINTS = 79_000
 SECONDS = 10
 """Far more than a picture takes, and far less than it would with a path for each point."""
@@ -49,22 +50,22 @@ def streets(count: int) -> np.ndarray:
 
 
 def draw_points() -> bytes:
-    return maps.street_points_map(streets(POINTS), *positions(POINTS), BOX)
+    return maps.street_points_map(streets(POINTS), *positions(POINTS), AREA)
 
 
 def draw_selection() -> bytes:
     distance = np.random.default_rng(0).uniform(0, 120, POINTS)
     distance[distance > 100] = np.nan
-    return maps.selection_map(*positions(POINTS), distance, BOX, 100)
+    return maps.selection_map(*positions(POINTS), distance, AREA, 100)
 
 
 def draw_density() -> bytes:
-    return maps.density_map(np.random.default_rng(0).poisson(40, (140, 160)), BOX)
+    return maps.density_map(np.random.default_rng(0).poisson(40, (140, 160)), AREA)
 
 
 def draw_tiles() -> bytes:
     tiles = mercantile.tiles(4, 51, 7, 52.5, 14)
-    return maps.tiles_map({tile: tile.x % 7 * tile.y % 1000 for tile in tiles}, BOX)
+    return maps.tiles_map({tile: tile.x % 7 * tile.y % 1000 for tile in tiles}, AREA)
 
 
 @pytest.mark.parametrize("draw", [draw_points, draw_selection, draw_density, draw_tiles])
@@ -90,12 +91,12 @@ NARROW_BOXES = {
 def test_boxes_of_every_shape_can_be_drawn(box: BoundingBox) -> None:
     lon, lat = np.linspace(box.west, box.east, 12), np.linspace(box.south, box.north, 12)
     lines = shapely.linestrings([np.column_stack([lon, lat])])
-    tiles = list(mercantile.tiles(*box.bounds, 14))
+    tiles, area = list(mercantile.tiles(*box.bounds, 14)), Area(box)
     for picture in (
-        maps.street_points_map(lines, lon, lat, box),
-        maps.selection_map(lon, lat, np.arange(12.0), box, 100),
-        maps.density_map(np.ones((160, 1), int), box),
-        maps.tiles_map(dict.fromkeys(tiles, 3), box),
+        maps.street_points_map(lines, lon, lat, area),
+        maps.selection_map(lon, lat, np.arange(12.0), area, 100),
+        maps.density_map(np.ones((160, 1), int), area),
+        maps.tiles_map(dict.fromkeys(tiles, 3), area),
     ):
         assert 100 < opened(picture).height < 2000
 
@@ -121,18 +122,18 @@ def test_the_density_grid_of_every_box_is_bounded(project: Project, box: Boundin
 def test_points_without_an_image_have_a_colour_of_their_own() -> None:
     lon, lat = positions(20)
     distance = np.full(20, 12.0)
-    covered = maps.selection_map(lon, lat, distance, BOX, 100)
+    covered = maps.selection_map(lon, lat, distance, AREA, 100)
     distance[3] = np.nan
-    partly = maps.selection_map(lon, lat, distance, BOX, 100)
+    partly = maps.selection_map(lon, lat, distance, AREA, 100)
     assert count_pixels(partly, maps.UNCOVERED) > count_pixels(covered, maps.UNCOVERED)
     assert count_pixels(partly, maps.COVERED) > 10 * count_pixels(partly, maps.UNCOVERED) > 0
 
 
 def test_a_city_without_anything_can_be_drawn() -> None:
     nothing = np.empty(0)
-    opened(maps.selection_map(nothing, nothing, nothing, BOX, 100))
-    opened(maps.density_map(np.zeros((3, 3), int), BOX))
-    opened(maps.tiles_map({mercantile.Tile(8428, 5372, 14): 0}, BOX))
+    opened(maps.selection_map(nothing, nothing, nothing, AREA, 100))
+    opened(maps.density_map(np.zeros((3, 3), int), AREA))
+    opened(maps.tiles_map({mercantile.Tile(8428, 5372, 14): 0}, AREA))
     opened(maps.contact_sheet([]))
 
 

@@ -76,13 +76,13 @@ def _description(city: City) -> str:
     if city.imgid_file:
         return f"The images listed in {city.imgid_file}."
     if city.selection == "all":
-        return "Every image in the bounding box."
+        return f"Every image in the {city.area_name}."
     return f"For each street point the nearest image within {city.max_distance:g} m."
 
 
 def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, MetadataValue]:
     """Return pictures of the selection and of the images that it is made from."""
-    density = density_map(image_density(postgis, city), city.bounding_box)
+    density = density_map(image_density(postgis, city), city.area)
     looks: dict[str, MetadataValue] = {
         "density": MetadataValue.md(markdown_picture(density, "images of the box"))
     }
@@ -95,7 +95,7 @@ def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, Metad
             points["lon"].to_numpy(),
             points["lat"].to_numpy(),
             distance,
-            city.bounding_box,
+            city.area,
             city.max_distance,
         )
         looks |= {

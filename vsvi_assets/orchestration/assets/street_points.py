@@ -1,4 +1,4 @@
-"""Points every so many metres along every street of the box."""
+"""Points every so many metres along every street of a city."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
         **identity(city, "street_points", {"osmnx", "geojson"}),
         description=(
-            f"Step 1. Points every {city.interval:g} m along every street of the bounding box "
+            f"Step 1. Points every {city.interval:g} m along every street of the {city.area_name} "
             "(OpenStreetMap), as one GeoJSON file."
         ),
         metadata={"dagster/column_schema": STREET_POINTS_FILE},
@@ -33,7 +33,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
         overpass: OverpassResource,
         postgis: PostgisResource,
     ) -> gpd.GeoDataFrame:
-        box = city.bounding_box.bounds
+        box = city.area.bounds
         if city.streets_path:
             lines = streets.read_streets(city.streets_path, city.network_type)
             source: dict[str, Any] = {"streets": MetadataValue.path(city.streets_path)}
@@ -58,12 +58,14 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
                 "streets of": asked_at,
                 "streets from cache": download.from_cache,
             }
-        points = streets.street_points(lines, box, city.projected_srid, city.interval)
+        points = streets.street_points(
+            lines, box, city.projected_srid, city.interval, within=city.area.polygons
+        )
         picture = street_points_map(
             lines.geometry.to_numpy(),
             points.geometry.x.to_numpy(),
             points.geometry.y.to_numpy(),
-            city.bounding_box,
+            city.area,
         )
         context.add_output_metadata(
             {

@@ -11,11 +11,12 @@ from vsvi_assets.database.audit import EXAMPLES, WrongRows
 from vsvi_assets.orchestration.checks.rules import Rule
 from vsvi_assets.orchestration.common import asset_key
 from vsvi_assets.orchestration.retries import retry_boundary
+from vsvi_assets.streets import COORDINATE_DECIMALS
 
 
 def build_street_points_checks(city: City) -> AssetChecksDefinition:
     asset = asset_key(city, "street_points")
-    in_the_box = Rule(asset, "in_the_box", "Every street point lies in the bounding box.")
+    in_the_box = Rule(asset, "in_the_box", f"Every street point lies in the {city.area_name}.")
     spacing = Rule(
         asset,
         "spacing",
@@ -35,10 +36,11 @@ def build_street_points_checks(city: City) -> AssetChecksDefinition:
 
 
 def _points_outside(points: gpd.GeoDataFrame, city: City) -> WrongRows:
-    box = city.bounding_box
-    inside = points.geometry.x.between(box.west, box.east) & points.geometry.y.between(
-        box.south, box.north
-    )
+    inside = city.area.covers(points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
+    if city.area.polygons is not None:
+        # A street along the edge has its points on it, but for what their coordinates are rounded.
+        edge = city.area.polygons.boundary
+        inside |= shapely.dwithin(points.geometry.to_numpy(), edge, 10**-COORDINATE_DECIMALS)
     wrong = points[~inside]
     return WrongRows(len(wrong), len(points), _records(wrong))
 

@@ -92,7 +92,7 @@ class TileSurvey:
             "tiles": len(self._counts),
             "tiles without an image": list(self._counts.values()).count(0),
         }
-        pictures = {"map": tiles_map(self._counts, self._city.bounding_box)}
+        pictures = {"map": tiles_map(self._counts, self._city.area)}
         outside = WrongRows(self._outside, images, self._examples_outside)
         yield self._inside.result(outside, details, pictures)
         yield self._unique.result(WrongRows(self._repeated, images, self._examples_repeated))
