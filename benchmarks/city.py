@@ -15,7 +15,8 @@ from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.replacement import replace_tables
-from vsvi_assets.database.tables import images_table, select_images
+from vsvi_assets.database.selection import select_images
+from vsvi_assets.database.tables import images_table
 from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.orchestration.io_managers.filesystem import StreetPointsFile
 from vsvi_assets.sandbox import TOKEN, World

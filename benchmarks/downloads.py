@@ -180,14 +180,13 @@ def present(home: Home, images: int, repeat: int) -> Iterator[Row]:
     picture = photograph(2000)
     for job in jobs(sequences, 20):
         _lay_down(city.sequences_folder / job.sequence_id, ids_of(job), picture)
-    selection = pa.table(
+    selection = pa.Table.from_pylist(
         [
-            pa.nulls(sequences * 20, pa.int64()),
-            [image_id for job in jobs(sequences, 20) for image_id in ids_of(job)],
-            [job.sequence_id for job in jobs(sequences, 20) for _ in job.images],
-            pa.nulls(sequences * 20, pa.float64()),
+            {"image_id": image_id, "sequence_id": job.sequence_id}
+            for job in jobs(sequences, 20)
+            for image_id in ids_of(job)
         ],
-        names=SELECTION_SCHEMA.names,
+        SELECTION_SCHEMA,
     )
     replace_tables(
         Postgis(home.postgis.vsvi_url), "present", [selected_images_table(selection, city)]

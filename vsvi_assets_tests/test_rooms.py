@@ -9,7 +9,8 @@ import vsvi_assets
 PACKAGE = Path(vsvi_assets.__file__).parent
 ROOMS = [
     *("files", "settings", "progress", "proxies"),
-    *("city", "streets", "mapillary", "photographs", "database", "views", "dataset"),
+    *("city", "streets", "mapillary", "photographs", "selection"),
+    *("database", "views", "dataset"),
     *("orchestration", "running", "definitions", "api", "cli", "__main__"),
 ]
 """Each may import those before it, and its own modules."""

@@ -27,9 +27,16 @@ from vsvi_assets.city.lists import read_image_ids, read_tile_names, shortened
 from vsvi_assets.city.paths import UserPath
 from vsvi_assets.city.projection import check_scale, check_srid, utm_srid
 from vsvi_assets.city.region import RegionKey, buffered, read_region
+from vsvi_assets.city.rules import DayHours, Duplicates, Elevation, MonthList
 from vsvi_assets.city.schedule import check_cron, check_timezone
 from vsvi_assets.city.tiles import parse_tile_key, tile_file_name, tile_key
 from vsvi_assets.city.views import Views
+
+IMAGE_RULES = ("months", "hours", "daylight", "duplicates")
+"""Keys by which images are left out, each by itself or because of others."""
+
+POINT_RULES = ("prefer", "per_year")
+"""Keys by which images are chosen for street points."""
 
 REPORT_NAME = "coverage.html"
 
@@ -91,6 +98,13 @@ class City(BaseModel):
     captured_after: Annotated[datetime, AfterValidator(_utc)] | None = None
     captured_before: Annotated[datetime, AfterValidator(_utc)] | None = None
     creator_ids: tuple[BigInt, ...] | None = Field(None, min_length=1)
+    months: MonthList | None = None
+    hours: DayHours | None = None
+    clock: Literal["civil", "solar"] = "civil"
+    daylight: Elevation | None = None
+    duplicates: Duplicates = "keep"
+    prefer: Literal["nearest", "newest"] = "nearest"
+    per_year: bool = False
     image_size: Annotated[Literal["original", "2048", "1024", "256"], BeforeValidator(_text)] = (
         "original"
     )
@@ -128,6 +142,17 @@ class City(BaseModel):
             raise ValueError(
                 f"captured_after ({self.captured_after}) must be before "
                 f"captured_before ({self.captured_before})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rules_have_points_to_choose_for(self) -> Self:
+        chosen = [key for key in POINT_RULES if self._sets(key)]
+        if chosen and not self.chooses_for_points:
+            other = "imgid_file" if self.imgid_file else "selection: all"
+            raise ValueError(
+                f"{' and '.join(chosen)} cannot be used with {other}, which chooses no images for "
+                "street points; leave one of them out"
             )
         return self
 
@@ -257,6 +282,19 @@ class City(BaseModel):
     def projected_srid(self) -> int:
         """EPSG code of the CRS, in metres, in which distances are measured."""
         return self.srid or self.area.box.utm_srid
+
+    @property
+    def chooses_for_points(self) -> bool:
+        """Whether images are selected for street points, and not for themselves."""
+        return self.selection == "nearest" and self.imgid_file is None
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The keys of `IMAGE_RULES` and `POINT_RULES` that the city file sets."""
+        return tuple(key for key in (*IMAGE_RULES, *POINT_RULES) if self._sets(key))
+
+    def _sets(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @property
     def folder(self) -> Path:

@@ -15,6 +15,8 @@ from vsvi_assets.city.area import BoundingBox
 from vsvi_assets.city.errors import CityFileError, PlaceNotLookedUpError
 from vsvi_assets.city.model import PROJECT_FOLDERS, City
 from vsvi_assets.city.region import RegionSource
+from vsvi_assets.city.rules import NearTwins
+from vsvi_assets.city.views import Views
 from vsvi_assets.files import TextFileError, read_text
 
 CITY_FILE_SUFFIXES = (".json", ".yaml", ".yml")
@@ -28,7 +30,12 @@ RESERVED_NAMES = PROJECT_FOLDERS | {
 }
 """Names of folders and of database schemas that are not a city's, in lower case."""
 
-_KEYS_OF: Mapping[str, type[BaseModel]] = {"bounding_box": BoundingBox, "region": RegionSource}
+_KEYS_OF: Mapping[str, type[BaseModel]] = {
+    "bounding_box": BoundingBox,
+    "duplicates.near": NearTwins,
+    "region": RegionSource,
+    "views": Views,
+}
 
 _TOKEN = re.compile(r"MLY\|[^\s'\"]*")
 """Must not be repeated in logs and in the UI, should somebody put it into a city file."""

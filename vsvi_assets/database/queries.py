@@ -73,8 +73,8 @@ def row_count(postgis: Postgis, city: City, table: Table) -> int | None:
 def nearest_image(city: City, *, among: sql.Composable) -> sql.Composed:
     """Return a subquery for the image nearest to the row `point`, within `max_distance` metres.
 
-    It has at most one row, of `image_id`, `sequence_id` and `distance` (metres); of images
-    equally near it is the one with the lowest id. It takes the parameter `max_distance`.
+    It has at most one row, of `image_id`, `sequence_id`, `compass_angle` and `distance` (metres);
+    of images equally near it is the one with the lowest id. It takes the parameter `max_distance`.
 
     Parameters
     ----------
@@ -83,9 +83,10 @@ def nearest_image(city: City, *, among: sql.Composable) -> sql.Composed:
     """
     return sql.SQL(
         """
-        SELECT image_id, sequence_id, distance FROM (
+        SELECT image_id, sequence_id, compass_angle, distance FROM (
             -- By distance alone, since that is the order in which the index finds them.
-            SELECT id AS image_id, sequence_id, image.geo <-> point.geo AS distance
+            SELECT id AS image_id, sequence_id, compass_angle,
+                image.geo <-> point.geo AS distance
             FROM {schema}.images AS image
             WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s) AND {among}
             ORDER BY distance
@@ -100,10 +101,10 @@ def nearest_image(city: City, *, among: sql.Composable) -> sql.Composed:
 def nearest_selected_image(city: City) -> sql.Composed:
     """Return `nearest_image` among the selected ones, which the selection may have found."""
     schema = sql.Identifier(city.name)
-    if city.selection == "nearest" and city.imgid_file is None:
+    if city.chooses_for_points:
         return sql.SQL(
             "SELECT image_id, sequence_id, distance FROM {schema}.selected_images"
-            " WHERE street_point_id = point.id"
+            " WHERE street_point_id = point.id ORDER BY distance, image_id LIMIT 1"
         ).format(schema=schema)
     among = sql.SQL("id IN (SELECT image_id FROM {schema}.selected_images)")
     return nearest_image(city, among=among.format(schema=schema))

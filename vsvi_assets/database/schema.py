@@ -177,8 +177,39 @@ SELECTED_IMAGES = Table(
         Column("image_id", pa.int64(), "The image.", nullable=False),
         Column("sequence_id", pa.string(), "The image's sequence.", nullable=False),
         Column("distance", pa.float64(), "Metres between the two."),
+        Column("rule", pa.string(), "By which of several the image is chosen."),
+        Column("rank", pa.int32(), "Of the image among the point's candidates; 1 is the first."),
+        Column(
+            "angle",
+            pa.float64(),
+            "Degrees between the image's heading and the line of the street, 0 to 90.",
+        ),
+        Column(
+            "candidates",
+            pa.int32(),
+            "How many images the rules leave to choose from; null in a city without rules.",
+        ),
+        Column("year", pa.int32(), "Of the local date of capture, where one is chosen per year."),
+        Column(
+            "balanced", pa.bool_(), "Whether the point has an image in every year of the selection."
+        ),
+        Column("twins", pa.string(), "Ids of the same photograph, which the image stands for."),
     ),
     indexes=(("btree", "sequence_id"), ("btree", "street_point_id"), ("btree", "image_id")),
+)
+
+SELECTION_RULES = Table(
+    "selection_rules",
+    "What each rule of the city file left out when the images were selected.",
+    (
+        Column("number", pa.int32(), "In the order in which they are applied.", nullable=False),
+        Column("rule", pa.string(), "The key of the city file.", nullable=False),
+        Column("setting", pa.string(), "Its value.", nullable=False),
+        Column("of", pa.string(), "What it is applied to: images or candidates.", nullable=False),
+        Column("before", pa.int64(), "How many there were.", nullable=False),
+        Column("removed", pa.int64(), "How many of them it left out.", nullable=False),
+    ),
+    primary_key=("number",),
 )
 
 PHOTOGRAPHS = Table(

@@ -16,8 +16,7 @@ from psycopg2 import sql
 from vsvi_assets.city import City
 from vsvi_assets.database.binary_copy import ewkb_points
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.queries import nearest_image
-from vsvi_assets.database.replacement import NewTable, unreplaced
+from vsvi_assets.database.replacement import NewTable
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS
 from vsvi_assets.mapillary.tiles import POSITION
 
@@ -27,9 +26,6 @@ come from are younger, and the times before are those of clocks that were never 
 
 SEQUENCES_AT_A_TIME = 100
 """Whose selected images are in memory together."""
-
-SEARCHES = 4
-"""Connections that look for nearest images at a time. PostgreSQL has no parallel plan for it."""
 
 SELECTION_SCHEMA = SELECTED_IMAGES.arrow_schema()
 
@@ -148,55 +144,8 @@ def _with_possible_times(images: pa.Table) -> pa.Table:
     return images.set_column(column, images.schema.field(column), known)
 
 
-def select_images(postgis: Postgis, city: City) -> pa.Table:
-    """Choose the images to download, of the city's tables in PostGIS.
-
-    With `imgid_file` they are the listed ones; with `selection: all` every image of the
-    table; else, for each street point, the nearest image within `max_distance` metres, of
-    several equally near the one with the lowest id.
-
-    Returns
-    -------
-    pyarrow.Table
-        street_point_id (int64, null where no point asked for the image), image_id (int64),
-        sequence_id (string), distance (float64, metres; null like street_point_id).
-
-    Raises
-    ------
-    CityFileError
-        When `imgid_file` cannot be used.
-    """
-    images = sql.Identifier(city.name, "images")
-    listed = city.read_image_ids()
-    if listed is None and city.selection == "nearest":
-        return _nearest_images(postgis, city)
-    query = sql.SQL("SELECT NULL, id, sequence_id, NULL FROM {images}{condition} ORDER BY id")
-    condition = sql.SQL("" if listed is None else " WHERE id = ANY(%(ids)s)")
-    return postgis.read(
-        query.format(images=images, condition=condition), SELECTION_SCHEMA, {"ids": listed}
-    )
-
-
-def _nearest_images(postgis: Postgis, city: City) -> pa.Table:
-    query = sql.SQL(
-        """
-        SELECT point.id, nearest.image_id, nearest.sequence_id, nearest.distance
-        FROM {schema}.street_points AS point CROSS JOIN LATERAL ({nearest}) AS nearest
-        WHERE point.id %% %(searches)s = %(search)s
-        """
-    ).format(schema=sql.Identifier(city.name), nearest=nearest_image(city, among=sql.SQL("true")))
-
-    parameters = [
-        {"max_distance": city.max_distance, "searches": SEARCHES, "search": number}
-        for number in range(SEARCHES)
-    ]
-    with unreplaced(postgis, city.name):
-        found = postgis.read_in_parallel(query, SELECTION_SCHEMA, parameters)
-    return found.sort_by("street_point_id")
-
-
 def selected_images_table(selection: pa.Table, city: City) -> NewTable:
-    """Describe the table `selected_images` of rows as `select_images` returns them."""
+    """Describe the table `selected_images` of rows as `selection.select_images` returns them."""
     rows = selection.sort_by([("sequence_id", "ascending"), ("image_id", "ascending")])
     return NewTable(SELECTED_IMAGES, city, [rows])
 

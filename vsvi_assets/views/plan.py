@@ -23,6 +23,7 @@ from vsvi_assets.database.photographs import (
     take_inventory,
 )
 from vsvi_assets.database.queries import selected_images_shuffled
+from vsvi_assets.database.selection import read_removals
 from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskFullError, DiskGuard, gigabytes
 from vsvi_assets.mapillary.client import (
@@ -36,6 +37,7 @@ from vsvi_assets.photographs.attribution import write_attribution
 from vsvi_assets.photographs.downloads import MAX_WITNESSES, SequenceJob, download_sequences
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.sidecar import Sidecar
+from vsvi_assets.selection.rules import Removal
 
 SAMPLE_OF_A_KIND = 15
 """Panoramas, and as many flat images, whose sizes are known or fetched for the plan."""
@@ -75,6 +77,8 @@ class DownloadPlan:
         Tiles that a refresh asks for, and how many may be asked for now.
     free_bytes, required_free_bytes
         Free on the disk now, and what has to stay free of it.
+    removals
+        What each rule of the city file left out at the selection.
     """
 
     selected: int
@@ -92,6 +96,7 @@ class DownloadPlan:
     tile_state: TileState
     free_bytes: int
     required_free_bytes: int
+    removals: Sequence[Removal] = ()
 
     @property
     def usable_bytes(self) -> int:
@@ -179,6 +184,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
         tile_state=client.tile_gate.state(),
         free_bytes=shutil.disk_usage(_existing(city.sequences_folder)).free,
         required_free_bytes=city.required_free_bytes,
+        removals=read_removals(postgis, city),
     )
 
 
@@ -217,6 +223,8 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
         f"{plan.selected:,} images, {plan.on_disk:,} of them on disk, "
         f"{plan.unavailable:,} not available any more",
     )
+    for removal in plan.removals:
+        add(removal.rule, f"{removal.setting}: {removal}")
     add("to download", f"{plan.images:,} images, {plan.panoramas:,} of them panoramas")
     if plan.sampled and plan.images:
         add(

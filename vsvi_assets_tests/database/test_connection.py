@@ -21,8 +21,9 @@ from vsvi_assets.database.errors import (
 )
 from vsvi_assets.database.queries import usable_versions
 from vsvi_assets.database.replacement import replace_tables
+from vsvi_assets.database.selection import select_images
 from vsvi_assets.database.server import LocalPostgis
-from vsvi_assets.database.tables import select_images, selected_images_table, street_points_table
+from vsvi_assets.database.tables import selected_images_table, street_points_table
 from vsvi_assets_tests.database.parts import load, points, scattered
 
 STREET = "Große Straße"

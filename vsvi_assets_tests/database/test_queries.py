@@ -17,7 +17,8 @@ from vsvi_assets.database.queries import (
 )
 from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES
-from vsvi_assets.database.tables import select_images, selected_images_table
+from vsvi_assets.database.selection import select_images
+from vsvi_assets.database.tables import selected_images_table
 from vsvi_assets_tests.database.parts import (
     EAST,
     NORTH,

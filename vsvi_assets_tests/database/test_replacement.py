@@ -25,9 +25,9 @@ from vsvi_assets.database.errors import (
 from vsvi_assets.database.photographs import ensure_photographs
 from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.schema import IMAGES
+from vsvi_assets.database.selection import select_images
 from vsvi_assets.database.tables import (
     images_table,
-    select_images,
     selected_images_of,
     selected_images_table,
     street_points_table,

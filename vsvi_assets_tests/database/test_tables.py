@@ -18,10 +18,10 @@ from vsvi_assets.city import City, CityFileError
 from vsvi_assets.database import audit
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.replacement import replace_tables
+from vsvi_assets.database.selection import select_images
 from vsvi_assets.database.summaries import selected_capture_years
 from vsvi_assets.database.tables import (
     images_table,
-    select_images,
     selected_images_of,
     selected_images_table,
     street_points_table,

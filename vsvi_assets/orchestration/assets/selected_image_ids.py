@@ -21,14 +21,16 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.replacement import NewTable
+from vsvi_assets.database.selection import select_images, selection_rules_table
 from vsvi_assets.database.summaries import image_density, street_point_positions
-from vsvi_assets.database.tables import select_images, selected_images_table
+from vsvi_assets.database.tables import selected_images_table
 from vsvi_assets.files import atomic_write
 from vsvi_assets.orchestration.columns import SELECTED_IMAGES_TABLE
 from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.orchestration.sequence_partitions import update_sequences
+from vsvi_assets.selection.rules import Removal
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import density_map, markdown_picture, selection_map
 
@@ -43,12 +45,16 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
     )
     @retry_boundary()
     def selected_image_ids(context: AssetExecutionContext, postgis_tables: PostgisSchema) -> Output:
-        selection = select_images(postgis_tables.postgis, city)
+        removals: list[Removal] = []
+        selection = select_images(postgis_tables.postgis, city, removals)
         image_ids = pc.unique(selection["image_id"]).sort()
         sequence_ids = pc.unique(selection["sequence_id"]).sort().to_pylist()
 
         def store() -> Iterator[Sequence[NewTable]]:
-            yield [selected_images_table(selection, city)]
+            yield [
+                selected_images_table(selection, city),
+                selection_rules_table(removals, city),
+            ]
             # What follows runs once the table is stored: no file and no partition shows
             # a selection that the database does not hold. And it runs before the selection
             # counts as made, upon which a refresh looks for sequences to download.
@@ -65,6 +71,7 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
             metadata={
                 "images": len(image_ids),
                 "sequences": len(sequence_ids),
+                **({"rules": _rules(removals)} if removals else {}),
                 **_looks(postgis_tables.postgis, city, selection),
             },
         )
@@ -77,7 +84,13 @@ def _description(city: City) -> str:
         return f"The images listed in {city.imgid_file}."
     if city.selection == "all":
         return f"Every image in the {city.area_name}."
-    return f"For each street point the nearest image within {city.max_distance:g} m."
+    of_year = " of each year" if city.per_year else ""
+    return f"For each street point the {city.prefer} image{of_year} within {city.max_distance:g} m."
+
+
+def _rules(removals: Sequence[Removal]) -> MetadataValue:
+    """Return what each rule of the city file left out."""
+    return MetadataValue.table([TableRecord(vars(removal)) for removal in removals])
 
 
 def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, MetadataValue]:
@@ -86,10 +99,11 @@ def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, Metad
     looks: dict[str, MetadataValue] = {
         "density": MetadataValue.md(markdown_picture(density, "images of the box"))
     }
-    if city.selection == "nearest" and not city.imgid_file:
+    if city.chooses_for_points:
         points = street_point_positions(postgis, city)
-        row = pc.index_in(points["id"], selection["street_point_id"])
-        distance = selection["distance"].take(row).to_numpy()
+        nearest = selection.sort_by("distance") if city.per_year else selection
+        row = pc.index_in(points["id"], nearest["street_point_id"])
+        distance = nearest["distance"].take(row).to_numpy()
         without = int(np.isnan(distance).sum())
         selected = selection_map(
             points["lon"].to_numpy(),

@@ -1,0 +1,222 @@
+"""The selection of a city: made of its tables by its rules, and asked for what comes next."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from psycopg2 import sql
+
+from vsvi_assets.city import City
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.queries import nearest_image, row_count
+from vsvi_assets.database.replacement import NewTable, unreplaced
+from vsvi_assets.database.schema import IMAGES, SELECTION_RULES, STREET_POINTS
+from vsvi_assets.database.tables import SELECTION_SCHEMA
+from vsvi_assets.selection.choice import choose, choose_next
+from vsvi_assets.selection.rules import Removal, usable_images
+
+SEARCHES = 4
+"""Connections that read tables, or look for nearest images, at a time. PostgreSQL has no parallel
+plan for either."""
+
+NEIGHBOURHOOD = 20
+"""Twins are looked for within so many times their distance beyond `max_distance`, where only the
+images near to some points are read."""
+
+_POINT_SCHEMA = pa.schema(
+    [
+        *STREET_POINTS.arrow_schema("id", "bearing"),
+        pa.field("x", pa.float64()),
+        pa.field("y", pa.float64()),
+    ]
+)
+_IMAGE_COLUMNS = (
+    *("id", "sequence_id", "captured_at", "compass_angle"),
+    *("is_pano", "creator_id"),
+)
+_IMAGE_SCHEMA = pa.schema(
+    [
+        *IMAGES.arrow_schema(*_IMAGE_COLUMNS),
+        *(pa.field(name, pa.float64()) for name in ("lon", "lat", "x", "y")),
+    ]
+)
+
+
+def select_images(postgis: Postgis, city: City, removals: list[Removal] | None = None) -> pa.Table:
+    """Choose the images to download, of the city's tables in PostGIS.
+
+    With `imgid_file` they are the listed ones; with `selection: all` every image of the
+    table; else, for each street point, the nearest image within `max_distance` metres, of
+    several equally near the one with the lowest id. The rules of the city file leave images out,
+    or choose others.
+
+    Parameters
+    ----------
+    removals
+        Gets what each rule left out, in the order in which they are applied.
+
+    Returns
+    -------
+    pyarrow.Table
+        `SELECTION_SCHEMA`. `street_point_id` and what describes a choice are null where no point
+        asked for the image. In a city without rules `candidates` is null.
+
+    Raises
+    ------
+    CityFileError
+        When `imgid_file` cannot be used.
+    """
+    listed = city.read_image_ids()
+    removals = [] if removals is None else removals
+    if not city.rules:
+        if city.chooses_for_points:
+            return _nearest_images(postgis, city)
+        return _images_themselves(postgis, city, listed)
+    with unreplaced(postgis, city.name):
+        points = _read_points(postgis, city) if city.chooses_for_points else None
+        images = _read_images(postgis, city, listed)
+    images, of_images = usable_images(images, city)
+    removals += of_images
+    if points is None:
+        nothing = {
+            name: pa.nulls(len(images), SELECTION_SCHEMA.field(name).type)
+            for name in SELECTION_SCHEMA.names
+        }
+        return pa.table(
+            nothing
+            | {
+                "image_id": images["id"],
+                "sequence_id": images["sequence_id"],
+                "twins": images["twins"],
+            },
+            SELECTION_SCHEMA,
+        )
+    rows, of_candidates = choose(points, images, city)
+    removals += of_candidates
+    return rows.cast(SELECTION_SCHEMA)
+
+
+def next_candidates(postgis: Postgis, city: City, rejected: pa.Table, tries: int = 1) -> pa.Table:
+    """Return the next candidates of street points, in the order of the city's rules.
+
+    It is for images that turn out to be of no use after they were selected. The cost is that of
+    the points asked for, not of the city. The tables are not changed.
+
+    Parameters
+    ----------
+    rejected
+        Rows of `selected_images`, of which `street_point_id`, `year` and `rank` count: those after
+        this rank are returned.
+    tries
+        How many to return for each row, where there are as many.
+
+    Returns
+    -------
+    pyarrow.Table
+        Rows of `SELECTION_SCHEMA` that may take the place of the rejected ones, in the order of
+        points, years and ranks; `balanced` is null. No row for a point that has no more
+        candidates.
+    """
+    point_ids = rejected["street_point_id"].unique().to_pylist()
+    with unreplaced(postgis, city.name):
+        points = _read_points(postgis, city, point_ids)
+        images = _read_images(postgis, city, near=point_ids)
+    images, _ = usable_images(images, city)
+    return choose_next(points, images, city, rejected, tries).cast(SELECTION_SCHEMA)
+
+
+def selection_rules_table(removals: Sequence[Removal], city: City) -> NewTable:
+    """Describe the table `selection_rules`, of what `select_images` reports."""
+    rows = pa.Table.from_pylist(
+        [{"number": number, **vars(removal)} for number, removal in enumerate(removals, 1)],
+        SELECTION_RULES.arrow_schema(),
+    )
+    return NewTable(SELECTION_RULES, city, [rows])
+
+
+def read_removals(postgis: Postgis, city: City) -> list[Removal]:
+    """Return what each rule left out at the latest selection; nothing in a city without rules."""
+    if not row_count(postgis, city, SELECTION_RULES):
+        return []
+    query = sql.SQL("SELECT rule, setting, of, before, removed FROM {} ORDER BY number").format(
+        sql.Identifier(city.name, SELECTION_RULES.name)
+    )
+    return [Removal(*row) for row in postgis.stream(query)]
+
+
+def _nearest_images(postgis: Postgis, city: City) -> pa.Table:
+    query = sql.SQL(
+        """
+        SELECT point.id, nearest.image_id, nearest.sequence_id, nearest.distance, 'nearest', 1,
+            90 - abs(90 - (turn - 180 * floor(turn / 180))), NULL, NULL, NULL, NULL
+        FROM {schema}.street_points AS point CROSS JOIN LATERAL ({nearest}) AS nearest
+        CROSS JOIN LATERAL (SELECT nearest.compass_angle - point.bearing AS turn) AS between_them
+        WHERE point.id %% %(searches)s = %(search)s
+        """
+    ).format(schema=sql.Identifier(city.name), nearest=nearest_image(city, among=sql.SQL("true")))
+    with unreplaced(postgis, city.name):
+        shares = _shares({"max_distance": city.max_distance})
+        found = postgis.read_in_parallel(query, SELECTION_SCHEMA, shares)
+    return found.sort_by("street_point_id")
+
+
+def _images_themselves(postgis: Postgis, city: City, listed: Sequence[int] | None) -> pa.Table:
+    query = sql.SQL(
+        """
+        SELECT NULL, id, sequence_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+        FROM {images}{condition} ORDER BY id
+        """
+    ).format(
+        images=sql.Identifier(city.name, IMAGES.name),
+        condition=sql.SQL("" if listed is None else " WHERE id = ANY(%(ids)s)"),
+    )
+    return postgis.read(query, SELECTION_SCHEMA, {"ids": listed})
+
+
+def _read_points(postgis: Postgis, city: City, ids: Sequence[int] | None = None) -> pa.Table:
+    query = sql.SQL(
+        "SELECT id, bearing, ST_X(geo), ST_Y(geo) FROM {}.street_points"
+        " WHERE %(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s)"
+    ).format(sql.Identifier(city.name))
+    return postgis.read(query, _POINT_SCHEMA, {"ids": ids})
+
+
+def _read_images(
+    postgis: Postgis,
+    city: City,
+    ids: Sequence[int] | None = None,
+    near: Sequence[int] | None = None,
+) -> pa.Table:
+    """Read the images of these ids, or those near to these street points, or all."""
+    condition = "true"
+    if ids is not None:
+        condition = "id = ANY(%(ids)s)"
+    elif near is not None:
+        condition = """id IN (
+            SELECT near.id FROM {schema}.street_points AS point
+            JOIN {schema}.images AS near ON ST_DWithin(near.geo, point.geo, %(reach)s)
+            WHERE point.id = ANY(%(near)s)
+        )"""
+    query = sql.SQL(
+        """
+        SELECT {columns}, ST_X(geometry), ST_Y(geometry), ST_X(geo), ST_Y(geo)
+        FROM {schema}.images WHERE id %% %(searches)s = %(search)s AND {condition}
+        """
+    ).format(
+        columns=sql.SQL(", ").join(map(sql.Identifier, _IMAGE_COLUMNS)),
+        condition=sql.SQL(condition).format(schema=sql.Identifier(city.name)),
+        schema=sql.Identifier(city.name),
+    )
+    values = {"ids": ids, "near": near, "reach": _reach(city)}
+    return postgis.read_in_parallel(query, _IMAGE_SCHEMA, _shares(values))
+
+
+def _reach(city: City) -> float:
+    """Return within how many metres of a point images can matter to it."""
+    if isinstance(city.duplicates, str):
+        return city.max_distance
+    return city.max_distance + NEIGHBOURHOOD * city.duplicates.metres
+
+
+def _shares(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{**values, "searches": SEARCHES, "search": number} for number in range(SEARCHES)]

@@ -1,0 +1,150 @@
+"""The candidates of street points in the order of the city's rules: which image is chosen first."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from vsvi_assets.city import City
+
+PAIRS_AT_A_TIME = 2_000_000
+"""Pairs of a point and an image that are in memory together; those of one point at least."""
+
+_ROUNDING = 1e-6
+"""The share by which the search reaches farther than is asked, before distances are compared."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Candidates of some points, in the order of points, years and ranks.
+
+    All arrays are equally long; `point` and `image` are rows of the tables they come from.
+
+    Attributes
+    ----------
+    distance
+        Metres between the two.
+    angle
+        Degrees between the image's heading and the line of the street, 0 to 90; NaN where one of
+        them is unknown.
+    rank
+        1 for the candidate that the rules prefer, of its point, and with `per_year` of its year.
+    candidates
+        How many there are of that point, and with `per_year` of that year.
+    """
+
+    point: NDArray[np.int64]
+    image: NDArray[np.int64]
+    distance: NDArray[np.float64]
+    angle: NDArray[np.float64]
+    rank: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+
+    def where(self, chosen: NDArray[np.bool_]) -> "Ranked":
+        """Return some of the candidates."""
+        return Ranked(*(values[chosen] for values in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: list["Ranked"]) -> "Ranked":
+        """Return candidates of several sets of points."""
+        if not parts:
+            none, nowhere = np.empty(0, np.int64), np.empty(0)
+            return cls(none, none, nowhere, nowhere, none, none)
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
+
+
+def ranked_candidates(
+    points: pa.Table, images: pa.Table, city: City, removed: Counter[str] | None = None
+) -> Iterator[Ranked]:
+    """Yield the candidates of all points, some points at a time.
+
+    A candidate of a point is an image within `max_distance` metres (inclusive) that the city's
+    rules on pairs do not exclude. With `prefer: nearest` they are ordered by distance, and where
+    it is equal by id; with `prefer: newest` by time of capture first, the unknown ones last.
+
+    Parameters
+    ----------
+    points
+        `x`, `y` (metres), `bearing` (degrees).
+    images
+        As `rules.usable_images` returns them: sorted by id.
+    removed
+        Gets the numbers of candidates that each rule left out, and as `candidates` their number
+        before.
+    """
+    places = np.column_stack([images[name].to_numpy() for name in ("x", "y")])
+    if not len(places):
+        return
+    reach = city.max_distance * (1 + _ROUNDING)
+    tree = cKDTree(places)
+    removed = Counter() if removed is None else removed
+    for rows, here in _groups(points, tree, reach):
+        found = cKDTree(here).sparse_distance_matrix(tree, reach, output_type="ndarray")
+        image = found["j"]
+        east, north = (here[found["i"]] - places[image]).T
+        distance = np.sqrt(east * east + north * north)
+        near = distance <= city.max_distance
+        point, image, distance = rows[found["i"][near]], image[near], distance[near]
+        yield _ranked(points, images, city, point, image, distance, removed)
+
+
+def _groups(
+    points: pa.Table, tree: cKDTree, reach: float
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield rows and places of points with about `PAIRS_AT_A_TIME` images near to them."""
+    places = np.column_stack([points[name].to_numpy() for name in ("x", "y")])
+    rows = np.arange(len(places))
+    if not len(places):
+        return
+    counts = tree.query_ball_point(places, reach, return_length=True)
+    group = counts.cumsum() // PAIRS_AT_A_TIME
+    for start in np.unique(group, return_index=True)[1]:
+        of_group = slice(start, start + int((group == group[start]).sum()))
+        yield rows[of_group], places[of_group]
+
+
+def _ranked(
+    points: pa.Table,
+    images: pa.Table,
+    city: City,
+    point: NDArray[np.int64],
+    image: NDArray[np.int64],
+    distance: NDArray[np.float64],
+    removed: Counter[str],
+) -> Ranked:
+    removed["candidates"] += len(point)
+    slot = point
+    if city.per_year:
+        years = images["year"].fill_null(-1).to_numpy()[image]
+        known = years >= 0
+        removed["per_year"] += len(point) - int(known.sum())
+        point, image, distance = point[known], image[known], distance[known]
+        slot = point * 10_000 + years[known]
+    keys = [image, distance]
+    if city.prefer == "newest":
+        times = images["captured_at"].fill_null(0).to_numpy()
+        keys.append(-times[image])
+    order = np.lexsort([*keys, slot])
+    point, image, slot = point[order], image[order], slot[order]
+    _, first, counts = np.unique(slot, return_index=True, return_counts=True)
+    return Ranked(
+        point,
+        image,
+        distance[order],
+        _angles(points, images, point, image),
+        np.arange(len(slot)) - np.repeat(first, counts) + 1,
+        np.repeat(counts, counts),
+    )
+
+
+def _angles(
+    points: pa.Table, images: pa.Table, point: NDArray[np.int64], image: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    bearing = points["bearing"].to_numpy()[point]
+    heading = images["compass_angle"].to_numpy()[image]
+    return 90 - np.abs(90 - (heading - bearing) % 180)
