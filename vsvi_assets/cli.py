@@ -368,7 +368,8 @@ def doctor() -> None:
 
 
 @main.command()
-@click.option("--port", type=int, default=0, help="Port on 127.0.0.1; default: any free one.")
+@click.option("--host", default="127.0.0.1", help="Name or address by which it is reached.")
+@click.option("--port", type=int, default=0, help="Default: any free one.")
 @click.option(
     "--tiles",
     multiple=True,
@@ -382,6 +383,7 @@ def doctor() -> None:
 @click.option("--address-file", type=click.Path(path_type=Path), hidden=True)
 @_explaining
 def sandbox(
+    host: str,
     port: int,
     tiles: tuple[str, ...],
     osm: Path | None,
@@ -400,20 +402,44 @@ def sandbox(
     try:
         recorded = tiles or osm or jpegs
         world = recorded_world(tiles, osm, jpegs) if recorded else demo_world()
-        Sandbox(world, port=port).run(ready)
+        Sandbox(world, host=host, port=port).run(ready)
     except SandboxError as error:
         raise click.ClickException(str(error)) from error
 
 
 @main.command(hidden=True)
-@click.option("--address-file", type=click.Path(path_type=Path), required=True)
-def pages(address_file: Path) -> None:
-    """Serve the coverage reports to this machine; `vsvi up` starts it."""
+@click.option("--host", default="127.0.0.1")
+@click.option("--port", type=int, help="Default: the one of before, or any free one.")
+@click.option("--address-file", type=click.Path(path_type=Path))
+@_explaining
+def pages(host: str, port: int | None, address_file: Path | None) -> None:
+    """Serve the coverage reports; `vsvi up` starts it for this machine alone."""
     # Links to a report outlive the server, so it comes back to the same port.
-    known = dotenv_values(address_file).get("VSVI_PAGES_URL") if address_file.is_file() else None
-    server = Pages(Settings.from_environment().data_dir, urlsplit(known or "").port or free_port())
-    _write_address(address_file, {"VSVI_PAGES_URL": server.url})
+    before = dotenv_values(address_file) if address_file and address_file.is_file() else {}
+    known = urlsplit(before.get("VSVI_PAGES_URL") or "").port
+    server = Pages(Settings.from_environment().data_dir, port or known or free_port(), host)
+    if address_file:
+        _write_address(address_file, {"VSVI_PAGES_URL": server.url})
     server.serve_forever()
+
+
+@main.command("code-server", hidden=True)
+@click.argument("name")
+@click.option("--port", type=int, required=True)
+@_explaining
+def code_server(name: str, port: int) -> None:
+    """Serve the assets to a webserver and a daemon elsewhere, and execute their runs.
+
+    NAME is the host by which they know this server, as in their workspace.yaml.
+    """
+    from dagster import DagsterInstance
+
+    from vsvi_assets.orchestration.launcher import end_runs_of_code_server
+
+    with DagsterInstance.get() as instance:
+        end_runs_of_code_server(instance, name)
+    command = ["dagster", "code-server", "start", "--host", "0.0.0.0", "--port", str(port)]
+    os.execvp(command[0], [*command, "--module-name", "vsvi_assets.definitions"])
 
 
 def _write_address(path: Path, address: dict[str, str]) -> None:

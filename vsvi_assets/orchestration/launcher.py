@@ -94,12 +94,31 @@ def end_lost_runs(instance: DagsterInstance, held_lock: str) -> None:
     for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
         if run.tags.get(LOCK_TAG) != held_lock and not _is_lost(instance, run):
             continue
-        # First, so that a process that is killed in here leaves the rest to the next one.
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-        if run.status == DagsterRunStatus.CANCELING:
-            instance.report_run_canceled(run, "Its process ended while it was being canceled.")
-        else:
-            instance.report_run_failed(run, "Its process ended before the run did.")
+        _end(instance, run)
+
+
+def end_runs_of_code_server(instance: DagsterInstance, host: str) -> None:
+    """Record that the runs of a code server have ended: it is just being started again.
+
+    Their processes were started by the one before, in a container that is gone with them.
+
+    Parameters
+    ----------
+    host
+        By which others know the code server.
+    """
+    for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
+        if code_server_of(run).get("host") == host:
+            _end(instance, run)
+
+
+def _end(instance: DagsterInstance, run: DagsterRun) -> None:
+    # First, so that a process that is killed in here leaves the rest to the next one.
+    instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    if run.status == DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run, "Its process ended while it was being canceled.")
+    else:
+        instance.report_run_failed(run, "Its process ended before the run did.")
 
 
 def _is_lost(instance: DagsterInstance, run: DagsterRun) -> bool:

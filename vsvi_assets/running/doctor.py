@@ -268,9 +268,8 @@ def _dagster() -> Iterator[Finding]:
         return
     try:
         # Dagster itself tries for long before it gives up.
-        address = make_url(os.environ["DAGSTER_POSTGRES_URL"]).translate_connect_args(
-            username="user"
-        )
+        url = make_url(os.environ["DAGSTER_POSTGRES_URL"]).difference_update_query(["plugin"])
+        _, address = url.get_dialect()().create_connect_args(url)
         psycopg2.connect(**address, connect_timeout=TIMEOUT_SECONDS).close()
     except psycopg2.Error as error:
         fix = "start the server of DAGSTER_POSTGRES_URL, or unset it and run `vsvi up`"

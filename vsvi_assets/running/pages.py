@@ -21,18 +21,20 @@ class Pages(ThreadingHTTPServer):
     data_dir
         Absolute.
     port
-        On 127.0.0.1; taken if it is free, else any other.
+        Taken if it is free, else any other.
+    host
+        The address to listen on; by default this machine alone can see the reports.
     """
 
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, data_dir: Path, port: int = 0) -> None:
+    def __init__(self, data_dir: Path, port: int = 0, host: str = "127.0.0.1") -> None:
         self._data_dir = Path(os.path.normpath(data_dir))
         try:
-            super().__init__(("127.0.0.1", port), _Handler)
+            super().__init__((host, port), _Handler)
         except OSError:
-            super().__init__(("127.0.0.1", 0), _Handler)
+            super().__init__((host, 0), _Handler)
 
     @property
     def url(self) -> str:

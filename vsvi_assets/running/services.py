@@ -213,7 +213,10 @@ def _env_text() -> str:
 
 
 def _write_block(settings: Mapping[str, str]) -> None:
-    text = _BLOCK.sub("", _env_text())
+    before = _env_text()
+    text = _BLOCK.sub("", before)
+    if not settings and text == before:
+        return
     if text and not text.endswith("\n"):
         text += "\n"
     # Dagster reads no other file, so where it is a link, the file that it leads to is rewritten.

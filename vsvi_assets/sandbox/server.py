@@ -87,6 +87,7 @@ class Sandbox:
         *,
         faults: Faults | None = None,
         latency: float = 0.0,
+        host: str = "127.0.0.1",
         port: int = 0,
         tokens: Collection[str] | None = None,
         link_lifetime: float = 30 * 86400,
@@ -106,7 +107,7 @@ class Sandbox:
         self.overpass_seconds = overpass_seconds
         self.nominatim_limits = NominatimLimits()
         self.stats = Stats()
-        self._port = port
+        self._host, self._port = host, port
         self._at_once: Counter[str] = Counter()
         self._pictures: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._drawing = ThreadPoolExecutor(2, thread_name_prefix="sandbox-pictures")
@@ -115,7 +116,7 @@ class Sandbox:
     @property
     def url(self) -> str:
         """The base URL of all services."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     @property
     def tiles_url(self) -> str:
@@ -187,13 +188,13 @@ class Sandbox:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", self._port))
+            listener.bind((self._host, self._port))
         except OSError as error:
             listener.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
             raise SandboxError(
-                f"Port {self._port} of 127.0.0.1 is in use or reserved: name another one, or "
+                f"Port {self._port} of {self._host} is in use or reserved: name another one, or "
                 "none, for any that is free."
             ) from error
         listener.listen(1024)

@@ -1,5 +1,6 @@
 """What goes wrong on the way to a city's photographs, and what is left of it after the next run."""
 
+import json
 import os
 import random
 import re
@@ -27,7 +28,13 @@ from vsvi_assets.database import tables
 from vsvi_assets.database.photographs import rebuild_photographs
 from vsvi_assets.mapillary.coverage import WORKERS as WORKERS_OF_TILES
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, asset_key
-from vsvi_assets.orchestration.launcher import HOST_TAG, LOCK_TAG, end_lost_runs, this_machine
+from vsvi_assets.orchestration.launcher import (
+    HOST_TAG,
+    LOCK_TAG,
+    end_lost_runs,
+    end_runs_of_code_server,
+    this_machine,
+)
 from vsvi_assets.photographs.sidecar import known_images, read_sidecar, write_sidecar
 from vsvi_assets.photographs.states import Absence
 from vsvi_assets.photographs.verification import verify_photographs
@@ -449,6 +456,34 @@ def test_runs_that_lost_their_process_are_ended_and_others_are_not(
     assert runs.keys() - left == {"killed command", "earlier command", "killed worker"}
     alive = {name for name, health in healths.items() if health == WorkerStatus.RUNNING}
     assert alive == left | {"earlier command"}
+
+
+def test_runs_of_a_code_server_that_is_started_again_are_ended(postgres_project: Project) -> None:
+    instance = postgres_project.instance
+    runs = {
+        (host, status): instance.add_run(
+            DagsterRun(
+                "job",
+                status=status,
+                tags={"dagster/grpc_info": json.dumps({"host": host, "port": 4000})},
+            )
+        )
+        for host in ("code", "localhost")
+        for status in (
+            DagsterRunStatus.STARTED,
+            DagsterRunStatus.CANCELING,
+            DagsterRunStatus.SUCCESS,
+        )
+    }
+
+    end_runs_of_code_server(instance, "code")
+
+    found = {run.run_id: run.status for run in instance.get_runs()}
+    became = {key: found[run.run_id] for key, run in runs.items() if key[1] != found[run.run_id]}
+    assert became == {
+        ("code", DagsterRunStatus.STARTED): DagsterRunStatus.FAILURE,
+        ("code", DagsterRunStatus.CANCELING): DagsterRunStatus.CANCELED,
+    }
 
 
 def test_a_city_is_run_by_one_process_at_a_time(project: Project) -> None:

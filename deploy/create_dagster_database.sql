@@ -1,0 +1,2 @@
+-- Dagster's runs, events and schedules, beside the cities' database.
+CREATE DATABASE dagster;
