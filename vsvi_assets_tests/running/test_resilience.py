@@ -465,7 +465,7 @@ def test_runs_of_a_code_server_that_is_started_again_are_ended(postgres_project:
             DagsterRun(
                 "job",
                 status=status,
-                tags={"dagster/grpc_info": json.dumps({"host": host, "port": 4000})},
+                tags={".dagster/grpc_info": json.dumps({"host": host, "port": 4000})},
             )
         )
         for host in ("code", "localhost")
