@@ -1,8 +1,10 @@
 """Is it a whole JPEG? Decided by following its markers, and where these are odd by Pillow.
 
-Following the markers takes 0.3 ms for a photograph of 700 KB and decoding it 40 ms; Pillow
-therefore decides only about files whose markers do not lead from start to end. No image that
-it decodes is refused, and no image that has lost its end is taken for whole.
+Following the markers takes 0.3 ms for a photograph of 700 KB and decoding it 40 ms. Pillow
+therefore decodes a photograph without its pixels, which takes 0.2 ms and finds damaged tables;
+the whole one it decodes only where that fails, or where the markers do not lead from start to
+end. No image that it decodes is refused, and none that has lost its end, or that it cannot
+decode, is taken for whole.
 
 Source of the structure: ITU-T T.81 (JPEG), annex B; CIPA DC-007 (Multi-Picture Format).
 """
@@ -12,7 +14,7 @@ import mmap
 import re
 import struct
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal, cast
 
@@ -27,12 +29,14 @@ MAX_PIXELS = 178_956_970
 MAX_BYTES = 200_000_000
 
 _START, _END, _SCAN, _APP2 = 0xD8, 0xD9, 0xDA, 0xE2
+_PROGRESSIVE = 0xC2
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_SEGMENT = frozenset({0x01, *range(0xD0, 0xD8)})
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MULTI_PICTURE = b"MPF\0"
 _ENTRIES = 0xB002
 _SIZE_OF_ENTRY = 16
+_SMALL_SIZE = struct.pack(">HH", 8, 8)
 _USUAL_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _USUAL_COMPONENTS = frozenset({1, 3, 4})
 _OTHER_FORMATS = ("AVIF", "BMP", "GIF", "JPEG2000", "PNG", "TIFF", "WEBP")
@@ -43,10 +47,21 @@ _decoding = threading.Lock()
 
 @dataclass(frozen=True)
 class JpegInfo:
-    """Width and height in pixels."""
+    """What the headers of a JPEG say of its picture.
+
+    Attributes
+    ----------
+    width, height
+        Pixels.
+    preview_end
+        Of a progressive JPEG, how many of its bytes make a picture that is as sharp as the whole
+        one at a quarter of the size: those up to the end of the first scan of details of
+        brightness. None where there is no such scan.
+    """
 
     width: int
     height: int
+    preview_end: int | None = field(default=None, compare=False)
 
     @property
     def is_oversized(self) -> bool:
@@ -64,7 +79,7 @@ class _Picture:
 
 
 def check_jpeg(image: bytes | mmap.mmap | Path) -> JpegInfo:
-    """Check that bytes, or a file, are a JPEG or MPO from its start to its end.
+    """Check that bytes, or a file, are a JPEG or MPO from its start to its end, with its tables.
 
     Whatever lies behind the end is tolerated, as cameras pad and append. Pictures behind the
     first one have to be whole too, unless a program that dropped them left their index.
@@ -115,8 +130,9 @@ def _walk(image: bytes | mmap.mmap, start: int) -> _Picture:
     """Follow the markers of the picture at `start`, up to its end."""
     if image[start : start + 2] != bytes((0xFF, _START)):
         raise InvalidImageError(f"no picture at byte {start:,} of {len(image):,}")
-    info = index = None
+    info = index = brightness = preview_end = None
     is_usual, scans = True, 0
+    headers = [image[start : start + 2]]
     position = start + 2
     while True:
         marker, position = _marker(image, position)
@@ -124,18 +140,21 @@ def _walk(image: bytes | mmap.mmap, start: int) -> _Picture:
             break
         if marker in _WITHOUT_SEGMENT:
             continue
-        segment = image[position : position + 2]
-        length = int.from_bytes(segment, "big")
-        if len(segment) < 2 or length < 2 or position + length > len(image):
+        length = int.from_bytes(image[position : position + 2], "big")
+        if length < 2 or position + length > len(image):
             raise InvalidImageError(f"it ends within its headers, after {len(image):,} bytes")
+        segment = image[position : position + length]
         if marker in _FRAME_HEADERS:
-            if length < 8:
+            if length < 9:
                 raise InvalidImageError("its frame header is too short")
-            bits, height, width, components = struct.unpack_from(">BHHB", image, position + 2)
+            bits, height, width, components = struct.unpack_from(">BHHB", segment, 2)
             info = JpegInfo(width, height)
             is_usual = marker in _USUAL_FRAMES and bits == 8 and components in _USUAL_COMPONENTS
-        elif marker == _APP2 and image[position + 2 : position + 6] == _MULTI_PICTURE:
+            brightness = segment[8:9] if marker == _PROGRESSIVE else None
+            segment = segment[:3] + _SMALL_SIZE + segment[7:]
+        elif marker == _APP2 and segment[2:6] == _MULTI_PICTURE:
             index = position + 6
+        headers += bytes((0xFF, marker)), segment
         position += length
         if marker == _SCAN:
             scans += 1
@@ -143,9 +162,22 @@ def _walk(image: bytes | mmap.mmap, start: int) -> _Picture:
             if not found:
                 raise InvalidImageError(f"it has no end, after {len(image):,} bytes")
             position = found.start()
+            # It names its component, and last but two its first coefficient, 0 being the mean.
+            if not preview_end and segment[3:4] == brightness and segment[-3]:
+                preview_end = position - start
     if not (info and info.width and info.height and scans and is_usual):
         raise InvalidImageError("it holds no picture")
-    return _Picture(info, position, index)
+    _check_tables(b"".join([*headers, image[position - 2 : position]]))
+    return _Picture(replace(info, preview_end=preview_end), position, index)
+
+
+def _check_tables(headers: bytes) -> None:
+    """Let Pillow decode a picture that has all headers and tables of another, and no pixels."""
+    try:
+        with JpegImageFile(io.BytesIO(headers)) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvalidImageError("its tables are damaged") from error
 
 
 def _marker(image: bytes | mmap.mmap, position: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 import io
 import warnings
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -182,6 +183,47 @@ def test_a_damaged_image_that_pillow_decodes_is_whole(
         image[position : position + len(damage)] = damage
     image += b"\xff\xd9"  # the damage may have hit the end
     assert is_whole(bytes(image)) or not pillow_decodes(bytes(image))
+
+
+TABLES = (0xC4, 0xDB)
+"""The markers of Huffman and quantization tables."""
+
+
+@given(st.sampled_from(sorted(WHOLE.keys() - {"mpo"})), st.randoms(use_true_random=False))
+@settings(max_examples=300, deadline=None)
+def test_an_image_with_damaged_tables_is_whole_where_pillow_decodes_it(
+    kind: str, random: Random
+) -> None:
+    image = bytearray(WHOLE[kind])
+    start = random.choice([start for start in all_segments(image) if image[start + 1] in TABLES])
+    length = int.from_bytes(image[start + 2 : start + 4], "big")
+    for _ in range(random.randint(1, 4)):
+        image[start + random.randint(4, length + 1)] = random.choice((0, 255, random.getrandbits(8)))
+    assert is_whole(bytes(image)) == pillow_decodes(bytes(image))
+
+
+def all_segments(image: bytes) -> list[int]:
+    """Return where the segments of a JPEG begin, also those between its scans."""
+    starts, position = [], 2
+    while image[position + 1] != 0xD9:
+        starts.append(position)
+        position += 2 + int.from_bytes(image[position + 2 : position + 4], "big")
+        while image[position] != 0xFF or image[position + 1] in (0, *range(0xD0, 0xD8)):
+            position += 1
+    return starts
+
+
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "grey"])
+def test_an_image_without_a_table_is_not_whole(kind: str) -> None:
+    image = WHOLE[kind]
+    for start in all_segments(image):
+        if image[start + 1] in TABLES:
+            end = start + 2 + int.from_bytes(image[start + 2 : start + 4], "big")
+            # Huffman tables that are missing altogether are those of the standard.
+            less = image[:start] + image[end:]
+            assert is_whole(less) == pillow_decodes(less)
+            broken = image[: start + 4] + b"\xff" * (end - start - 4) + image[end:]
+            assert not is_whole(broken)
 
 
 @given(
