@@ -26,13 +26,14 @@ from vsvi_assets.city.errors import CityFileError, PlaceNotLookedUpError
 from vsvi_assets.city.lists import read_image_ids, read_tile_names, shortened
 from vsvi_assets.city.paths import UserPath
 from vsvi_assets.city.projection import check_scale, check_srid, utm_srid
+from vsvi_assets.city.quality import QualityRules
 from vsvi_assets.city.region import RegionKey, buffered, read_region
 from vsvi_assets.city.rules import DayHours, Duplicates, Elevation, MonthList
 from vsvi_assets.city.schedule import check_cron, check_timezone
 from vsvi_assets.city.tiles import parse_tile_key, tile_file_name, tile_key
 from vsvi_assets.city.views import Views
 
-IMAGE_RULES = ("months", "hours", "daylight", "duplicates")
+IMAGE_RULES = ("months", "hours", "daylight", "duplicates", "quality")
 """Keys by which images are left out, each by itself or because of others."""
 
 POINT_RULES = ("prefer", "per_year")
@@ -114,6 +115,7 @@ class City(BaseModel):
     schedule: Annotated[str, AfterValidator(check_cron)] | None = None
     timezone: Annotated[str, AfterValidator(check_timezone)] = "UTC"
     views: Views | None = None
+    quality: QualityRules | None = None
 
     _name: str = PrivateAttr()
     _data_dir: Path = PrivateAttr()

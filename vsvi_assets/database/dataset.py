@@ -1,7 +1,7 @@
 """A city's dataset: one row per street point and image, gaps included."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg2
@@ -13,7 +13,11 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.photographs import ensure_photographs
-from vsvi_assets.database.queries import nearest_selected_image, row_count
+from vsvi_assets.database.queries import (
+    has_rejected_image_near,
+    nearest_selected_image,
+    row_count,
+)
 from vsvi_assets.database.schema import (
     IMAGES,
     PHOTOGRAPHS,
@@ -61,6 +65,13 @@ def _columns(alias: str, table: Table, *left_out: str) -> Iterator[_Queried]:
             yield _Queried(sql.Identifier(alias, column.name), column)
 
 
+_REASON = sql.SQL(
+    """
+    CASE WHEN pair.rejected_near
+        THEN 'no image near the point is good enough' ELSE photograph.reason END
+    """
+)
+
 _QUERIED = (
     _Queried(
         sql.Identifier("pair", "street_point_id"),
@@ -86,7 +97,10 @@ _QUERIED = (
     ),
     *_lon_lat("image", "image_", "image"),
     *_columns("image", IMAGES, "id", "sequence_id"),
-    *_columns("photograph", PHOTOGRAPHS, "image_id", "sequence_id"),
+    *(
+        replace(queried, expression=_REASON) if queried.column.name == "reason" else queried
+        for queried in _columns("photograph", PHOTOGRAPHS, "image_id", "sequence_id")
+    ),
 )
 
 _ADDED = (
@@ -137,12 +151,13 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
     query = sql.SQL(
         """
         WITH near AS MATERIALIZED (
-            SELECT point.id AS street_point_id, image_id, sequence_id, distance
+            SELECT point.id AS street_point_id, image_id, sequence_id, distance,
+                image_id IS NULL AND {rejected_near} AS rejected_near
             FROM {schema}.street_points AS point LEFT JOIN LATERAL ({nearest}) AS nearest ON true
         ), pair AS (
             SELECT * FROM near
             UNION ALL
-            SELECT DISTINCT NULL::bigint, image_id, sequence_id, NULL::float
+            SELECT DISTINCT NULL::bigint, image_id, sequence_id, NULL::float, false
             FROM {schema}.selected_images AS selected
             WHERE street_point_id IS NULL
                 AND NOT EXISTS (SELECT FROM near WHERE near.image_id = selected.image_id)
@@ -158,6 +173,7 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
     ).format(
         schema=sql.Identifier(city.name),
         nearest=nearest_selected_image(city),
+        rejected_near=has_rejected_image_near(city),
         columns=sql.SQL(", ").join(queried.expression for queried in _QUERIED),
     )
     return pa.RecordBatchReader.from_batches(DATASET_SCHEMA, _batches(postgis, city, query))

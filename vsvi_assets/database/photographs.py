@@ -71,9 +71,14 @@ class PhotographRecords:
 
 
 def ensure_photographs(postgis: Postgis, city: City) -> None:
-    """Create the table where it is missing, of what the sidecars say."""
+    """Create the table where it is missing, of what the sidecars say.
+
+    One of an earlier version gets the columns that it has not.
+    """
     with postgis.transaction() as cursor:
-        if not _exists(cursor, city):
+        if _exists(cursor, city):
+            _add_columns(cursor, city)
+        else:
             _lock(cursor, city)
             if not _exists(cursor, city):
                 cursor.execute(
@@ -91,6 +96,18 @@ def ensure_photographs(postgis: Postgis, city: City) -> None:
                 _fill(cursor, city)
 
 
+def _add_columns(cursor: psycopg2.extensions.cursor, city: City) -> None:
+    cursor.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(_table(city)))
+    present = {column.name for column in cursor.description or ()}
+    for column in PHOTOGRAPHS.columns:
+        if column.name not in present:
+            cursor.execute(
+                sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}").format(
+                    _table(city), sql.Identifier(column.name), sql.SQL(column.sql_type_in(city))
+                )
+            )
+
+
 def rebuild_photographs(postgis: Postgis, city: City) -> None:
     """Replace the table's content by what the sidecars say."""
     ensure_photographs(postgis, city)
@@ -98,6 +115,13 @@ def rebuild_photographs(postgis: Postgis, city: City) -> None:
         _lock(cursor, city)
         cursor.execute(sql.SQL("DELETE FROM {}").format(_table(city)))
         _fill(cursor, city)
+
+
+def apply_quality_rules(postgis: Postgis, city: City) -> None:
+    """Mark all photographs as stored or rejected, by the limits that the city file has now."""
+    ensure_photographs(postgis, city)
+    with postgis.transaction() as cursor:
+        _judge(cursor, city, _table(city))
 
 
 def take_inventory(
@@ -125,7 +149,8 @@ def take_inventory(
     condition = sql.SQL("" if sequence_ids is None else "WHERE sequence_id = ANY(%(sequences)s)")
     query = sql.SQL(
         """
-        SELECT sequence_id, image_id, state, bytes, reason, first_asked, last_asked, answers
+        SELECT sequence_id, image_id, state, bytes, reason, first_asked, last_asked, answers,
+            {to_measure}
         FROM (
             SELECT DISTINCT sequence_id COLLATE "C" AS sequence_id, image_id
             FROM {selected} {condition}
@@ -137,6 +162,9 @@ def take_inventory(
         selected=sql.Identifier(city.name, "selected_images"),
         condition=condition,
         photographs=_table(city),
+        to_measure=sql.SQL(
+            "sharpness IS NULL AND width::bigint * height <= {}" if city.quality else "false"
+        ).format(sql.Literal(MAX_PIXELS)),
     )
     parameters = {"sequences": None if sequence_ids is None else list(sequence_ids)}
     rows = postgis.stream(query, parameters)
@@ -200,7 +228,8 @@ def selected_sizes_shuffled(postgis: Postgis, city: City) -> pa.Table:
         SELECT is_pano IS TRUE, coalesce(bytes, 0)
         FROM {photographs} JOIN {images} ON id = image_id
         WHERE image_id IN (SELECT image_id FROM {selected}) AND (
-            state = ANY(%(without_file)s) OR state = %(stored)s AND image_size = %(image_size)s
+            state = ANY(%(without_file)s)
+            OR state = ANY(%(with_file)s) AND image_size = %(image_size)s
         )
         ORDER BY md5(%(city)s || id)
         """
@@ -212,7 +241,7 @@ def selected_sizes_shuffled(postgis: Postgis, city: City) -> pa.Table:
     schema = pa.schema({"is_pano": pa.bool_(), "bytes": pa.int64()})
     parameters = {
         "without_file": [State.NOT_ANSWERED, State.UNAVAILABLE, State.REFUSED],
-        "stored": State.STORED,
+        "with_file": [State.STORED, State.REJECTED],
         "image_size": city.image_size,
         "city": city.name,
     }
@@ -293,6 +322,7 @@ def _upsert(cursor: psycopg2.extensions.cursor, city: City, rows: Sequence[Photo
         sql.SQL("CREATE TEMPORARY TABLE upserted (LIKE {}) ON COMMIT DROP").format(_table(city))
     )
     cursor.copy_expert("COPY pg_temp.upserted FROM STDIN (FORMAT csv)", buffer)
+    _judge(cursor, city, sql.Identifier("pg_temp", "upserted"))
     cursor.execute(
         sql.SQL(
             """
@@ -302,6 +332,36 @@ def _upsert(cursor: psycopg2.extensions.cursor, city: City, rows: Sequence[Photo
         ).format(_table(city), _names(Photograph._fields))
     )
     cursor.execute("DROP TABLE pg_temp.upserted")
+
+
+def _judge(cursor: psycopg2.extensions.cursor, city: City, table: sql.Identifier) -> None:
+    """Mark the photographs in a table as stored or rejected, by the limits of the city file."""
+    reasons = [
+        sql.SQL("CASE WHEN {} {} {} THEN {} END").format(
+            sql.Identifier(limit.column),
+            sql.SQL(limit.operator),
+            sql.Literal(limit.value),
+            sql.Literal(limit.reason),
+        )
+        for limit in (city.quality.limits if city.quality else ())
+    ]
+    cursor.execute(
+        sql.SQL(
+            """
+            UPDATE {table}
+            SET state = CASE WHEN {why} IS NULL THEN {stored} ELSE {rejected} END, reason = {why}
+            WHERE state = {rejected} AND reason IS DISTINCT FROM {why}
+                OR state = {stored} AND {why} IS NOT NULL
+            """
+        ).format(
+            table=table,
+            stored=sql.Literal(State.STORED),
+            rejected=sql.Literal(State.REJECTED),
+            why=sql.SQL("nullif(concat_ws(', ', {}), '')").format(sql.SQL(", ").join(reasons))
+            if reasons
+            else sql.SQL("NULL::text"),
+        )
+    )
 
 
 def _table(city: City) -> sql.Identifier:

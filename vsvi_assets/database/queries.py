@@ -7,6 +7,7 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisMissingError, PrivilegeMissingError
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS, Table
+from vsvi_assets.photographs.states import State
 
 COVERAGE_SCHEMA = pa.schema(
     [
@@ -96,6 +97,44 @@ def nearest_image(city: City, *, among: sql.Composable) -> sql.Composed:
         LIMIT 1
         """
     ).format(schema=sql.Identifier(city.name), among=among)
+
+
+def rejected_images(city: City) -> sql.Composed:
+    """Return a subquery for the ids of the photographs that are not good enough for the city."""
+    return sql.SQL("SELECT image_id FROM {}.photographs WHERE state = {}").format(
+        sql.Identifier(city.name), sql.Literal(State.REJECTED)
+    )
+
+
+def has_rejected_image_near(city: City) -> sql.Composable:
+    """Return a condition on the row `point`: an image within `max_distance` is not good enough.
+
+    It takes the parameter `max_distance`.
+    """
+    if city.quality is None:
+        return sql.SQL("false")
+    return sql.SQL(
+        """
+        EXISTS (
+            SELECT FROM {schema}.images AS image
+            WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s) AND id IN ({rejected})
+        )
+        """
+    ).format(schema=sql.Identifier(city.name), rejected=rejected_images(city))
+
+
+def points_without_good_image(postgis: Postgis, city: City) -> pa.ChunkedArray:
+    """Return the ids (int64) of the street points whose images near are not good enough."""
+    query = sql.SQL(
+        "SELECT id FROM {schema}.street_points AS point"
+        " WHERE {rejected} AND NOT EXISTS ({nearest}) ORDER BY id"
+    ).format(
+        schema=sql.Identifier(city.name),
+        rejected=has_rejected_image_near(city),
+        nearest=nearest_selected_image(city),
+    )
+    schema = STREET_POINTS.arrow_schema("id")
+    return postgis.read(query, schema, {"max_distance": city.max_distance})["id"]
 
 
 def nearest_selected_image(city: City) -> sql.Composed:

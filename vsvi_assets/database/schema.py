@@ -227,7 +227,7 @@ PHOTOGRAPHS = Table(
         Column(
             "state",
             pa.string(),
-            "stored, not_answered, unavailable, refused or failed.",
+            "stored, rejected, not_answered, unavailable, refused or failed.",
             nullable=False,
         ),
         Column("bytes", pa.int64(), "Size of the file."),
@@ -241,6 +241,13 @@ PHOTOGRAPHS = Table(
         Column("last_asked", _TIME, "When it last did, or when the image was refused."),
         Column("answers", pa.int32(), "How many runs got such an answer."),
         Column("stored_at", _TIME, "When the file was written."),
+        Column(
+            "sharpness", pa.float64(), "Low where the photograph is blurred; null: not measured."
+        ),
+        Column("brightness", pa.float64(), "0 (black) to 1 (white)."),
+        Column("contrast", pa.float64(), "0 to 0.5, the standard deviation of the brightness."),
+        Column("over_exposure", pa.float64(), "Share of the photograph that is white, 0 to 1."),
+        Column("night", pa.bool_(), "Whether its upper half is dark."),
     ),
     primary_key=("sequence_id", "image_id"),
 )

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.queries import nearest_image, row_count
+from vsvi_assets.database.photographs import apply_quality_rules
+from vsvi_assets.database.queries import nearest_image, rejected_images, row_count
 from vsvi_assets.database.replacement import NewTable, unreplaced
 from vsvi_assets.database.schema import IMAGES, SELECTION_RULES, STREET_POINTS
 from vsvi_assets.database.tables import SELECTION_SCHEMA
@@ -38,6 +40,7 @@ _IMAGE_SCHEMA = pa.schema(
     [
         *IMAGES.arrow_schema(*_IMAGE_COLUMNS),
         *(pa.field(name, pa.float64()) for name in ("lon", "lat", "x", "y")),
+        pa.field("is_rejected", pa.bool_()),
     ]
 )
 
@@ -48,7 +51,7 @@ def select_images(postgis: Postgis, city: City, removals: list[Removal] | None =
     With `imgid_file` they are the listed ones; with `selection: all` every image of the
     table; else, for each street point, the nearest image within `max_distance` metres, of
     several equally near the one with the lowest id. The rules of the city file leave images out,
-    or choose others.
+    or choose others. Photographs on disk are judged anew by its limits of quality.
 
     Parameters
     ----------
@@ -68,6 +71,7 @@ def select_images(postgis: Postgis, city: City, removals: list[Removal] | None =
     """
     listed = city.read_image_ids()
     removals = [] if removals is None else removals
+    apply_quality_rules(postgis, city)
     if not city.rules:
         if city.chooses_for_points:
             return _nearest_images(postgis, city)
@@ -78,6 +82,7 @@ def select_images(postgis: Postgis, city: City, removals: list[Removal] | None =
     images, of_images = usable_images(images, city)
     removals += of_images
     if points is None:
+        images = images.filter(pc.invert(images["is_rejected"]))
         nothing = {
             name: pa.nulls(len(images), SELECTION_SCHEMA.field(name).type)
             for name in SELECTION_SCHEMA.names
@@ -199,12 +204,14 @@ def _read_images(
         )"""
     query = sql.SQL(
         """
-        SELECT {columns}, ST_X(geometry), ST_Y(geometry), ST_X(geo), ST_Y(geo)
+        SELECT {columns}, ST_X(geometry), ST_Y(geometry), ST_X(geo), ST_Y(geo),
+            id IN ({rejected})
         FROM {schema}.images WHERE id %% %(searches)s = %(search)s AND {condition}
         """
     ).format(
         columns=sql.SQL(", ").join(map(sql.Identifier, _IMAGE_COLUMNS)),
         condition=sql.SQL(condition).format(schema=sql.Identifier(city.name)),
+        rejected=rejected_images(city),
         schema=sql.Identifier(city.name),
     )
     values = {"ids": ids, "near": near, "reach": _reach(city)}

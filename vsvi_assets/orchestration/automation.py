@@ -8,6 +8,9 @@ goes on from there through the whole graph:
     street points → all tiles → tables, selection, plan; if it fits on the disk
     → the sequences that lack images → coverage report and dataset
 
+Where photographs are not good enough for the city file, the selection is made once more in
+between, which leads to others in their place.
+
 What the sensor launches carries the tag too. What someone launches without it, by hand or by
 `vsvi materialize`, is followed by nothing: that person is about to do the rest, or has a reason
 not to.
@@ -46,6 +49,7 @@ from vsvi_assets.orchestration.common import (
     CITY_TAG,
     ORDER_TAG,
     REFRESH_TAG,
+    REJECTED_TAG,
     asset_key,
     closing_assets,
 )
@@ -99,7 +103,9 @@ def with_conditions(city: City, assets: Iterable[AssetsDefinition]) -> list[Asse
     conditions = {
         asset_key(city, "tile_metadata"): _after_street_points(city),
         asset_key(city, "postgis_tables"): _after_tiles(city),
-        asset_key(city, "selected_image_ids"): _in_one_run_with_upstream(),
+        asset_key(city, "selected_image_ids"): _in_one_run_with_upstream() | _after_rejections(city)
+        if city.quality
+        else _in_one_run_with_upstream(),
         asset_key(city, "download_plan"): _in_one_run_with_upstream(),
         asset_key(city, "image_files"): _while_incomplete(city),
         **{asset_key(city, name): _after_all_is_done(city) for name in closing_assets(city)},
@@ -153,6 +159,24 @@ def _in_one_run_with_upstream() -> AutomationCondition:
     alone = _updated_by_order() & ~AutomationCondition.executed_with_root_target()
     return _once_upstream_is_whole(
         AutomationCondition.any_deps_match(alone | AutomationCondition.will_be_requested())
+    )
+
+
+def _after_rejections(city: City) -> AutomationCondition:
+    """Run again once photographs of an order are over some of which are not good enough."""
+    photographs = asset_key(city, "image_files")
+    rejected: AutomationCondition = AutomationCondition.asset_matches(
+        photographs,
+        AutomationCondition.any_new_update_has_run_tags(tag_keys={ORDER_TAG, REJECTED_TAG}),
+    )
+    busy: AutomationCondition = AutomationCondition.asset_matches(
+        photographs, AutomationCondition.in_progress()
+    )
+    return (
+        rejected.since_last_handled().with_label("rejected")
+        & ~busy
+        & ~AutomationCondition.any_deps_in_progress()
+        & ~AutomationCondition.in_progress()
     )
 
 

@@ -23,6 +23,9 @@ ORDER_TAG = "vsvi/order"
 REFRESH_TAG = "vsvi/refresh"
 """The run tag of a scheduled refresh: tiles older than the tick are fetched again."""
 
+REJECTED_TAG = "vsvi/rejected"
+"""The run tag of runs with photographs that are not good enough: how many others are selected in
+place of."""
 
 RETRY_TAG = "dagster/retry_number"
 """The run tag by which Dagster's daemon marks a run that repeats one whose process died."""

@@ -15,6 +15,7 @@ import hashlib
 import heapq
 import itertools
 import logging
+import mmap
 import os
 import stat
 import threading
@@ -51,7 +52,8 @@ from vsvi_assets.photographs.errors import (
     OversizedImageError,
     UnusableFolderError,
 )
-from vsvi_assets.photographs.jpeg import MAX_BYTES, MAX_PIXELS, check_jpeg, mapped
+from vsvi_assets.photographs.jpeg import MAX_BYTES, MAX_PIXELS, JpegInfo, check_jpeg, mapped
+from vsvi_assets.photographs.quality import Quality, measure_quality
 from vsvi_assets.photographs.sidecar import (
     SERVICES_WITHOUT_MARK,
     SIDECAR_NAME,
@@ -153,6 +155,7 @@ def download_sequences(
     fetched_before: datetime | None = None,
     asked_before: datetime | None = None,
     witnesses: Sequence[int] = (),
+    measures_quality: bool = False,
     settled: Callable[[int], object] = lambda bytes_: None,
     now: Callable[[], datetime] = utc_now,
 ) -> Generator[SequenceResult, None, None]:
@@ -183,9 +186,12 @@ def download_sequences(
     witnesses
         Images that the service knows, such as the latest in store. Without any, and where it
         answers nothing in this call, an image that it leaves out counts as failed.
+    measures_quality
+        Measure each photograph as it comes, and those in store that are not measured yet, of
+        which a file that cannot be decoded is fetched again.
     settled
-        Called for each image that the sidecar did not list: with its bytes where it was
-        fetched, with 0 where it was there already or is given up.
+        Called for each image that the sidecar did not list or that was measured: with its bytes
+        where it was fetched, with 0 where it was there already or is given up.
     now
         Returns the time, with timezone.
 
@@ -208,6 +214,7 @@ def download_sequences(
             fetched_before=fetched_before,
             asked_before=asked_before,
             witnesses=witnesses,
+            measures_quality=measures_quality,
             settled=settled,
             now=now,
         )
@@ -234,6 +241,7 @@ class _Downloads:
         fetched_before: datetime | None,
         asked_before: datetime | None,
         witnesses: Sequence[int],
+        measures_quality: bool,
         settled: Callable[[int], object],
         now: Callable[[], datetime],
     ) -> None:
@@ -241,6 +249,7 @@ class _Downloads:
         self._size, self._services, self._guard = size, services, guard
         self._fetched_before, self._asked_before = fetched_before, asked_before
         self._witnesses = list(witnesses[:MAX_WITNESSES])
+        self._measures_quality = measures_quality
         self._settled, self._now = settled, now
         self._max_running = 2 * workers
         self._max_queued = 4 * workers + 2 * IMAGES_PER_REQUEST
@@ -359,7 +368,7 @@ class _Downloads:
     def _inspect(self, sequence: _Sequence) -> tuple[list[_Image], int]:
         """Add what is known of the images to the sequence's result.
 
-        Returns the images to ask for, and how many files the sidecar did not list.
+        Returns the images to ask for, and how many files were read.
 
         Raises
         ------
@@ -381,7 +390,7 @@ class _Downloads:
             remove_abandoned_parts(folder)
         known = sequence.known = known_images(folder)
         self._check_services(folder, known, files)
-        wanted, adopted = [], 0
+        wanted, read = [], 0
         for description in {image.id: image for image in sequence.job.images}.values():
             if self._stop.is_set():
                 raise StoppedError(f"sequence {sequence.job.sequence_id}: stopped")
@@ -393,7 +402,8 @@ class _Downloads:
                 except (OSError, OversizedImageError) as error:
                     found.failed[image_id] = _printable(_message(path, error))
                     continue
-                adopted += record is not None and image_id not in known.images
+                before = known.images.get(image_id)
+                read += record is not None and (not before or before.quality != record.quality)
             if record:
                 found.images[image_id] = record
             absence, refusal = known.absent.get(image_id), known.refused.get(image_id)
@@ -413,7 +423,7 @@ class _Downloads:
             # From the first photograph on the folder says where it is from.
             self._guard.check()
             write_sidecar(folder, Sidecar(services=self._services))
-        return wanted, adopted
+        return wanted, read
 
     def _in_store(
         self, path: Path, record: ImageRecord | None, description: Description
@@ -430,10 +440,14 @@ class _Downloads:
         written = _moment(status.st_mtime)
         if record and record.bytes == status.st_size:
             is_old = _is_before(record.stored_at or written, self._fetched_before)
-            return replace(record, **_place(description)), is_old
+            record = replace(record, **_place(description))
+            if record.quality or is_old or not self._measures_quality:
+                return record, is_old
+            read = self._read_image(path, description, written)
+            return read and replace(record, quality=read.quality), False
         if _is_before(written, self._fetched_before):
             return None, True
-        return _read_image(path, description, written), False
+        return self._read_image(path, description, written), False
 
     def _check_services(self, folder: Path, known: Sidecar, names: Iterable[str]) -> None:
         services = known.services
@@ -464,10 +478,11 @@ class _Downloads:
             file.flush()
             with mapped(file.fileno()) as fetched:
                 info = check_jpeg(fetched)
-            if info.is_oversized:
-                raise OversizedImageError(
-                    f"{info.width} x {info.height} pixels, more than {MAX_PIXELS:,}"
-                )
+                if info.is_oversized:
+                    raise OversizedImageError(
+                        f"{info.width} x {info.height} pixels, more than {MAX_PIXELS:,}"
+                    )
+                quality = self._quality(fetched, info)
         return ImageRecord(
             **_place(image.description),
             creator=_printable(image.link.creator or "") or None,
@@ -477,7 +492,36 @@ class _Downloads:
             sha256=digest.hexdigest(),
             image_size=self._size,
             stored_at=self._now(),
+            quality=quality,
         )
+
+    def _read_image(
+        self, path: Path, description: Description, written: datetime
+    ) -> ImageRecord | None:
+        """Return the image in a file of unknown origin, None when it is not whole."""
+        try:
+            with path.open("rb") as file, mapped(file.fileno()) as image:
+                info = check_jpeg(image)
+                return ImageRecord(
+                    **_place(description),
+                    creator=None,
+                    width=info.width,
+                    height=info.height,
+                    bytes=len(image),
+                    sha256=hashlib.sha256(image).hexdigest(),
+                    stored_at=written,
+                    quality=self._quality(image, info),
+                )
+        except OversizedImageError:
+            raise
+        except InvalidImageError as error:
+            log.warning("%s: %s; it is fetched again", path, error)
+            return None
+
+    def _quality(self, image: mmap.mmap, info: JpegInfo) -> Quality | None:
+        if info.is_oversized or not self._measures_quality:
+            return None
+        return measure_quality(image, info)
 
     def _finish(self, sequence: _Sequence) -> None:
         """Write what became of the sequence into its sidecar."""
@@ -666,28 +710,6 @@ def _place(description: Description) -> dict[str, Any]:
         "compass_angle": description.compass_angle,
         "is_pano": description.is_pano,
     }
-
-
-def _read_image(path: Path, description: Description, written: datetime) -> ImageRecord | None:
-    """Return the image in a file of unknown origin, None when it is not whole."""
-    try:
-        with path.open("rb") as file, mapped(file.fileno()) as image:
-            info = check_jpeg(image)
-            bytes_, sha256 = len(image), hashlib.sha256(image).hexdigest()
-    except OversizedImageError:
-        raise
-    except InvalidImageError as error:
-        log.warning("%s: %s; it is fetched again", path, error)
-        return None
-    return ImageRecord(
-        **_place(description),
-        creator=None,
-        width=info.width,
-        height=info.height,
-        bytes=bytes_,
-        sha256=sha256,
-        stored_at=written,
-    )
 
 
 def _message(path: Path, error: Exception) -> str:

@@ -13,6 +13,8 @@ from vsvi_assets.mapillary.tiles import is_sequence_id
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME
 from vsvi_assets.photographs.states import Absence, State
 
+_WITH_FILE = frozenset({State.STORED, State.REJECTED})
+
 
 @dataclass
 class Inventory:
@@ -42,6 +44,11 @@ class Inventory:
         Selected images that Mapillary does not have any more.
     refused
         Why selected images cannot be used, by id.
+    rejected
+        Selected images on disk that are not good enough for the city file; the next selection
+        has others in their place.
+    unmeasured
+        Selected images on disk whose quality the next run measures, by sequence.
     orphaned
         Sequences on disk of which no image is selected any more; they are kept.
     """
@@ -56,28 +63,31 @@ class Inventory:
     due: dict[str, list[int]] = field(default_factory=dict)
     unavailable: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    rejected: list[int] = field(default_factory=list)
+    unmeasured: dict[str, list[int]] = field(default_factory=dict)
     orphaned: list[str] = field(default_factory=list)
 
     @property
     def without_file(self) -> int:
         """Number of selected images that have no file, whatever the reason."""
-        return self.selected - self.on_disk - len(self.unread)
+        return self.selected - self.on_disk - len(self.rejected) - len(self.unread)
 
     @property
     def pending_sequences(self) -> set[str]:
         """The sequences that the next run has something to do in."""
-        return {*self.missing, *self.due}
+        return {*self.missing, *self.due, *self.unmeasured}
 
     @property
     def pending_images(self) -> int:
         """Number of images that the next run reads, downloads or asks for."""
-        return sum(map(len, [*self.missing.values(), *self.due.values()]))
+        pending = (self.missing, self.due, self.unmeasured)
+        return sum(len(ids) for by_sequence in pending for ids in by_sequence.values())
 
 
 class SelectedPhotograph(NamedTuple):
     """A selected image, and what its record says; None where there is no record.
 
-    All are as in `Photograph`.
+    All are as in `Photograph`; `to_measure` says whether its quality is asked for and unknown.
     """
 
     sequence_id: str
@@ -88,6 +98,7 @@ class SelectedPhotograph(NamedTuple):
     first_asked: datetime | None
     last_asked: datetime | None
     answers: int | None
+    to_measure: bool | None
 
 
 def compare_with_store(images: Iterable[tuple], seqdir: Path, now: datetime) -> Inventory:
@@ -128,13 +139,18 @@ def _compare_sequence(
     inventory: Inventory, seqdir: Path, sequence_id: str, rows: Iterable[tuple], now: datetime
 ) -> None:
     sizes = file_sizes(f"{seqdir}/{sequence_id}")
-    missing, due = [], []
+    missing, due, unmeasured = [], [], []
     for row in rows:
         inventory.selected += 1
         size = sizes.get(f"{row[1]}.jpg")
-        if size is not None and row[2] == State.STORED and row[3] == size:
+        if size is not None and row[2] in _WITH_FILE and row[3] == size:
+            if row[2] == State.REJECTED:
+                inventory.rejected.append(row[1])
+                continue
             inventory.on_disk += 1
             inventory.bytes += size
+            if row[8]:
+                unmeasured.append(row[1])
             continue
         image = SelectedPhotograph(*row)
         if size and image.state != State.FAILED:
@@ -159,6 +175,8 @@ def _compare_sequence(
         inventory.missing[sequence_id] = missing
     if due:
         inventory.due[sequence_id] = due
+    if unmeasured:
+        inventory.unmeasured[sequence_id] = unmeasured
 
 
 def file_sizes(folder: str) -> dict[str, int]:

@@ -15,6 +15,7 @@ from vsvi_assets.files import atomic_write
 from vsvi_assets.mapillary.errors import cut_short
 from vsvi_assets.mapillary.tiles import check_sequence_id
 from vsvi_assets.photographs.errors import InvalidSidecarError
+from vsvi_assets.photographs.quality import Quality
 from vsvi_assets.photographs.states import Absence, Photograph, Refusal, State
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class ImageRecord:
     in degrees clockwise from north, width and height in pixels, sha256 in hexadecimal; None
     where Mapillary does not say. `image_size` is the city file's when the image was fetched,
     `stored_at` when its file was written (with timezone); None in old sidecars, and for the
-    size of a file that was there already.
+    size of a file that was there already. `quality` is None where it was not measured.
     """
 
     id: int
@@ -73,6 +74,7 @@ class ImageRecord:
     sha256: str
     image_size: str | None = None
     stored_at: datetime | None = None
+    quality: Quality | None = None
 
 
 @dataclass
@@ -153,6 +155,7 @@ def photographs_of(sequence_id: str, sidecar: Sidecar) -> Iterator[Photograph]:
                 "image_size": image.image_size,
                 "creator": image.creator,
                 "stored_at": image.stored_at,
+                **(image.quality._asdict() if image.quality else {}),
             }
         yield Photograph(sequence_id, image_id, **known)
 
@@ -319,6 +322,7 @@ def _feature(image: ImageRecord) -> Mapping[str, Any]:
             "sha256": image.sha256,
             "image_size": image.image_size,
             "stored_at": None if image.stored_at is None else _iso(image.stored_at),
+            **(image.quality._asdict() if image.quality else {}),
             "url": IMAGE_PAGE.format(id=image.id),
         },
     }
@@ -363,4 +367,12 @@ def _image(feature: Mapping[str, Any]) -> ImageRecord:
         sha256=str(properties["sha256"]),
         image_size=properties.get("image_size"),
         stored_at=None if stored_at is None else _moment(stored_at),
+        quality=_quality(properties),
     )
+
+
+def _quality(properties: Mapping[str, Any]) -> Quality | None:
+    if "sharpness" not in properties:
+        return None
+    numbers = {name: float(properties[name]) for name in Quality._fields if name != "night"}
+    return Quality(**numbers, night=bool(properties["night"]))

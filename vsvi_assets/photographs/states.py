@@ -18,6 +18,8 @@ class State(StrEnum):
 
     STORED = "stored"
     """On disk, whole."""
+    REJECTED = "rejected"
+    """On disk, whole, and not good enough for the city file: another image takes its place."""
     NOT_ANSWERED = "not_answered"
     """Mapillary's answers leave it out, but not for long enough to believe them."""
     UNAVAILABLE = "unavailable"
@@ -73,7 +75,8 @@ class Photograph(NamedTuple):
     `sha256` is hexadecimal, `width` and `height` are pixels, `image_size` is as in the city
     file; these and `creator` are None where they are unknown. `stored_at` is when the file was
     written, None for other states. `first_asked`, `last_asked` and `answers` are those of an
-    `Absence`; `last_asked` alone is that of a `Refusal`.
+    `Absence`; `last_asked` alone is that of a `Refusal`. `sharpness` to `night` are those of
+    `quality.Quality`, None where they are not measured.
     """
 
     sequence_id: str
@@ -90,3 +93,8 @@ class Photograph(NamedTuple):
     last_asked: datetime | None = None
     answers: int | None = None
     stored_at: datetime | None = None
+    sharpness: float | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+    over_exposure: float | None = None
+    night: bool | None = None

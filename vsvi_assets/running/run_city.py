@@ -178,6 +178,8 @@ def run_city(
                     else set()
                 )
                 runs.materialize_images(inventory, overwrite=overwrite, rechecked=rechecked)
+                if city.quality:
+                    runs.replace_rejected(postgis)
                 runs.materialize_closing_assets()
             if run.image_runs:
                 inventory = take_inventory(city, postgis)
@@ -250,7 +252,7 @@ class _Runs:
 
     def materialize_images(
         self, inventory: Inventory, *, overwrite: bool, rechecked: Collection[str]
-    ) -> None:
+    ) -> bool:
         """Materialize the sequences that lack images, or with `overwrite` all.
 
         Of those in `rechecked`, the images that are unavailable or refused are asked for again.
@@ -259,7 +261,8 @@ class _Runs:
         may be in it, which costs nothing.
 
         A run some of whose images cannot be fetched is followed by the others; one that
-        failed for another reason, for which the others would fail too, is the last.
+        failed for another reason, for which the others would fail too, is the last. Returns
+        whether none failed so.
         """
         registered = self._instance.get_dynamic_partitions(sequence_partitions_name(self._city))
         pending = set(registered)
@@ -279,6 +282,19 @@ class _Runs:
             self.run.image_runs += 1
             failures = _step_failures(result)
             if not (result.success or (failures and all(map(is_partial, failures)))):
+                return False
+        return True
+
+    def replace_rejected(self, postgis: Postgis) -> None:
+        """Select and download other images in place of rejected ones, until none is selected.
+
+        Every selection leaves out the rejected ones, and gives each point up after some tries.
+        """
+        while take_inventory(self._city, postgis).rejected:
+            if not self._execute(["selected_image_ids"], {}, {}).success:
+                return
+            inventory = take_inventory(self._city, postgis)
+            if not self.materialize_images(inventory, overwrite=False, rechecked=()):
                 return
 
     def materialize_closing_assets(self) -> None:

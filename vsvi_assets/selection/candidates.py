@@ -66,13 +66,15 @@ def ranked_candidates(
     A candidate of a point is an image within `max_distance` metres (inclusive) that the city's
     rules on pairs do not exclude. With `prefer: nearest` they are ordered by distance, and where
     it is equal by id; with `prefer: newest` by time of capture first, the unknown ones last.
+    Rejected images are left out when all have their ranks, as are those behind as many rejected
+    ones as the city file allows to try.
 
     Parameters
     ----------
     points
         `x`, `y` (metres), `bearing` (degrees).
     images
-        As `rules.usable_images` returns them: sorted by id.
+        As `rules.usable_images` returns them: sorted by id, with `is_rejected` (bool).
     removed
         Gets the numbers of candidates that each rule left out, and as `candidates` their number
         before.
@@ -90,7 +92,12 @@ def ranked_candidates(
         distance = np.sqrt(east * east + north * north)
         near = distance <= city.max_distance
         point, image, distance = rows[found["i"][near]], image[near], distance[near]
-        yield _ranked(points, images, city, point, image, distance, removed)
+        ranked = _ranked(points, images, city, point, image, distance, removed)
+        if city.quality:
+            to_try = _to_try(ranked, images["is_rejected"].to_numpy(), city.quality.tries)
+            removed["quality"] += len(to_try) - int(to_try.sum())
+            ranked = ranked.where(to_try)
+        yield ranked
 
 
 def _groups(
@@ -140,6 +147,15 @@ def _ranked(
         np.arange(len(slot)) - np.repeat(first, counts) + 1,
         np.repeat(counts, counts),
     )
+
+
+def _to_try(ranked: Ranked, is_rejected: NDArray[np.bool_], tries: int) -> NDArray[np.bool_]:
+    """Return which candidates are good, as far as is known, and within so many tries."""
+    rejected = is_rejected[ranked.image]
+    before: NDArray[np.int64] = np.cumsum(rejected) - rejected
+    first = np.flatnonzero(ranked.rank == 1)
+    before -= np.repeat(before[first], np.diff(np.append(first, len(before))))
+    return ~rejected & (before < tries)
 
 
 def _angles(

@@ -14,6 +14,8 @@ from vsvi_assets.selection.rules import Removal
 def choose(points: pa.Table, images: pa.Table, city: City) -> tuple[pa.Table, list[Removal]]:
     """Choose the first candidate of each point, and with `per_year` of each of its years.
 
+    It is that of rank 1, unless that one is rejected.
+
     Parameters
     ----------
     points
@@ -32,10 +34,19 @@ def choose(points: pa.Table, images: pa.Table, city: City) -> tuple[pa.Table, li
     points = points.sort_by("id")
     removed: Counter[str] = Counter()
     first = Ranked.joined(
-        [part.where(part.rank == 1) for part in ranked_candidates(points, images, city, removed)]
+        [
+            part.where(_is_first(part, images))
+            for part in ranked_candidates(points, images, city, removed)
+        ]
     )
     rows = selected_rows(points, images, city, first)
     return rows, _removals(city, removed)
+
+
+def _is_first(part: Ranked, images: pa.Table) -> np.ndarray:
+    """Return which candidates are the first ones left of their point and year."""
+    slot = _slots(part.point, images["year"].take(pa.array(part.image)))
+    return np.diff(slot, prepend=-1) != 0
 
 
 def _removals(city: City, removed: Counter[str]) -> list[Removal]:
@@ -43,6 +54,10 @@ def _removals(city: City, removed: Counter[str]) -> list[Removal]:
     if city.per_year:
         count = removed["per_year"]
         removals.append(Removal("per_year", "year unknown", "candidates", before, count))
+        before -= count
+    if city.quality and city.quality.limits:
+        setting = ", ".join(limit.reason for limit in city.quality.limits)
+        removals.append(Removal("quality", setting, "candidates", before, removed["quality"]))
     return removals
 
 

@@ -301,6 +301,7 @@ def _fetch(
         services=city.services,
         guard=DiskGuard(city.sequences_folder, city.required_free_bytes),
         witnesses=latest_stored(postgis, city, MAX_WITNESSES),
+        measures_quality=city.quality is not None,
     )
     # A full disk is no error here: the plan says that the photographs do not fit on it.
     with suppress(DiskFullError), closing(results), PhotographRecords(postgis, city) as records:

@@ -96,7 +96,7 @@ def _what_became_of(
 ) -> tuple[NDArray[np.uint8], list[str | None]]:
     """Return the state of each image, and who took those on disk."""
     inventory = take_inventory(city, postgis)
-    missing = set(chain(inventory.not_answered, *inventory.missing.values()))
+    missing = set(chain(inventory.not_answered, inventory.rejected, *inventory.missing.values()))
     unavailable = {*inventory.unavailable, *inventory.refused}
     creators = creators_of_selected(postgis, city)
     states = np.full(len(images), ON_DISK, np.uint8)

@@ -12,6 +12,7 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import (
     PhotographRecords,
+    apply_quality_rules,
     creators_of_selected,
     latest_stored,
     rebuild_photographs,
@@ -21,6 +22,7 @@ from vsvi_assets.database.photographs import (
 )
 from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.tables import SELECTION_SCHEMA, selected_images_table
+from vsvi_assets.photographs.quality import Quality
 from vsvi_assets.photographs.sidecar import (
     SIDECAR_NAME,
     ImageRecord,
@@ -33,6 +35,8 @@ from vsvi_assets.views.status import city_status, status_lines
 from vsvi_assets_tests.database.parts import ask, load
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+SHARP = Quality(sharpness=300.5, brightness=0.5, contrast=0.2, over_exposure=0.01, night=False)
+UNMEASURED = (None,) * len(SHARP)
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def all_states(city: City) -> dict[str, Sidecar]:
             services="mapillary",
         ),
         "B": Sidecar(
-            {2: stored(city, "B", 2, hours=2)},
+            {2: replace(stored(city, "B", 2, hours=2), quality=SHARP)},
             absent={8: once},
             refused={4: Refusal("it is a PNG", NEW_YEAR)},
             failed={8: "busy"},
@@ -108,10 +112,11 @@ def test_every_state_is_in_the_table_and_comes_back_from_the_sidecars(
     }  # fmt: skip
     assert rows[0] == (
         "a", 1, "stored", 7, "0" * 64, 4, 3, "original", "creator of 1", None, None, None, None,
-        NEW_YEAR + timedelta(hours=1),
+        NEW_YEAR + timedelta(hours=1), *UNMEASURED,
     )  # fmt: skip
-    assert rows[5][9:] == (None, NEW_YEAR, NEW_YEAR + timedelta(hours=20), 2, None)
-    assert rows[6][9:] == ("busy", NEW_YEAR, NEW_YEAR, 1, None)
+    assert rows[1][14:] == SHARP
+    assert rows[5][9:] == (None, NEW_YEAR, NEW_YEAR + timedelta(hours=20), 2, None, *UNMEASURED)
+    assert rows[6][9:] == ("busy", NEW_YEAR, NEW_YEAR, 1, None, *UNMEASURED)
 
     rebuild_photographs(database, city)
     assert ask(database, query, "photographs") == rows
@@ -227,3 +232,70 @@ def test_images_above_pillows_limit_are_counted(database: Postgis, city: City) -
     status = city_status(city, database)
     assert status.oversized == 1
     assert any("178,956,970 pixels" in line for line in status_lines(city, status))
+
+
+def measured(city: City, qualities: dict[int, Quality]) -> Sidecar:
+    return Sidecar(
+        {id_: replace(stored(city, "a", id_), quality=found) for id_, found in qualities.items()}
+    )
+
+
+QUALITIES = {
+    1: SHARP,
+    3: SHARP._replace(sharpness=20.0),
+    5: SHARP._replace(night=True, brightness=0.05),
+    7: SHARP._replace(over_exposure=0.6),
+}
+LIMITS = {"min_sharpness": 100, "min_brightness": 0.1, "max_over_exposure": 0.5, "night": False}
+REASONS = {
+    3: "sharpness below 100",
+    5: "brightness below 0.1, taken at night",
+    7: "over-exposure above 0.5",
+}
+
+
+def test_photographs_are_rejected_by_the_limits_that_the_city_file_has_now(
+    database: Postgis, city: City, make_city: Callable[..., City]
+) -> None:
+    strict = make_city(quality=LIMITS)
+    record(database, strict, "a", measured(strict, QUALITIES))
+    query = "SELECT image_id, reason FROM {table} WHERE state = 'rejected' ORDER BY image_id"
+    assert dict(ask(database, query, "photographs")) == REASONS
+    found = take_inventory(strict, database, ["a"])
+    assert (found.on_disk, found.rejected, found.missing) == (1, [3, 5, 7], {"a": [9]})
+    assert found.without_file == 1
+
+    apply_quality_rules(database, make_city(quality={"max_over_exposure": 0.7}))
+    assert ask(database, query, "photographs") == []
+    apply_quality_rules(database, strict)
+    assert dict(ask(database, query, "photographs")) == REASONS
+    rebuild_photographs(database, strict)
+    assert dict(ask(database, query, "photographs")) == REASONS
+    apply_quality_rules(database, city)
+    assert ask(database, query, "photographs") == []
+
+
+def test_what_is_stored_is_to_be_measured_where_the_city_file_asks(
+    database: Postgis, city: City, make_city: Callable[..., City]
+) -> None:
+    panorama = replace(stored(city, "a", 5), width=20_000, height=10_000)  # Pillow opens it not
+    sidecar = measured(city, {1: SHARP}).updated(Sidecar({3: stored(city, "a", 3), 5: panorama}))
+    record(database, city, "a", sidecar)
+    assert take_inventory(city, database).unmeasured == {}
+    found = take_inventory(make_city(quality={}), database, ["a"])
+    assert (found.on_disk, found.unmeasured) == (3, {"a": [3]})
+    assert found.pending_images == 3
+
+
+def test_a_table_of_an_earlier_version_gets_the_columns_that_it_has_not(
+    database: Postgis, city: City
+) -> None:
+    record(database, city, "a", Sidecar({1: stored(city, "a", 1)}))
+    with database.transaction() as cursor:
+        cursor.execute(
+            "ALTER TABLE town.photographs DROP sharpness, DROP brightness, DROP contrast,"
+            " DROP over_exposure, DROP night"
+        )
+    record(database, city, "a", measured(city, {3: SHARP}))
+    rows = ask(database, "SELECT * FROM {table} ORDER BY image_id", "photographs")
+    assert [row[14:] for row in rows] == [UNMEASURED, SHARP]

@@ -198,11 +198,13 @@ def test_an_image_with_damaged_tables_is_whole_where_pillow_decodes_it(
     start = random.choice([start for start in all_segments(image) if image[start + 1] in TABLES])
     length = int.from_bytes(image[start + 2 : start + 4], "big")
     for _ in range(random.randint(1, 4)):
-        image[start + random.randint(4, length + 1)] = random.choice((0, 255, random.getrandbits(8)))
+        image[start + random.randint(4, length + 1)] = random.choice(
+            (0, 255, random.getrandbits(8))
+        )
     assert is_whole(bytes(image)) == pillow_decodes(bytes(image))
 
 
-def all_segments(image: bytes) -> list[int]:
+def all_segments(image: bytes | bytearray) -> list[int]:
     """Return where the segments of a JPEG begin, also those between its scans."""
     starts, position = [], 2
     while image[position + 1] != 0xD9:

@@ -1,6 +1,7 @@
 import json
 import os
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from vsvi_assets.mapillary.errors import InvalidSequenceIdError
 from vsvi_assets.photographs.errors import InvalidSidecarError
+from vsvi_assets.photographs.quality import Quality
 from vsvi_assets.photographs.sidecar import (
     SIDECAR_NAME,
     ImageRecord,
@@ -50,6 +52,7 @@ RECORDS = st.builds(
     sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
     image_size=st.none() | st.sampled_from(["original", "2048"]),
     stored_at=st.none() | MOMENTS,
+    quality=st.none() | st.builds(Quality, *4 * [st.floats(0, 1e5)], night=st.booleans()),
 )
 SIDECARS = st.builds(
     Sidecar,
@@ -189,3 +192,13 @@ def test_no_sequence_id_leads_out_of_the_folder(sequence_id: str) -> None:
         return
     assert folder.parent == seqdir
     assert folder.name == sequence_id
+
+
+def test_what_is_measured_is_written_and_nothing_where_it_is_not(tmp_path: Path) -> None:
+    quality = Quality(12.5, 0.5, 0.25, 0.0, night=True)
+    measured = replace(record(1, b"1", tmp_path), quality=quality)
+    write_sidecar(tmp_path, Sidecar({1: measured, 2: record(2, b"2", tmp_path)}))
+    first, second = json.loads((tmp_path / SIDECAR_NAME).read_text())["features"]
+    assert first["properties"] | quality._asdict() == first["properties"]
+    assert not second["properties"].keys() & quality._asdict()
+    assert read_sidecar(tmp_path).images[1] == measured

@@ -14,12 +14,14 @@ from dagster import (
 )
 
 from vsvi_assets.city import City
+from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import PhotographRecords, latest_stored, take_inventory
 from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskGuard, update_lines
 from vsvi_assets.orchestration.columns import SIDECAR_FILE
 from vsvi_assets.orchestration.common import (
     MAPILLARY_POOL,
+    REJECTED_TAG,
     Fetch,
     asset_key,
     began,
@@ -116,6 +118,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
                         fetched_before=began(context) if config.overwrite else None,
                         asked_before=began(context) if config.recheck_unavailable else None,
                         witnesses=latest_stored(postgis, city, MAX_WITNESSES),
+                        measures_quality=city.quality is not None,
                         settled=settled,
                     )
                 ) as results,
@@ -132,6 +135,8 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
                         is_complete=not result.found.failed,
                     )
                     _note_failed_ids(city, result)
+            if city.quality:
+                _note_rejected(context, city, postgis)
             # Sequences that lost their last selected image since the run was planned.
             for sequence_id in without_selection:
                 yield Partition(sequence_id, None, {"images": 0})
@@ -143,6 +148,14 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         return Output(hand_over(context, partitions()))
 
     return image_files
+
+
+def _note_rejected(context: AssetExecutionContext, city: City, postgis: Postgis) -> None:
+    """Let those who go on after the run know that the selection has to be made again."""
+    rejected = take_inventory(city, postgis, context.partition_keys).rejected
+    if rejected:
+        context.log.info(f"{len(rejected):,} photographs are not good enough for the city file.")
+        context.instance.add_run_tags(context.run.run_id, {REJECTED_TAG: str(len(rejected))})
 
 
 def _metadata(result: SequenceResult) -> dict[str, object]:
