@@ -90,10 +90,13 @@ def street_points(
     ways = _merge(pieces)
     way, x, y, before, after = _divide(ways["line"].to_numpy(), interval - _SLACK)
 
-    west, south, east, north = box
     lon, lat = projection.transform(x, y, direction="INVERSE")
-    lon = lon.round(COORDINATE_DECIMALS).clip(west, east)
-    lat = lat.round(COORDINATE_DECIMALS).clip(south, north)
+    lon, lat = lon.round(COORDINATE_DECIMALS), lat.round(COORDINATE_DECIMALS)
+    # The outermost places in the box that have so few decimals.
+    steps = 10.0**COORDINATE_DECIMALS
+    west, south = np.ceil(np.array(box[:2]) * steps) / steps
+    east, north = np.floor(np.array(box[2:]) * steps) / steps
+    lon, lat = lon.clip(west, east), lat.clip(south, north)
     chosen = _thin(*projection.transform(lon, lat), interval / 2)
 
     lon, lat = lon[chosen], lat[chosen]
