@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from benchmarks import adoption as adoptions
 from benchmarks import city, downloads, partitions, streets, tiles
 from benchmarks.surroundings import MissingProgramError, home, require
 from benchmarks.table import Row, as_markdown
@@ -118,6 +119,15 @@ def growth(images: tuple[int, ...], repeat: int) -> list[Row]:
     """The same through Dagster, for cities of several sizes."""
     with _workshop() as folder:
         return _told(city.growth(folder, images, repeat))
+
+
+@main.command()
+@click.option("--images", multiple=True, default=[20_000, 200_000], show_default=True)
+@_repeat(1)
+def adoption(images: tuple[int, ...], repeat: int) -> list[Row]:
+    """Cities whose photographs are all on disk: adopted, run again, and counted."""
+    with _workshop() as folder:
+        return _told(adoptions.adoption(folder, images, repeat))
 
 
 @main.command()

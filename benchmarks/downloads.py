@@ -179,7 +179,7 @@ def present(home: Home, images: int, repeat: int) -> Iterator[Row]:
     city = load_city(home.folder / "cities" / "present.json", home.folder / "data")
     picture = photograph(2000)
     for job in jobs(sequences, 20):
-        _lay_down(city.sequences_folder / job.sequence_id, ids_of(job), picture)
+        lay_down(city.sequences_folder / job.sequence_id, ids_of(job), picture)
     selection = pa.Table.from_pylist(
         [
             {"image_id": image_id, "sequence_id": job.sequence_id}
@@ -219,7 +219,7 @@ def present(home: Home, images: int, repeat: int) -> Iterator[Row]:
     )
 
 
-def _lay_down(folder: Path, image_ids: Sequence[int], picture: bytes) -> None:
+def lay_down(folder: Path, image_ids: Sequence[int], picture: bytes) -> None:
     """Put photographs and their sidecar into a sequence's folder, as a run leaves them."""
     folder.mkdir(parents=True)
     records = {}

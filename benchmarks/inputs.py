@@ -31,7 +31,6 @@ CENTRAL_SHARE, CENTRE = 0.75, 0.12
 """The share of the streets that gather about the middle, and how closely: the standard deviation
 of their distance from it, in widths of the city."""
 
-IMAGES_PER_SEQUENCE = 100
 EXTENT = 4096
 _METRES_PER_DEGREE = 111_320.0
 
@@ -48,13 +47,14 @@ class SyntheticCity:
     columns: int
     rows: int
     images: int
+    images_per_sequence: int = 100
 
     @classmethod
-    def of_size(cls, images: int) -> "SyntheticCity":
+    def of_size(cls, images: int, images_per_sequence: int = 100) -> "SyntheticCity":
         """Make the city in which so many images lie as densely as 1,000,000 in 209 tiles."""
         tiles = max(round(images / IMAGES_PER_TILE), 1)
         columns = max(divisor for divisor in range(1, 12) if tiles % divisor == 0)
-        return cls(columns, tiles // columns, images)
+        return cls(columns, tiles // columns, images, images_per_sequence)
 
     @property
     def tiles(self) -> list[mercantile.Tile]:
@@ -114,22 +114,36 @@ class SyntheticCity:
             network.add_edge(end, start, geometry=shapely.LineString(line[::-1]), **street)
         return network
 
+    def write_extract(self, path: Path) -> None:
+        """Write the streets as an extract of OpenStreetMap, an `.osm` file."""
+        with path.open("w") as file:
+            file.write('<osm version="0.6">\n')
+            for way, line in enumerate(self.streets().tolist(), 1):
+                nodes = range(10 * way, 10 * way + len(line))
+                for node, (lon, lat) in zip(nodes, line, strict=True):
+                    file.write(f'<node id="{node}" lon="{lon!r}" lat="{lat!r}"/>\n')
+                references = "".join(f'<nd ref="{node}"/>' for node in nodes)
+                tags = f'<tag k="highway" v="residential"/><tag k="name" v="Street {way}"/>'
+                file.write(f'<way id="{way}">{references}{tags}</way>\n')
+            file.write("</osm>\n")
+
     def image_table(self) -> pa.Table:
         """Return all images (`IMAGE_SCHEMA`), on the grid of 4096 cells that tiles have."""
         random = np.random.default_rng(2)
         lines = self.streets()
-        drives = -(-self.images // IMAGES_PER_SEQUENCE)
+        per_drive = self.images_per_sequence
+        drives = -(-self.images // per_drive)
         popularity = random.pareto(1.2, len(lines)) + 0.05
         street = random.choice(len(lines), drives, p=popularity / popularity.sum())
-        street = np.repeat(street, IMAGES_PER_SEQUENCE)[: self.images]
-        along = np.tile(np.linspace(0, 4.999, IMAGES_PER_SEQUENCE), drives)[: self.images]
+        street = np.repeat(street, per_drive)[: self.images]
+        along = np.tile(np.linspace(0, 4.999, per_drive), drives)[: self.images]
         vertex = along.astype(int)
         share = (along - vertex)[:, None]
         position = lines[street, vertex] * (1 - share) + lines[street, vertex + 1] * share
         position += random.normal(0, 3 / _METRES_PER_DEGREE, position.shape)
         south_west, north_east = np.array(self.box).reshape(2, 2)
         lon, lat = _to_grid(position.clip(south_west + 1e-4, north_east - 1e-4))
-        sequence = np.arange(self.images) // IMAGES_PER_SEQUENCE
+        sequence = np.arange(self.images) // per_drive
         names = [_sequence_id(number) for number in range(drives)]
         organization = np.where(sequence % 3 == 0, 991_655_281_702_248, 0)
         return pa.table(
