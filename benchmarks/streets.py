@@ -6,7 +6,8 @@ from benchmarks import reference
 from benchmarks.inputs import SRID, SyntheticCity
 from benchmarks.measure import Clock, in_turn, measure
 from benchmarks.table import Row, megabytes, seconds
-from vsvi_assets.streets import street_points, streets_of_graph
+from vsvi_assets.streets.networks import streets_of_graph
+from vsvi_assets.streets.points import street_points
 
 INTERVAL = 50.0
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from vsvi_assets.database.dataset import dataset
-from vsvi_assets.orchestration.resources import PostgisResource
+from vsvi_assets.database.server import project_database
 from vsvi_assets.running.project import find_city, run_named_city, start_postgis, status_of
 from vsvi_assets.views.plan import DownloadPlan
 from vsvi_assets.views.status import CityStatus
@@ -175,7 +175,7 @@ def photographs(city: str) -> geopandas.GeoDataFrame:
     """
     settings = start_postgis()
     found = find_city(city)
-    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+    postgis = project_database(settings)
     rows = dataset(postgis, found).read_all()
     frame = rows.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     frame["file"] = frame["file"].map(

@@ -19,11 +19,16 @@ from dotenv import dotenv_values
 from vsvi_assets.city import City, CityFileError
 from vsvi_assets.database.debian import UNPACKED, InstallationError, unpack_postgis
 from vsvi_assets.database.errors import PostgisError
-from vsvi_assets.database.server import LocalPostgis, LocalPostgisError, free_port
+from vsvi_assets.database.server import (
+    LocalPostgis,
+    LocalPostgisError,
+    free_port,
+    project_database,
+)
+from vsvi_assets.database.tile_requests import paced_client
 from vsvi_assets.dataset.errors import DatasetError
 from vsvi_assets.files import DiskFullError, DiskGuard, TextFileError, atomic_write
 from vsvi_assets.mapillary.errors import RefusedTokenError
-from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
@@ -43,7 +48,7 @@ from vsvi_assets.settings import (
     Settings,
     TokenMissingError,
 )
-from vsvi_assets.streets import PlaceError
+from vsvi_assets.streets.errors import PlaceError
 from vsvi_assets.views.qgis import qgis_project
 from vsvi_assets.views.status import verification_lines
 
@@ -304,11 +309,11 @@ def rebuild(manifest_path: Path, into: Path | None) -> None:
     start_all()
     city = rebuild_city(manifest, folder)
     settings = Settings.from_environment()
-    with progress_on(sys.stderr) as progress:
+    with progress_on(sys.stderr) as progress, paced_client(city, settings) as client:
         found = rebuild_dataset(
             manifest,
             table,
-            MapillaryResource.from_settings(settings).client(city),
+            client,
             folder,
             size=city.image_size,
             guard=DiskGuard(folder, city.required_free_bytes),
@@ -454,7 +459,7 @@ def _export(city: City) -> int:
     from vsvi_assets.dataset.export import write_table
 
     settings = start_postgis()
-    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+    postgis = project_database(settings)
     return write_table(dataset(postgis, city), city.dataset_path)
 
 

@@ -46,6 +46,7 @@ from vsvi_assets.database.connection import Postgis, without_libpq_variables
 from vsvi_assets.database.debian import UNPACKED, library_path
 from vsvi_assets.database.queries import usable_versions
 from vsvi_assets.files import atomic_write, sync_folder
+from vsvi_assets.settings import Settings
 
 ROOT_FOLDER = Path("/var/lib/vsvi")
 SERVICE = "vsvi"
@@ -511,6 +512,20 @@ class LocalPostgis:
             umask=0o077,
             **self._privileges,
         )
+
+
+def project_database(settings: Settings) -> Postgis:
+    """Return the database of VSVI_POSTGRES_URL, or else that of the project's own server.
+
+    It starts nothing: the server has to run already.
+
+    Raises
+    ------
+    LocalPostgisError
+        When the project has no server yet.
+    """
+    url = settings.postgres_url
+    return Postgis(url) if url else LocalPostgis(settings.data_dir).database()
 
 
 def _program_folders() -> Iterator[Path]:

@@ -13,10 +13,14 @@ import psycopg2
 import psycopg2.extensions
 from psycopg2 import sql
 
+from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisError
+from vsvi_assets.database.server import project_database
+from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.errors import AddressBlockedError, StoppedError, TileBudgetError
 from vsvi_assets.mapillary.pacing import TileState, random_gap_seconds
+from vsvi_assets.settings import ServiceAddresses, Settings
 
 PROBE_SECONDS = 120.0
 """For how long all others wait for the one request that shows whether a block is over."""
@@ -242,6 +246,32 @@ class PostgresTileGate:
             [self._tiles_url],
         )
         return cursor
+
+
+def tile_gate(services: ServiceAddresses, settings: Settings, postgis: Postgis) -> PostgresTileGate:
+    """Return what gives the turns of the tile requests to these services."""
+    return PostgresTileGate(
+        postgis,
+        services.tiles_url,
+        per_minute=services.tiles_per_minute,
+        per_day=settings.tiles_per_day,
+        block_hours=settings.block_hours,
+    )
+
+
+def paced_client(city: City, settings: Settings, *, backoff: float = 1.0) -> Mapillary:
+    """Return a client of the city's services, whose tile requests wait for their turn.
+
+    It tries as often as the city file says. `backoff` is in seconds: the base to which the
+    pauses between attempts grow.
+    """
+    services = settings.services_of(city.services)
+    return Mapillary(
+        services,
+        tile_gate=tile_gate(services, settings, project_database(settings)),
+        num_retries=city.num_retries,
+        backoff=backoff,
+    )
 
 
 def _rows(

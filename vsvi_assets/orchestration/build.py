@@ -71,7 +71,7 @@ def build_cities_defs(
             asset_checks=[check for city in cities for check in build_city_checks(city)],
             sensors=build_notification_sensors(settings),
             resources={
-                "mapillary": MapillaryResource.from_settings(settings),
+                "mapillary": MapillaryResource(data_dir=str(settings.data_dir)),
                 "progress": LogProgress(),
                 "postgis": postgis,
                 "overpass": OverpassResource(),

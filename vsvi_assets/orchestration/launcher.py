@@ -24,13 +24,13 @@ from dagster import (
 )
 
 from vsvi_assets.database.locks import is_locked
+from vsvi_assets.database.server import project_database
 from vsvi_assets.orchestration.dagster_internals import (
     CheckRunHealthResult,
     LaunchRunContext,
     WorkerStatus,
     code_server_of,
 )
-from vsvi_assets.orchestration.resources import PostgisResource
 from vsvi_assets.settings import Settings
 
 LOCK_TAG = "vsvi/lock"
@@ -134,8 +134,7 @@ def _is_lost(instance: DagsterInstance, run: DagsterRun) -> bool:
 
 
 def _is_held(lock: str) -> bool:
-    data_dir = Settings.from_environment().data_dir
-    return is_locked(PostgisResource(data_dir=str(data_dir)).database(), lock)
+    return is_locked(project_database(Settings.from_environment()), lock)
 
 
 def _is_this_machine(code_server: Mapping[str, object]) -> bool:

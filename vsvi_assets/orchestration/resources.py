@@ -6,6 +6,7 @@ address are read from the environment when they are needed.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,11 +16,11 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import LockHeldError
 from vsvi_assets.database.locks import advisory_lock
-from vsvi_assets.database.server import LocalPostgis
-from vsvi_assets.database.tile_requests import PostgresTileGate
+from vsvi_assets.database.server import project_database
+from vsvi_assets.database.tile_requests import paced_client
 from vsvi_assets.mapillary.client import Mapillary
-from vsvi_assets.settings import ServiceAddresses, Settings
-from vsvi_assets.streets import Overpass
+from vsvi_assets.settings import Settings
+from vsvi_assets.streets.overpass import Overpass
 
 
 class MapillaryResource(ConfigurableResource):
@@ -29,33 +30,9 @@ class MapillaryResource(ConfigurableResource):
     backoff: float = 1.0
     """Seconds, to the base of which the pauses between attempts grow."""
 
-    @classmethod
-    def from_settings(cls, settings: Settings) -> "MapillaryResource":
-        """Return the resource for the cities of these settings."""
-        return cls(data_dir=str(settings.data_dir))
-
     def client(self, city: City) -> Mapillary:
         """Return a client of the city's services, which tries as often as the city file says."""
-        settings = Settings.from_environment()
-        services = settings.services_of(city.services)
-        postgis = PostgisResource(data_dir=self.data_dir).database()
-        return Mapillary(
-            services,
-            tile_gate=tile_gate(settings, services, postgis),
-            num_retries=city.num_retries,
-            backoff=self.backoff,
-        )
-
-
-def tile_gate(settings: Settings, services: ServiceAddresses, postgis: Postgis) -> PostgresTileGate:
-    """Return what gives the turns of the tile requests to these services."""
-    return PostgresTileGate(
-        postgis,
-        services.tiles_url,
-        per_minute=services.tiles_per_minute,
-        per_day=settings.tiles_per_day,
-        block_hours=settings.block_hours,
-    )
+        return paced_client(city, _settings(self.data_dir), backoff=self.backoff)
 
 
 class PostgisResource(ConfigurableResource):
@@ -74,8 +51,7 @@ class PostgisResource(ConfigurableResource):
         LocalPostgisError
             When the project has no server yet.
         """
-        url = Settings.from_environment().postgres_url
-        return Postgis(url) if url else LocalPostgis(Path(self.data_dir)).database()
+        return project_database(_settings(self.data_dir))
 
 
 class OverpassResource(ConfigurableResource):
@@ -111,3 +87,7 @@ class OverpassResource(ConfigurableResource):
             area=settings.overpass_area,
             pause=self.pause,
         )
+
+
+def _settings(data_dir: str) -> Settings:
+    return replace(Settings.from_environment(), data_dir=Path(data_dir))

@@ -22,7 +22,8 @@ from vsvi_assets.city import ZOOM, City, CityFileError, PlaceNotLookedUpError, l
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisError, ServerUnreachableError
 from vsvi_assets.database.queries import usable_versions
-from vsvi_assets.database.server import LocalPostgisError
+from vsvi_assets.database.server import LocalPostgisError, project_database
+from vsvi_assets.database.tile_requests import tile_gate
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.connections import connection_error
 from vsvi_assets.mapillary.errors import (
@@ -34,7 +35,6 @@ from vsvi_assets.mapillary.errors import (
     TileNotFoundError,
 )
 from vsvi_assets.mapillary.pacing import TileGate
-from vsvi_assets.orchestration.resources import PostgisResource, tile_gate
 from vsvi_assets.proxies import proxies_for
 from vsvi_assets.running.services import start_postgis
 from vsvi_assets.settings import (
@@ -109,7 +109,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _sandbox(settings)
     if not cities or len(on_sandbox) < len(cities):
         services = settings.services_of("mapillary")
-        gate = tile_gate(settings, services, postgis) if postgis else None
+        gate = tile_gate(services, settings, postgis) if postgis else None
         yield from _mapillary(services, gate)
         yield _overpass(services)
         if gate:
@@ -243,7 +243,7 @@ def _postgis(settings: Settings) -> Generator[Finding, None, Postgis | None]:
     where = "VSVI_POSTGRES_URL" if settings.postgres_url else str(settings.data_dir / "postgis")
     try:
         start_postgis(os.environ)
-        postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+        postgis = project_database(settings)
         versions = usable_versions(postgis)
     except ServerUnreachableError as error:
         yield Finding(

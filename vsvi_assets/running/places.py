@@ -5,7 +5,7 @@ import pyproj
 from vsvi_assets.city import PlaceNotLookedUpError
 from vsvi_assets.city.region import freeze_place
 from vsvi_assets.settings import Settings
-from vsvi_assets.streets import Nominatim, look_up
+from vsvi_assets.streets.nominatim import Nominatim, look_up
 
 
 def look_up_region(missing: PlaceNotLookedUpError, settings: Settings) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsvi_assets.city import City, CityFileError, PlaceNotLookedUpError, load_cities
+from vsvi_assets.database.server import project_database
+from vsvi_assets.database.tile_requests import tile_gate
 from vsvi_assets.mapillary.pacing import TileState
-from vsvi_assets.orchestration.resources import PostgisResource, tile_gate
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
-from vsvi_assets.running.places import look_up_region
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.plan import plan_lines
 from vsvi_assets.views.status import CityStatus, city_status, status_lines
@@ -89,6 +89,9 @@ def find_city_with_its_region(name: str, environment: Mapping[str, str]) -> City
     try:
         return find_city(name, environment)
     except PlaceNotLookedUpError as missing:
+        # osmnx takes a second to load, which other commands need not.
+        from vsvi_assets.running.places import look_up_region
+
         # The sandbox, if the city is on it, has to run.
         print(look_up_region(missing, start_all().settings), file=sys.stderr)
         return find_city(name, environment)
@@ -122,10 +125,10 @@ def status_of(name: str) -> CurrentStatus:
     """Start PostGIS and count what a city has."""
     settings = start_postgis()
     city = find_city(name)
-    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+    postgis = project_database(settings)
     # The sandbox, which needs not run now, blocks nobody for a day.
     tile_state = (
-        tile_gate(settings, settings.services_of(city.services), postgis).state()
+        tile_gate(settings.services_of(city.services), settings, postgis).state()
         if city.services == "mapillary"
         else None
     )
@@ -176,5 +179,5 @@ def run_named_city(
         )
     if run.selected is None:
         return Outcome(city, run, None)
-    postgis = PostgisResource(data_dir=str(started.settings.data_dir)).database()
+    postgis = project_database(started.settings)
     return Outcome(city, run, city_status(city, postgis))

@@ -31,11 +31,12 @@ from vsvi_assets.database.locks import advisory_lock
 from vsvi_assets.database.photographs import sequences_in_state, stored_since, take_inventory
 from vsvi_assets.database.queries import row_count
 from vsvi_assets.database.schema import SELECTED_IMAGES
+from vsvi_assets.database.server import project_database
+from vsvi_assets.database.tile_requests import paced_client
 from vsvi_assets.orchestration.build import build_cities_defs
 from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key, closing_assets
 from vsvi_assets.orchestration.dagster_internals import interruptible_waits, was_interrupted
 from vsvi_assets.orchestration.launcher import LOCK_TAG, end_lost_runs
-from vsvi_assets.orchestration.resources import MapillaryResource, PostgisResource
 from vsvi_assets.orchestration.retries import is_partial, reason
 from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
 from vsvi_assets.photographs.inventory import Inventory
@@ -158,7 +159,7 @@ def run_city(
         When Ctrl-C interrupted it; the run is then recorded as canceled.
     """
     settings.services_of(city.services).token()
-    postgis = PostgisResource(data_dir=str(settings.data_dir)).database()
+    postgis = project_database(settings)
     with only_process(city, postgis):
         end_lost_runs(instance, city_lock(city))
         began = datetime.now(UTC)
@@ -166,8 +167,8 @@ def run_city(
         runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
         run = runs.run
         if plan_only and any(check.asset_key.path[-1] == "download_plan" for check in run.checks):
-            client = MapillaryResource.from_settings(settings).client(city)
-            run.plan = make_plan(city, postgis, client)
+            with paced_client(city, settings) as client:
+                run.plan = make_plan(city, postgis, client)
         selected = row_count(postgis, city, SELECTED_IMAGES)
         if not (tiles_only or plan_only) and selected is not None:
             inventory = take_inventory(city, postgis)

@@ -14,7 +14,7 @@ from vsvi_assets.city import BrokenCity, City, PlaceNotLookedUpError, load_citie
 from vsvi_assets.cli import main
 from vsvi_assets.database.audit import wrong_geometries
 from vsvi_assets.running.places import look_up_region
-from vsvi_assets.streets import PlaceError
+from vsvi_assets.streets.errors import PlaceError
 from vsvi_assets_tests.project import BOX, Project
 
 WEST, SOUTH, EAST, NORTH = BOX.values()

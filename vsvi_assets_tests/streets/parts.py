@@ -12,7 +12,7 @@ import networkx as nx
 import shapely
 
 from vsvi_assets.sandbox import Sandbox, World
-from vsvi_assets.streets import Overpass
+from vsvi_assets.streets.overpass import Overpass
 
 BOX = (4.90, 52.36, 4.91, 52.37)
 

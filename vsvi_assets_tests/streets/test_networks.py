@@ -12,14 +12,10 @@ import shapely
 from geopandas.testing import assert_geodataframe_equal
 
 from vsvi_assets.city import City
-from vsvi_assets.streets import (
-    NETWORK_TYPES,
-    StreetsFileError,
-    read_streets,
-    street_points,
-    streets_of_graph,
-)
-from vsvi_assets.streets.network_types import overpass_filter
+from vsvi_assets.streets.errors import StreetsFileError
+from vsvi_assets.streets.network_types import NETWORK_TYPES, overpass_filter
+from vsvi_assets.streets.networks import read_streets, streets_of_graph
+from vsvi_assets.streets.points import street_points
 from vsvi_assets_tests.streets.parts import BOX, Recorder, line_network, recorder
 
 EXTRACT = """<?xml version="1.0"?>

@@ -5,7 +5,8 @@ import shapely
 
 from vsvi_assets.sandbox import Sandbox, World
 from vsvi_assets.sandbox.faults import Fault, Faults
-from vsvi_assets.streets import Nominatim, PlaceError, look_up
+from vsvi_assets.streets.errors import PlaceError
+from vsvi_assets.streets.nominatim import Nominatim, look_up
 from vsvi_assets_tests.streets.parts import no_picture, recorder
 
 DELFT = shapely.box(4.32, 51.96, 4.41, 52.03)

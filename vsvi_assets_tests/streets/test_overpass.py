@@ -17,19 +17,17 @@ import shapely
 from geopandas.testing import assert_geodataframe_equal
 
 from vsvi_assets.sandbox.faults import Fault, Faults
-from vsvi_assets.streets import (
+from vsvi_assets.streets import overpass as overpass_module
+from vsvi_assets.streets.errors import (
     Box,
-    DownloadedStreets,
     NoStreetsError,
-    Overpass,
     OverpassBusyError,
     OverpassError,
     OverpassRefusedError,
     OverpassUnreachableError,
-    download_streets,
-    street_points,
 )
-from vsvi_assets.streets import overpass as overpass_module
+from vsvi_assets.streets.overpass import DownloadedStreets, Overpass, download_streets
+from vsvi_assets.streets.points import street_points
 from vsvi_assets_tests.streets.parts import BOX, Recorder, overpass_at, overpass_with, recorder
 
 STREET = [(4.901, 52.365), (4.909, 52.365)]

@@ -16,14 +16,10 @@ from hypothesis import strategies as st
 
 from vsvi_assets.sandbox import Sandbox
 from vsvi_assets.sandbox.demo import demo_world
-from vsvi_assets.streets import (
-    Box,
-    NoStreetsError,
-    download_streets,
-    read_streets,
-    street_points,
-    streets_of_graph,
-)
+from vsvi_assets.streets.errors import Box, NoStreetsError
+from vsvi_assets.streets.networks import read_streets, streets_of_graph
+from vsvi_assets.streets.overpass import download_streets
+from vsvi_assets.streets.points import street_points
 from vsvi_assets_tests.streets.parts import BOX, line_network, overpass_at
 
 

@@ -10,7 +10,7 @@ from dagster import AssetCheckEvaluation, AssetCheckSeverity, TableMetadataValue
 
 from vsvi_assets.city import City
 from vsvi_assets.database.photographs import rebuild_photographs, take_inventory
-from vsvi_assets.orchestration.resources import MapillaryResource
+from vsvi_assets.database.tile_requests import paced_client
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME, read_sidecar
 from vsvi_assets.sandbox import Fault, Faults
 from vsvi_assets.views.plan import (
@@ -25,7 +25,7 @@ from vsvi_assets_tests.project import Project
 
 
 def planned(project: Project, city: City) -> DownloadPlan:
-    client = MapillaryResource.from_settings(project.settings).client(city)
+    client = paced_client(city, project.settings)
     return make_plan(city, project.postgis, client)
 
 

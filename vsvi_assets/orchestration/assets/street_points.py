@@ -6,13 +6,15 @@ from typing import Any
 import geopandas as gpd
 from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, asset
 
-from vsvi_assets import streets
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.columns import STREET_POINTS_FILE
 from vsvi_assets.orchestration.common import REFRESH_TAG, Fetch, identity
 from vsvi_assets.orchestration.resources import OverpassResource, PostgisResource
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
+from vsvi_assets.streets.networks import read_streets
+from vsvi_assets.streets.overpass import download_streets
+from vsvi_assets.streets.points import street_points as place_points
 from vsvi_assets.views.pictures import markdown_picture, street_points_map
 
 
@@ -35,10 +37,10 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
     ) -> gpd.GeoDataFrame:
         box = city.area.bounds
         if city.streets_path:
-            lines = streets.read_streets(city.streets_path, city.network_type)
+            lines = read_streets(city.streets_path, city.network_type)
             source: dict[str, Any] = {"streets": MetadataValue.path(city.streets_path)}
         else:
-            download = streets.download_streets(
+            download = download_streets(
                 box,
                 city.network_type,
                 overpass=overpass.server(city, postgis, context.log.warning),
@@ -58,7 +60,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
                 "streets of": asked_at,
                 "streets from cache": download.from_cache,
             }
-        points = streets.street_points(
+        points = place_points(
             lines, box, city.projected_srid, city.interval, within=city.area.polygons
         )
         picture = street_points_map(

@@ -11,7 +11,7 @@ from vsvi_assets.database.audit import EXAMPLES, WrongRows
 from vsvi_assets.orchestration.checks.rules import Rule
 from vsvi_assets.orchestration.common import asset_key
 from vsvi_assets.orchestration.retries import retry_boundary
-from vsvi_assets.streets import COORDINATE_DECIMALS
+from vsvi_assets.streets.points import COORDINATE_DECIMALS
 
 
 def build_street_points_checks(city: City) -> AssetChecksDefinition:

@@ -25,7 +25,7 @@ from vsvi_assets.photographs.sidecar import (
     sequence_folder,
     write_sidecar,
 )
-from vsvi_assets.streets import COORDINATE_DECIMALS
+from vsvi_assets.streets.points import COORDINATE_DECIMALS
 
 Value = TypeVar("Value")
 
