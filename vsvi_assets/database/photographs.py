@@ -25,6 +25,7 @@ from vsvi_assets.photographs.inventory import (
     sequences_on_disk,
 )
 from vsvi_assets.photographs.jpeg import MAX_PIXELS
+from vsvi_assets.photographs.quality import Quality
 from vsvi_assets.photographs.sidecar import (
     SERVICES_WITHOUT_MARK,
     Sidecar,
@@ -277,6 +278,15 @@ def creators_of_selected(postgis: Postgis, city: City) -> dict[int, str]:
         """
     ).format(_table(city), sql.Identifier(city.name, "selected_images"))
     return dict(postgis.stream(query))
+
+
+def quality_of_selected(postgis: Postgis, city: City) -> pa.Table:
+    """Return `image_id` and what `photographs.quality.Quality` measures of the selected images."""
+    names = ("image_id", *Quality._fields)
+    query = sql.SQL(
+        "SELECT {} FROM {} WHERE sharpness IS NOT NULL AND image_id IN (SELECT image_id FROM {})"
+    ).format(_names(names), _table(city), sql.Identifier(city.name, "selected_images"))
+    return postgis.read(query, PHOTOGRAPHS.arrow_schema(*names))
 
 
 def _orphaned(city: City, postgis: Postgis) -> list[str]:

@@ -1,7 +1,7 @@
 """Counts of a city's tables, as its pictures and its plan need them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,49 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.schema import PHOTOGRAPHS
+from vsvi_assets.photographs.states import State
 
 GRID_CELLS = 160
 """Cells along the longer side of the density grid, so that no box makes it large."""
+
+
+@dataclass(frozen=True)
+class MeasuredQuality:
+    """What was measured of a city's photographs, whether they are selected or rejected.
+
+    Attributes
+    ----------
+    photographs, rejected
+        How many were measured, and how many of these are not good enough for the city file.
+    reasons
+        How many are rejected for each reason, or combination of them.
+    sharpness, brightness, over_exposure
+        The values below which 10 %, 50 % and 90 % of the photographs are.
+    nights
+        How many were taken at night.
+    """
+
+    photographs: int
+    rejected: int
+    reasons: Mapping[str, int]
+    sharpness: Sequence[float]
+    brightness: Sequence[float]
+    over_exposure: Sequence[float]
+    nights: int
+
+    @property
+    def share_range(self) -> tuple[float, float]:
+        """The range that holds the share of rejected photographs in 9 of 10 cases.
+
+        E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+        Journal of the American Statistical Association 22, 1927.
+        """
+        z, n, share = 1.645, self.photographs, self.rejected / self.photographs
+        middle = share + z * z / (2 * n)
+        reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+        low, high = (max(middle + side, 0) / (1 + z * z / n) for side in (-reach, reach))
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -102,3 +142,36 @@ def selected_capture_years(postgis: Postgis, city: City) -> CaptureYears:
         else:
             (panoramas if row["is_pano"] else flat)[row["year"]] = row["images"]
     return CaptureYears(flat, panoramas, unknown)
+
+
+def measured_quality(postgis: Postgis, city: City) -> MeasuredQuality | None:
+    """Summarize what was measured of the photographs in store; None where nothing was."""
+    table = sql.Identifier(city.name, PHOTOGRAPHS.name)
+    percentiles = sql.SQL(", ").join(
+        sql.SQL("percentile_cont(ARRAY[0.1, 0.5, 0.9]) WITHIN GROUP (ORDER BY {})").format(
+            sql.Identifier(name)
+        )
+        for name in ("sharpness", "brightness", "over_exposure")
+    )
+    counts = sql.SQL(
+        "SELECT count(*), {}, count(*) FILTER (WHERE night) FROM {} WHERE sharpness IS NOT NULL"
+    ).format(percentiles, table)
+    reasons = sql.SQL(
+        "SELECT reason, count(*) FROM {} WHERE state = %(rejected)s GROUP BY 1 ORDER BY 2 DESC, 1"
+    ).format(table)
+    with postgis.transaction() as cursor:
+        cursor.execute(counts)
+        [(photographs, sharpness, brightness, over_exposure, nights)] = cursor.fetchall()
+        cursor.execute(reasons, {"rejected": State.REJECTED})
+        by_reason = dict(cursor.fetchall())
+    if not photographs:
+        return None
+    return MeasuredQuality(
+        photographs=photographs,
+        rejected=sum(by_reason.values()),
+        reasons=by_reason,
+        sharpness=sharpness,
+        brightness=brightness,
+        over_exposure=over_exposure,
+        nights=nights,
+    )

@@ -24,6 +24,7 @@ from vsvi_assets.database.photographs import (
 )
 from vsvi_assets.database.queries import selected_images_shuffled
 from vsvi_assets.database.selection import read_removals
+from vsvi_assets.database.summaries import MeasuredQuality, measured_quality
 from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskFullError, DiskGuard, gigabytes
 from vsvi_assets.mapillary.client import (
@@ -79,6 +80,8 @@ class DownloadPlan:
         Free on the disk now, and what has to stay free of it.
     removals
         What each rule of the city file left out at the selection.
+    quality
+        What was measured of the photographs in store; None where nothing was.
     """
 
     selected: int
@@ -97,6 +100,7 @@ class DownloadPlan:
     free_bytes: int
     required_free_bytes: int
     removals: Sequence[Removal] = ()
+    quality: MeasuredQuality | None = None
 
     @property
     def usable_bytes(self) -> int:
@@ -185,6 +189,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
         free_bytes=shutil.disk_usage(_existing(city.sequences_folder)).free,
         required_free_bytes=city.required_free_bytes,
         removals=read_removals(postgis, city),
+        quality=measured_quality(postgis, city) if city.quality else None,
     )
 
 
@@ -226,6 +231,9 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
     for removal in plan.removals:
         add(removal.rule, f"{removal.setting}: {removal}")
     add("to download", f"{plan.images:,} images, {plan.panoramas:,} of them panoramas")
+    if plan.quality:
+        add("rejected", rejected_text(plan))
+        add("measured", measured_text(plan.quality))
     if plan.sampled and plan.images:
         add(
             "room",
@@ -246,6 +254,36 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
     add("requests", f"{plan.link_requests:,} for links, {plan.images:,} for images")
     add("tiles", f"of a refresh: {plan.tile_state.summary(plan.tiles)}")
     return lines
+
+
+def rejected_text(plan: DownloadPlan) -> str:
+    """Say how many photographs are not good enough, and what that means for those to come."""
+    quality = plan.quality
+    assert quality
+    if not quality.rejected:
+        return f"none of {quality.photographs:,} measured photographs"
+    share = quality.rejected / quality.photographs
+    low, high = quality.share_range
+    reasons = "; ".join(f"{count:,} {reason}" for reason, count in quality.reasons.items())
+    return (
+        f"{quality.rejected:,} of {quality.photographs:,} measured photographs ({share:.0%}; "
+        f"{low:.0%} to {high:.0%} in 9 of 10 cases), about {round(share * plan.images):,} of those "
+        f"to download, in whose place others are tried: {reasons}"
+    )
+
+
+def measured_text(quality: MeasuredQuality) -> str:
+    """Say what values the photographs have, for those who look for a limit."""
+    values = (
+        ("sharpness", quality.sharpness, "{:.0f}"),
+        ("brightness", quality.brightness, "{:.2f}"),
+        ("over-exposure", quality.over_exposure, "{:.2f}"),
+    )
+    texts = [
+        f"{name} {' / '.join(pattern.format(value) for value in percentiles)}"
+        for name, percentiles, pattern in values
+    ]
+    return f"{', '.join(texts)} (10 / 50 / 90 % are below), {quality.nights:,} at night"
 
 
 def fit_message(city: City, plan: DownloadPlan, needed: str, fits: bool) -> str:

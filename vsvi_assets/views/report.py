@@ -19,11 +19,16 @@ from numpy.typing import NDArray
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.photographs import creators_of_selected, take_inventory
-from vsvi_assets.database.queries import coverage
+from vsvi_assets.database.photographs import (
+    creators_of_selected,
+    quality_of_selected,
+    take_inventory,
+)
+from vsvi_assets.database.queries import coverage, points_without_good_image
 
-ON_DISK, GAP, MISSING, UNAVAILABLE = range(4)
-"""What a street point has: a photograph, none near it, one yet to come, one that is gone."""
+ON_DISK, GAP, MISSING, UNAVAILABLE, NOT_GOOD_ENOUGH = range(5)
+"""What a street point has: a photograph, none near it, one yet to come, one that is gone, and only
+some near it that are not good enough."""
 
 NO_IMAGE = -1
 UNKNOWN_TIME = 0
@@ -41,8 +46,8 @@ class CoverageReport:
     points
         Number of street points.
     on_disk, gaps, missing, unavailable
-        How many of them have a photograph on disk; none within `max_distance`; one that is
-        yet to be downloaded; one that Mapillary has no longer.
+        How many of them have a photograph on disk; none within `max_distance` that is good
+        enough; one that is yet to be downloaded; one that Mapillary has no longer.
     images
         Number of photographs that the points share.
     """
@@ -74,12 +79,17 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
     images = points.take(pc.index_in(image_ids, points["image_id"].combine_chunks()))
     states, creators = _what_became_of(city, postgis, images)
     point_states = np.append(states, np.uint8(GAP))[image_of_point]
-    counts = np.bincount(point_states, minlength=4).tolist()
+    if city.quality:
+        not_good = points_without_good_image(postgis, city)
+        is_not_good = pc.is_in(points["street_point_id"], not_good.combine_chunks())
+        point_states[is_not_good.to_numpy()] = NOT_GOOD_ENOUGH
+    counts = np.bincount(point_states, minlength=5).tolist()
+    quality = _quality_of(quality_of_selected(postgis, city), images)
     return CoverageReport(
-        html=_page(city, points, image_of_point, point_states, images, creators),
+        html=_page(city, points, image_of_point, point_states, images, creators, quality),
         points=len(points),
         on_disk=counts[ON_DISK],
-        gaps=counts[GAP],
+        gaps=counts[GAP] + counts[NOT_GOOD_ENOUGH],
         missing=counts[MISSING],
         unavailable=counts[UNAVAILABLE],
         images=len(images),
@@ -111,6 +121,20 @@ def _what_became_of(
     return states, names
 
 
+def _quality_of(measured: pa.Table, images: pa.Table) -> dict[str, NDArray[Any]]:
+    """Return what was measured of each image, NaN where nothing was; no column for none at all."""
+    if not len(measured):
+        return {}
+    rows = pc.index_in(images["image_id"], measured["image_id"].combine_chunks())
+    found = measured.take(rows)
+    return {
+        "sharpness": _float64(found["sharpness"]).astype(np.float32),
+        "brightness": _float64(found["brightness"]).astype(np.float32),
+        "overExposure": _float64(found["over_exposure"]).astype(np.float32),
+        "night": _float64(found["night"].cast(pa.float64())).astype(np.float32),
+    }
+
+
 def _page(
     city: City,
     points: pa.Table,
@@ -118,6 +142,7 @@ def _page(
     point_states: NDArray[np.uint8],
     images: pa.Table,
     creators: list[str | None],
+    quality: Mapping[str, NDArray[Any]],
 ) -> str:
     streets = points["street"].dictionary_encode().combine_chunks()
     sequences = images["sequence_id"].dictionary_encode().combine_chunks()
@@ -150,6 +175,7 @@ def _page(
             .astype(np.float64),
             compassAngle=_float64(images["compass_angle"]).astype(np.float32),
             isPano=pc.fill_null(images["is_pano"], False).to_numpy().astype(np.uint8),
+            **quality,
         ),
     }
     # No "<" is left that could end the script element, whatever people call themselves.

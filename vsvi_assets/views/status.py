@@ -10,12 +10,18 @@ from pathlib import Path
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import count_oversized, take_inventory
-from vsvi_assets.database.queries import count_points_without_image, row_count
+from vsvi_assets.database.queries import (
+    count_points_without_image,
+    points_without_good_image,
+    row_count,
+)
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS
+from vsvi_assets.database.summaries import MeasuredQuality, measured_quality
 from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.jpeg import MAX_PIXELS
 from vsvi_assets.photographs.verification import Verification
+from vsvi_assets.views.plan import measured_text
 
 SHOWN = 10
 """At most so many images or reasons of one kind are listed."""
@@ -33,6 +39,8 @@ class CityStatus:
     images: int | None
     inventory: Inventory | None
     oversized: int
+    quality: MeasuredQuality | None = None
+    points_without_good_image: int = 0
 
 
 def city_status(city: City, postgis: Postgis) -> CityStatus:
@@ -50,6 +58,10 @@ def city_status(city: City, postgis: Postgis) -> CityStatus:
         images=row_count(postgis, city, IMAGES),
         inventory=take_inventory(city, postgis) if selected else None,
         oversized=count_oversized(postgis, city) if selected else 0,
+        quality=measured_quality(postgis, city) if selected and city.quality else None,
+        points_without_good_image=len(points_without_good_image(postgis, city))
+        if selected and city.quality
+        else 0,
     )
 
 
@@ -63,6 +75,8 @@ def status_lines(city: City, status: CityStatus, tile_state: TileState | None = 
     points = "not made yet" if status.street_points is None else f"{status.street_points:,}"
     if status.points_without_image is not None:
         points += f", {status.points_without_image:,} of them without an image"
+    if status.points_without_good_image:
+        points += f" ({status.points_without_good_image:,} without one that is good enough)"
     add("street points", f"{points}  ({city.street_points_path})")
     tiles = f"{status.tiles_on_disk:,} of {status.tiles:,} on disk"
     if status.tiles_refreshed:
@@ -115,6 +129,14 @@ def status_lines(city: City, status: CityStatus, tile_state: TileState | None = 
     if inventory.refused:
         add("refused", f"{len(inventory.refused):,} that cannot be used:")
         lines += _most_frequent(inventory.refused)
+    if quality := status.quality:
+        add("measured", f"{quality.photographs:,} photographs: {measured_text(quality)}")
+    if inventory.unmeasured:
+        count = sum(map(len, inventory.unmeasured.values()))
+        add("not measured", f"{count:,} of those on disk; the next run measures them")
+    if quality and quality.rejected:
+        add("rejected", f"{quality.rejected:,} on disk that are not good enough:")
+        lines += [f"    {count:,} {reason}" for reason, count in quality.reasons.items()]
     if inventory.orphaned:
         add("orphaned", f"{len(inventory.orphaned):,} sequences on disk, no longer selected:")
         lines += [f"    {sequence_id}" for sequence_id in inventory.orphaned]

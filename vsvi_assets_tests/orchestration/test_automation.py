@@ -1,5 +1,6 @@
 """What runs by itself: which partitions a tick asks for, and that their statuses are true."""
 
+import io
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,11 @@ from dagster import (
     RunsFilter,
     evaluate_automation_conditions,
 )
+from PIL import Image
 
 from vsvi_assets.city import City
 from vsvi_assets.database.photographs import take_inventory
+from vsvi_assets.database.queries import selected_ids
 from vsvi_assets.orchestration.common import closing_assets
 from vsvi_assets.orchestration.dagster_internals import OUTDATED
 from vsvi_assets.orchestration.sequence_partitions import sequence_partitions
@@ -464,3 +467,35 @@ def test_no_sequence_is_taken_from_under_a_run(project: Project, city: City) -> 
     project.instance.report_run_canceled(run)
     project.materialize(city, "selected_image_ids")
     assert set(project.sequences(city)) < set(before)
+
+
+def test_rejected_photographs_lead_to_another_selection_and_its_photographs(
+    project: Project,
+) -> None:
+    def picture(image: StreetImage, size: str) -> bytes:
+        file = io.BytesIO()
+        colour = "black" if image.id % 3 == 0 else "grey"
+        Image.new("RGB", (64, 48), colour).save(file, "JPEG")
+        return file.getvalue()
+
+    project.sandbox.world.picture = picture
+    city = project.write_city(quality={"min_brightness": 0.1, "tries": 2})
+    automation = Automation(project, city)
+    assert automation.click().success
+    carried_out = []
+    while asked := automation.evaluate() or automation.evaluate():
+        partitions: Sequence[str] = city.tile_keys if "tile_metadata" in asked else ()
+        if "image_files" in asked:
+            partitions = [key for key in project.sequences(city) if key in asked["image_files"]]
+        assert automation.carry_out(*asked, partitions=partitions).success
+        carried_out.append(set(asked))
+    again = {"selected_image_ids", "download_plan"}
+    closing = {*closing_assets(city)}
+    assert carried_out[:3] == [{"tile_metadata"}, {"postgis_tables", *again}, {"image_files"}]
+    assert again in carried_out[3:]
+    assert carried_out[-1] == closing
+    assert carried_out.count(closing) == 1
+    inventory = take_inventory(city, project.postgis)
+    assert inventory.selected == inventory.on_disk > 0
+    assert all(image_id % 3 for image_id in selected_ids(project.postgis, city).to_pylist())
+    assert_statuses_are_true(project, city)

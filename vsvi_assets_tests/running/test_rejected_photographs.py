@@ -1,43 +1,17 @@
 """Photographs that are not good enough: measured as they come, replaced within the same run."""
 
-import io
-from collections.abc import Callable
-from functools import cache
-
-import numpy as np
 import pyarrow.parquet
 import pytest
 from dagster import AssetKey
-from PIL import Image, ImageFilter
 
 from vsvi_assets.city import City
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.photographs.sidecar import read_sidecar
-from vsvi_assets.sandbox import StreetImage, World
+from vsvi_assets.views.status import city_status, status_lines
+from vsvi_assets_tests.photographs.parts import show
 from vsvi_assets_tests.project import Project
 
 LIMITS = {"min_sharpness": 100, "min_brightness": 0.1, "max_over_exposure": 0.4}
-
-
-@cache
-def street(kind: str = "good") -> bytes:
-    """Draw a street of 640 x 480 pixels: good, blurred, dark or overexposed."""
-    pixels = np.random.default_rng(7).integers(40, 200, (60, 80), np.uint8)
-    picture = Image.fromarray(pixels).resize((640, 480), Image.Resampling.NEAREST)
-    change: dict[str, Callable[[Image.Image], Image.Image]] = {
-        "good": lambda picture: picture,
-        "blurred": lambda picture: picture.filter(ImageFilter.GaussianBlur(12)),
-        "dark": lambda picture: picture.point(lambda value: value / 10),
-        "overexposed": lambda picture: picture.point(lambda value: min(value * 4, 255)),
-    }
-    file = io.BytesIO()
-    change[kind](picture).save(file, "JPEG", quality=90, progressive=True)
-    return file.getvalue()
-
-
-def show(world: World, kind_of: Callable[[StreetImage], str]) -> None:
-    """Let the sandbox show pictures of a kind."""
-    world.picture = lambda image, size: street(kind_of(image))
 
 
 def ask(project: Project, query: str, **parameters: object) -> list[tuple]:
@@ -92,6 +66,8 @@ def test_each_kind_is_recognised_and_another_image_selected(
     assert ask(project, query) == [(reason,)]
     inventory = take_inventory(city, project.postgis)
     assert (inventory.on_disk, inventory.rejected) == (inventory.selected, [])
+    lines = "\n".join(status_lines(city, city_status(city, project.postgis)))
+    assert f"{len(found['rejected'])} {reason}" in lines
 
 
 def test_a_point_gets_the_nearest_good_one_of_the_images_that_are_tried(project: Project) -> None:

@@ -21,6 +21,7 @@ from vsvi_assets.views.plan import (
     make_plan,
     plan_lines,
 )
+from vsvi_assets_tests.photographs.parts import show
 from vsvi_assets_tests.project import Project
 
 
@@ -210,3 +211,21 @@ def test_more_images_take_more_room_and_time() -> None:
     assert estimates[0] == (0, 0, 0)
     for fewer, more in pairwise(estimates):
         assert all(less < greater for less, greater in zip(fewer, more, strict=True))
+
+
+def test_a_plan_says_what_share_its_limits_reject(project: Project) -> None:
+    world = project.sandbox.world
+    show(world, lambda image: "good" if image.id % 3 else "dark")
+    city = project.write_city(selection="all", quality={"min_brightness": 0.1})
+    project.materialize_metadata(city)
+    plan = planned(project, city)
+    assert plan.quality
+    stored = [int(path.stem) for path in city.sequences_folder.glob("*/*.jpg")]
+    rejected = sum(image_id % 3 == 0 for image_id in stored)
+    assert (plan.quality.photographs, plan.quality.rejected) == (len(stored), rejected)
+    assert plan.quality.reasons == {"brightness below 0.1": rejected}
+    low, high = plan.quality.share_range
+    assert low < 1 / 3 < high
+    text = "\n".join(plan_lines(city, plan))
+    assert f"{rejected} of {len(stored)} measured photographs ({rejected / len(stored):.0%}" in text
+    assert f"about {round(rejected / len(stored) * plan.images)} of those to download" in text

@@ -20,7 +20,9 @@ from vsvi_assets.database.photographs import rebuild_photographs
 from vsvi_assets.photographs.sidecar import Sidecar, read_sidecar, write_sidecar
 from vsvi_assets.photographs.states import Absence
 from vsvi_assets.running.pages import Pages
+from vsvi_assets.sandbox import StreetImage
 from vsvi_assets.views.report import CoverageReport, make_report
+from vsvi_assets_tests.photographs.parts import show
 from vsvi_assets_tests.project import Project
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -314,3 +316,25 @@ def test_the_asset_writes_the_report_beside_the_photographs(project: Project) ->
         int(str(metadata[name].value))
         for name in ("with a photograph", "gaps", "not downloaded yet", "no longer at Mapillary")
     )
+
+
+def test_points_are_coloured_by_what_was_measured(project: Project) -> None:
+    def kind_of(image: StreetImage) -> str:
+        return "dark" if image.lon < 5.2065 else "overexposed" if image.id % 4 == 0 else "good"
+
+    show(project.sandbox.world, kind_of)
+    city = project.write_city(max_distance=30, quality={"min_brightness": 0.1, "tries": 20})
+    assert project.run_city(city).success
+    with opened(city) as report:
+        classes = report.classes()
+        with_photograph = classes["photograph on disk"]
+        assert classes["gap: none that is good enough"] > 0
+        assert classes["day"] == with_photograph
+        assert classes["below 1 %"] + classes["50 % and more"] == with_photograph
+        assert 0 < classes["50 % and more"] < with_photograph
+        before = report.picture()
+        report.page.get_by_role("radio", name="Over-exposed part").check()
+        assert report.picture() != before
+        report.page.get_by_role("radio", name="Coverage").check()
+        report.click_a_point("none that is good enough")
+        expect(report.page.locator("#point")).to_contain_text("near this point is good enough")

@@ -29,7 +29,13 @@ from vsvi_assets.orchestration.resources import MapillaryResource
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import capture_years_chart, markdown_picture
-from vsvi_assets.views.plan import DownloadPlan, fit_message, make_plan
+from vsvi_assets.views.plan import (
+    DownloadPlan,
+    fit_message,
+    make_plan,
+    measured_text,
+    rejected_text,
+)
 
 
 def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
@@ -88,6 +94,14 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
     rows = [
         ("images to download", f"{plan.images:,}", f"of {plan.selected:,} selected"),
         ("panoramas among them", f"{plan.panoramas:,}", ""),
+        *(
+            [
+                ("rejected of the sample", f"{plan.quality.rejected:,}", rejected_text(plan)),
+                ("measured", f"{plan.quality.photographs:,}", measured_text(plan.quality)),
+            ]
+            if plan.quality
+            else []
+        ),
         (
             "room",
             gigabytes(plan.bytes),
