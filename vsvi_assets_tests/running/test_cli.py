@@ -199,6 +199,31 @@ def test_an_interrupted_download_ends_at_once_and_goes_on_from_there(
     assert fetched.isdisjoint(there)
 
 
+def test_an_interrupt_amid_thousands_of_tiles_ends_within_seconds(
+    shell: Shell, sandbox: Sandbox
+) -> None:
+    province = {"west": 4.6, "south": 52.1, "east": 5.4, "north": 52.8}
+    shell.write_city("province", bounding_box=province)
+    tiles = shell.postgis.data_dir / "province" / "tiles"
+    process = shell.start("materialize", "province", "--tiles-only")
+    while sandbox.stats.requests["tiles"] < 1500:
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    interrupted = time.monotonic()
+    printed, _ = process.communicate(timeout=120)
+    assert time.monotonic() - interrupted < 20
+    assert "Traceback" not in printed
+    assert process.returncode
+    there = len(list(tiles.iterdir()))
+    assert there >= 1400
+    assert not list(tiles.glob("*.part"))
+
+    before = sandbox.stats.requests["tiles"]
+    printed = shell.vsvi("materialize", "province", "--tiles-only")
+    assert sandbox.stats.requests["tiles"] - before == len(list(tiles.iterdir())) - there
+
+
 def test_what_people_get_wrong_is_told_without_a_traceback(
     shell: Shell, sandbox: Sandbox, tmp_path: Path
 ) -> None:
