@@ -94,6 +94,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
         source = "Mapillary" if city.services == "mapillary" else "the sandbox"
         text = f"{len(city.tile_keys):,} tiles, EPSG:{city.projected_srid}, from {source}"
         yield Finding(Verdict.GOOD, f"city {city.name}", text)
+        for warning in city.warnings:
+            yield Finding(Verdict.NOTICE, f"city {city.name}", warning)
     for broken_city in broken:
         yield Finding(
             Verdict.BAD,

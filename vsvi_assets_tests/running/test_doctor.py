@@ -11,9 +11,11 @@ from click.testing import CliRunner
 from dagster import DagsterInstance
 from dagster._daemon.types import DaemonHeartbeat
 
+from vsvi_assets.city import tile_file_name
 from vsvi_assets.cli import main
 from vsvi_assets.database import server as local_postgis
 from vsvi_assets.database.server import LocalPostgis
+from vsvi_assets.progress import LogProgress
 from vsvi_assets.running.doctor import Finding, Verdict, busiest_day, examine
 from vsvi_assets.sandbox.faults import Fault
 from vsvi_assets_tests.project import Project
@@ -72,6 +74,20 @@ def test_city_files(healthy: Project) -> None:
     assert found(healthy, "city town").verdict == Verdict.GOOD
     shutil.rmtree(healthy.settings.cities_dir)
     assert "no such folder; make it" in bad(healthy, "city files")
+
+
+def test_tiles_of_a_list_that_do_not_meet_the_box_are_told_before_and_in_a_run(
+    healthy: Project,
+) -> None:
+    names = [tile_file_name(tile) for tile in healthy.write_city().tiles]
+    (healthy.folder / "tiles.txt").write_text(f"{names[0]}\nmly1_public_1_1_14\n")
+    listed = healthy.write_city(tile_list_file=str(healthy.folder / "tiles.txt"))
+    notices = [str(each) for each in examine(healthy.settings) if each.verdict == Verdict.NOTICE]
+    [told] = [notice for notice in notices if "city town" in notice]
+    assert "1 of its 2 tiles do not meet the bounding box" in told
+    lines: list[str] = []
+    assert healthy.run_city(listed, LogProgress(lines.append), tiles_only=True).success
+    assert any("1 of its 2 tiles do not meet the bounding box" in line for line in lines)
 
 
 def test_the_token(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None:

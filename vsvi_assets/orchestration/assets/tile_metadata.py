@@ -56,6 +56,8 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
             return Partition(key, None, {"images": len(tile), "fetched": False})
 
         def partitions() -> Generator[Partition[TileImages], None, None]:
+            for warning in city.warnings:
+                context.log.warning(warning)
             outdated_before = _outdated_before(context, city, config)
             missing, old = list[str](), set[str]()
             for key in context.partition_keys:
