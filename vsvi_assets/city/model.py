@@ -116,6 +116,7 @@ class City(BaseModel):
     timezone: Annotated[str, AfterValidator(check_timezone)] = "UTC"
     views: Views | None = None
     quality: QualityRules | None = None
+    sequence_buckets: int | None = Field(None, ge=1, le=10_000)
 
     _name: str = PrivateAttr()
     _data_dir: Path = PrivateAttr()

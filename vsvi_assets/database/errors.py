@@ -57,6 +57,10 @@ class DependentViewError(PostgisError):
     """Something of the user's depends on a table that is to be replaced."""
 
 
+class SelectionOutdatedError(PostgisError):
+    """The selection was made before the city file said what it says now."""
+
+
 class LockHeldError(PostgisError):
     """Another process holds the lock.
 

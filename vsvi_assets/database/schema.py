@@ -1,7 +1,7 @@
 """Every table of a city, written once: DDL, COPY, results, Dagster's columns derive from it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -197,6 +197,21 @@ SELECTED_IMAGES = Table(
     ),
     indexes=(("btree", "sequence_id"), ("btree", "street_point_id"), ("btree", "image_id")),
 )
+
+SELECTED_IMAGES_HASHED = replace(
+    SELECTED_IMAGES,
+    columns=(
+        *SELECTED_IMAGES.columns,
+        Column(
+            "sequence_hash",
+            pa.int64(),
+            "CRC-32 of the sequence's id, by which sequence_buckets puts it into a partition.",
+            nullable=False,
+        ),
+    ),
+    indexes=(*SELECTED_IMAGES.indexes, ("btree", "sequence_hash")),
+)
+"""The table `selected_images` of cities with `sequence_buckets`."""
 
 SELECTION_RULES = Table(
     "selection_rules",

@@ -8,16 +8,24 @@ from typing import NamedTuple
 
 import geopandas as gpd
 import numpy as np
+import psycopg2.errors
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from psycopg2 import sql
 
 from vsvi_assets.city import City
+from vsvi_assets.city.buckets import hashes_of, sequence_hash
 from vsvi_assets.database.binary_copy import ewkb_points
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.errors import SelectionOutdatedError
 from vsvi_assets.database.replacement import NewTable
-from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS
+from vsvi_assets.database.schema import (
+    IMAGES,
+    SELECTED_IMAGES,
+    SELECTED_IMAGES_HASHED,
+    STREET_POINTS,
+)
 from vsvi_assets.mapillary.tiles import POSITION
 
 FIRST_CAPTURE = datetime(2004, 1, 1, tzinfo=UTC)
@@ -147,7 +155,48 @@ def _with_possible_times(images: pa.Table) -> pa.Table:
 def selected_images_table(selection: pa.Table, city: City) -> NewTable:
     """Describe the table `selected_images` of rows as `selection.select_images` returns them."""
     rows = selection.sort_by([("sequence_id", "ascending"), ("image_id", "ascending")])
-    return NewTable(SELECTED_IMAGES, city, [rows])
+    if city.sequence_buckets is None:
+        return NewTable(SELECTED_IMAGES, city, [rows])
+    ids = rows["sequence_id"].combine_chunks().dictionary_encode()
+    hashes = pa.array(map(sequence_hash, ids.dictionary.to_pylist()), pa.int64())
+    rows = rows.append_column("sequence_hash", hashes.take(ids.indices))
+    return NewTable(SELECTED_IMAGES_HASHED, city, [rows])
+
+
+def sequences_of_buckets(postgis: Postgis, city: City, keys: Sequence[str]) -> list[str]:
+    """Return the sequences of which images are selected in buckets of the city, in order.
+
+    Raises
+    ------
+    SelectionOutdatedError
+        When the selection was made before the city file had `sequence_buckets`.
+    """
+    assert city.sequence_buckets
+    hashes = [hashes_of(key, city.sequence_buckets) for key in keys]
+    query = sql.SQL(
+        """
+        SELECT DISTINCT sequence_id COLLATE "C"
+        FROM unnest(%(first)s::bigint[], %(last)s::bigint[]) AS bucket (first, last)
+        JOIN {} ON sequence_hash BETWEEN first AND last
+        ORDER BY 1
+        """
+    ).format(sql.Identifier(city.name, "selected_images"))
+    bounds = {"first": [each[0] for each in hashes], "last": [each[-1] for each in hashes]}
+    try:
+        return [sequence_id for (sequence_id,) in postgis.stream(query, bounds)]
+    except psycopg2.errors.UndefinedColumn as error:
+        raise SelectionOutdatedError(
+            f"The images of {city.name} were selected before its file had sequence_buckets: "
+            "materialize selected_image_ids again."
+        ) from error
+
+
+def selected_sequences(postgis: Postgis, city: City) -> list[str]:
+    """Return the sequences of which images are selected, in order."""
+    query = sql.SQL('SELECT DISTINCT sequence_id COLLATE "C" FROM {} ORDER BY 1').format(
+        sql.Identifier(city.name, "selected_images")
+    )
+    return [sequence_id for (sequence_id,) in postgis.stream(query)]
 
 
 def selected_images_of(

@@ -1,5 +1,8 @@
 """A city's sequences as partitions: those that are selected, each with a status that is true.
 
+A partition is a sequence, and in cities with `sequence_buckets` a bucket of them: Dagster keeps at
+most `MAX_SEQUENCES` keys of dynamic partitions.
+
 A sequence is to show as materialized if and only if every image selected for it is on disk,
 or known to be unavailable. The runs of `image_files` keep to that by themselves; a new
 selection, or a file deleted by hand, changes it without a run. Dagster's Postgres storage
@@ -21,15 +24,24 @@ from dagster import (
     DynamicPartitionsDefinition,
     PartitionKeyRange,
     RunsFilter,
+    StaticPartitionsDefinition,
 )
 
 from vsvi_assets.city import City
+from vsvi_assets.city.buckets import bucket_keys, bucket_of
+from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.tables import sequences_of_buckets
 from vsvi_assets.orchestration.common import CITY_TAG, asset_key
 from vsvi_assets.orchestration.dagster_internals import (
     is_in_a_backfill,
     record_together,
     show_as_failed,
 )
+from vsvi_assets.settings import Settings
+
+MAX_SEQUENCES = 100_000
+"""Dagster recommends at most so many partition keys an asset
+(docs.dagster.io/guides/build/partitions-and-backfills/partitioning-assets)."""
 
 UNFINISHED_RUNS = [
     DagsterRunStatus.QUEUED,
@@ -45,18 +57,62 @@ def sequence_partitions_name(city: City) -> str:
     return f"{city.name}_sequences"
 
 
-def sequence_partitions(city: City) -> DynamicPartitionsDefinition:
+class TooManySequencesError(Exception):
+    """More sequences are selected than can be partitions of their own."""
+
+    def __init__(self, city: City, sequences: int) -> None:
+        super().__init__(
+            f"{city.name}: images of {sequences:,} sequences are selected, and Dagster keeps at "
+            f'most {MAX_SEQUENCES:,} as partitions of their own. Add "sequence_buckets": 1024 to '
+            "the city file, by which a partition holds many sequences, or cut the city into "
+            f"several: vsvi split {city.name}"
+        )
+
+
+def sequence_partitions(
+    city: City,
+) -> DynamicPartitionsDefinition | StaticPartitionsDefinition:
     """Return the partitions of the city's `image_files`."""
+    if city.sequence_buckets:
+        return StaticPartitionsDefinition(bucket_keys(city.sequence_buckets))
     return DynamicPartitionsDefinition(name=sequence_partitions_name(city))
+
+
+def partition_of(city: City, sequence_id: str) -> str:
+    """Return the key of the partition that holds a sequence."""
+    return bucket_of(sequence_id, city.sequence_buckets) if city.sequence_buckets else sequence_id
+
+
+def partition_keys(instance: DagsterInstance, city: City) -> list[str]:
+    """Return the keys of the city's partitions of photographs, in their order."""
+    if city.sequence_buckets:
+        return bucket_keys(city.sequence_buckets)
+    return list(instance.get_dynamic_partitions(sequence_partitions_name(city)))
+
+
+def partitions_per_run(city: City, settings: Settings) -> int:
+    """Return how many partitions of photographs a run takes at most."""
+    return 1 if city.sequence_buckets else settings.sequences_per_run
+
+
+def sequences_of(postgis: Postgis, city: City, keys: Sequence[str]) -> Sequence[str]:
+    """Return the sequences that partitions hold.
+
+    Raises
+    ------
+    SelectionOutdatedError
+        As `sequences_of_buckets` does.
+    """
+    return sequences_of_buckets(postgis, city, keys) if city.sequence_buckets else keys
 
 
 def sequence_statuses(
     instance: DagsterInstance, city: City
 ) -> Mapping[str, AssetPartitionStatus | None]:
-    """Return the status of each registered sequence, as the UI shows it; None where it has none."""
-    registered = instance.get_dynamic_partitions(sequence_partitions_name(city))
+    """Return the status of each partition, as the UI shows it; None where it has none."""
+    keys = partition_keys(instance, city)
     files, partitions = asset_key(city, "image_files"), sequence_partitions(city)
-    return instance.get_status_by_partition(files, registered, partitions) or {}
+    return instance.get_status_by_partition(files, keys, partitions) or {}
 
 
 def update_sequences(
@@ -66,6 +122,8 @@ def update_sequences(
     incomplete: Collection[str],
 ) -> None:
     """Make the city's partitions, and their statuses, those of a new selection.
+
+    A bucket without a selected image is complete.
 
     Parameters
     ----------
@@ -77,7 +135,11 @@ def update_sequences(
         Those of them that lack images on disk.
     """
     instance = context.instance
-    _register(instance, city, selected, incomplete)
+    if city.sequence_buckets:
+        selected = partition_keys(instance, city)
+        incomplete = {partition_of(city, sequence) for sequence in incomplete}
+    else:
+        _register(instance, city, selected, incomplete)
     statuses = sequence_statuses(instance, city)
     outdated = {
         sequence
@@ -93,7 +155,7 @@ def update_sequences(
                 asset_key(city, "image_files"),
                 sequence_partitions(city),
                 PartitionKeyRange(lacking[0], lacking[-1]),
-                f"{city.name}: images that are selected by now are not on disk, in sequences "
+                f"{city.name}: images that are selected by now are not on disk, in partitions "
                 f"{lacking[0]} to {lacking[-1]}. The city's next refresh downloads them, as does "
                 "running these partitions.",
                 tags={CITY_TAG: city.name},

@@ -38,7 +38,11 @@ from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key, closing
 from vsvi_assets.orchestration.dagster_internals import interruptible_waits, was_interrupted
 from vsvi_assets.orchestration.launcher import LOCK_TAG, end_lost_runs
 from vsvi_assets.orchestration.retries import is_partial, reason
-from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
+from vsvi_assets.orchestration.sequence_partitions import (
+    partition_keys,
+    partition_of,
+    partitions_per_run,
+)
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.states import State
 from vsvi_assets.progress import Progress
@@ -254,30 +258,31 @@ class _Runs:
     def materialize_images(
         self, inventory: Inventory, *, overwrite: bool, rechecked: Collection[str]
     ) -> bool:
-        """Materialize the sequences that lack images, or with `overwrite` all.
+        """Materialize the partitions that lack images, or with `overwrite` all.
 
         Of those in `rechecked`, the images that are unavailable or refused are asked for again.
 
-        A run covers a range of partitions. Where complete sequences lie between others, they
+        A run covers a range of partitions. Where complete ones lie between others, they
         may be in it, which costs nothing.
 
         A run some of whose images cannot be fetched is followed by the others; one that
         failed for another reason, for which the others would fail too, is the last. Returns
         whether none failed so.
         """
-        registered = self._instance.get_dynamic_partitions(sequence_partitions_name(self._city))
-        pending = set(registered)
+        keys = partition_keys(self._instance, self._city)
+        pending = set(keys)
         if not overwrite:
             files = asset_key(self._city, "image_files")
             pending -= self._instance.get_materialized_partitions(files)
-            pending |= inventory.pending_sequences.union(rechecked).intersection(registered)
+            sequences = inventory.pending_sequences.union(rechecked)
+            pending |= {partition_of(self._city, sequence) for sequence in sequences} & set(keys)
         expected = inventory.selected if overwrite else inventory.pending_images
         if rechecked and not overwrite:
             expected += len(inventory.unavailable) + len(inventory.refused)
         self._progress.expect(self._name("image_files"), expected)
         fetch = Fetch(overwrite=overwrite, recheck_unavailable=bool(rechecked))
-        size = self._settings.sequences_per_run
-        for first, last in partition_ranges(registered, pending, size):
+        size = partitions_per_run(self._city, self._settings)
+        for first, last in partition_ranges(keys, pending, size):
             tags = _range_tags(first, last)
             result = self._execute(["image_files"], tags, {"image_files": fetch})
             self.run.image_runs += 1

@@ -7,11 +7,11 @@ from pathlib import Path
 from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, Output, asset
 
 from vsvi_assets.city import City
+from vsvi_assets.database.tables import selected_sequences
 from vsvi_assets.orchestration.columns import COVERAGE_REPORT
 from vsvi_assets.orchestration.common import asset_key, identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
-from vsvi_assets.orchestration.sequence_partitions import sequence_partitions_name
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import contact_sheet, markdown_picture
 from vsvi_assets.views.report import make_report, report_link
@@ -38,7 +38,7 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
         context: AssetExecutionContext, selected_image_ids: PostgisSchema
     ) -> Output[str]:
         report = make_report(city, selected_image_ids.postgis)
-        sequences = context.instance.get_dynamic_partitions(sequence_partitions_name(city))
+        sequences = selected_sequences(selected_image_ids.postgis, city)
         if shown := _some_photographs(city, sequences):
             sheet = markdown_picture(contact_sheet(shown), "contact sheet")
             context.add_asset_metadata({"contact sheet": MetadataValue.md(sheet)})

@@ -1,6 +1,7 @@
 """The photographs on disk, sequence by sequence."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 
@@ -32,7 +33,12 @@ from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.partitions import Partition, hand_over
 from vsvi_assets.orchestration.resources import MapillaryResource
 from vsvi_assets.orchestration.retries import retry_boundary
-from vsvi_assets.orchestration.sequence_partitions import sequence_partitions
+from vsvi_assets.orchestration.sequence_partitions import (
+    partition_of,
+    partitions_per_run,
+    sequence_partitions,
+    sequences_of,
+)
 from vsvi_assets.photographs.attribution import write_attribution
 from vsvi_assets.photographs.downloads import (
     MAX_WITNESSES,
@@ -76,7 +82,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         ),
         metadata={"dagster/column_schema": SIDECAR_FILE},
         partitions_def=sequence_partitions(city),
-        backfill_policy=BackfillPolicy.multi_run(settings.sequences_per_run),
+        backfill_policy=BackfillPolicy.multi_run(partitions_per_run(city, settings)),
         io_manager_key="sequence_folders",
         pool=MAPILLARY_POOL,
     )
@@ -89,16 +95,19 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         progress: ResourceParam[Progress],
     ) -> Output:
         postgis, failed = selected_image_ids.postgis, dict[int, str]()
+        sequence_ids = sequences_of(postgis, city, context.partition_keys)
 
         def jobs() -> Iterator[SequenceJob]:
             for sequence_id, images in selected_images_of(
-                postgis, selected_image_ids.name, context.partition_keys
+                postgis, selected_image_ids.name, sequence_ids
             ):
                 yield SequenceJob(sequence_id, images)
 
         def partitions() -> Generator[Partition[Sidecar], None, None]:
-            without_selection = set(context.partition_keys)
-            inventory = take_inventory(city, postgis, context.partition_keys)
+            expected = Counter(partition_of(city, sequence_id) for sequence_id in sequence_ids)
+            unsettled = set(context.partition_keys)
+            arrived = defaultdict[str, list[SequenceResult]](list)
+            inventory = take_inventory(city, postgis, sequence_ids)
             settled = progress.counting(
                 context.asset_key.to_user_string(),
                 inventory.selected if config.overwrite else inventory.pending_images,
@@ -125,21 +134,20 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
                 PhotographRecords(postgis, city) as records,
             ):
                 for result in results:
-                    without_selection.discard(result.sequence_id)
                     failed.update(result.found.failed)
                     records.add(result.sequence_id, result.sidecar)
-                    yield Partition(
-                        result.sequence_id,
-                        None,
-                        _metadata(result),
-                        is_complete=not result.found.failed,
-                    )
+                    key = partition_of(city, result.sequence_id)
+                    arrived[key].append(result)
+                    if len(arrived[key]) == expected[key]:
+                        yield _partition(key, arrived.pop(key))
+                        unsettled.discard(key)
                     _note_failed_ids(city, result)
             if city.quality:
-                _note_rejected(context, city, postgis)
-            # Sequences that lost their last selected image since the run was planned.
-            for sequence_id in without_selection:
-                yield Partition(sequence_id, None, {"images": 0})
+                _note_rejected(context, city, postgis, sequence_ids)
+            # Buckets without a sequence, and those whose sequences lost their last selected image
+            # since the run was planned.
+            for key in sorted(unsettled):
+                yield _partition(key, arrived[key])
             if failed:
                 raise ImagesFailedError(failed)
 
@@ -150,30 +158,42 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
     return image_files
 
 
-def _note_rejected(context: AssetExecutionContext, city: City, postgis: Postgis) -> None:
+def _note_rejected(
+    context: AssetExecutionContext, city: City, postgis: Postgis, sequence_ids: Sequence[str]
+) -> None:
     """Let those who go on after the run know that the selection has to be made again."""
-    rejected = take_inventory(city, postgis, context.partition_keys).rejected
+    rejected = take_inventory(city, postgis, sequence_ids).rejected
     if rejected:
         context.log.info(f"{len(rejected):,} photographs are not good enough for the city file.")
         context.instance.add_run_tags(context.run.run_id, {REJECTED_TAG: str(len(rejected))})
 
 
-def _metadata(result: SequenceResult) -> dict[str, object]:
-    found = result.found
-    return {
-        "images": len(found.images),
-        "bytes": sum(image.bytes for image in found.images.values()),
-        "fetched images": result.fetched_images,
-        "fetched bytes": result.fetched_bytes,
+def _partition(key: str, results: Sequence[SequenceResult]) -> Partition[Sidecar]:
+    """Return what became of the sequences of a partition."""
+    found = [result.found for result in results]
+    images = [image for each in found for image in each.images.values()]
+    refused = {id_: why.reason for each in found for id_, why in each.refused.items()}
+    failed = {id_: why for each in found for id_, why in each.failed.items()}
+    metadata = {
+        "images": len(images),
+        "bytes": sum(image.bytes for image in images),
+        "fetched images": sum(result.fetched_images for result in results),
+        "fetched bytes": sum(result.fetched_bytes for result in results),
         "not answered": _ids(found, State.NOT_ANSWERED),
         "unavailable": _ids(found, State.UNAVAILABLE),
-        "refused": {str(image_id): why.reason for image_id, why in found.refused.items()},
-        "failed": {str(image_id): why for image_id, why in found.failed.items()},
+        "refused": {str(image_id): reason for image_id, reason in refused.items()},
+        "failed": {str(image_id): reason for image_id, reason in failed.items()},
     }
+    return Partition(key, None, metadata, is_complete=not failed)
 
 
-def _ids(found: Sidecar, state: State) -> list[int]:
-    return [image_id for image_id, absence in found.absent.items() if absence.state == state]
+def _ids(found: Sequence[Sidecar], state: State) -> list[int]:
+    return [
+        image_id
+        for each in found
+        for image_id, absence in each.absent.items()
+        if absence.state == state
+    ]
 
 
 def _note_failed_ids(city: City, result: SequenceResult) -> None:

@@ -29,7 +29,11 @@ from vsvi_assets.orchestration.columns import SELECTED_IMAGES_TABLE
 from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
-from vsvi_assets.orchestration.sequence_partitions import update_sequences
+from vsvi_assets.orchestration.sequence_partitions import (
+    MAX_SEQUENCES,
+    TooManySequencesError,
+    update_sequences,
+)
 from vsvi_assets.selection.rules import Removal
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import density_map, markdown_picture, selection_map
@@ -49,6 +53,8 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
         selection = select_images(postgis_tables.postgis, city, removals)
         image_ids = pc.unique(selection["image_id"]).sort()
         sequence_ids = pc.unique(selection["sequence_id"]).sort().to_pylist()
+        if len(sequence_ids) > MAX_SEQUENCES and not city.sequence_buckets:
+            raise TooManySequencesError(city, len(sequence_ids))
 
         def store() -> Iterator[Sequence[NewTable]]:
             yield [

@@ -18,7 +18,7 @@ from vsvi_assets.orchestration.checks.rules import Rule
 from vsvi_assets.orchestration.common import asset_key
 from vsvi_assets.orchestration.resources import PostgisResource
 from vsvi_assets.orchestration.retries import retry_boundary
-from vsvi_assets.orchestration.sequence_partitions import sequence_statuses
+from vsvi_assets.orchestration.sequence_partitions import partition_of, sequence_statuses
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.states import BELIEVED_AFTER
 
@@ -58,23 +58,23 @@ def build_coverage_report_checks(city: City) -> AssetChecksDefinition:
         with retry_boundary():
             inventory = take_inventory(city, postgis.database())
             complete = {
-                sequence_id
-                for sequence_id, status in sequence_statuses(context.instance, city).items()
+                key
+                for key, status in sequence_statuses(context.instance, city).items()
                 if status == AssetPartitionStatus.MATERIALIZED
             }
-            yield on_disk.result(_missing(inventory, complete), _details(inventory))
+            yield on_disk.result(_missing(city, inventory, complete), _details(inventory))
             yield answered.result(_not_answered(inventory))
             yield usable.result(_refused(inventory))
 
     return coverage_report_checks
 
 
-def _missing(inventory: Inventory, complete: Collection[str]) -> WrongRows:
-    """Find what is missing of the sequences that count as materialized."""
+def _missing(city: City, inventory: Inventory, complete: Collection[str]) -> WrongRows:
+    """Find what is missing of the partitions that count as materialized."""
     wrong = [
         {"sequence": sequence_id, "image": image_id}
         for sequence_id, image_ids in inventory.missing.items()
-        if sequence_id in complete
+        if partition_of(city, sequence_id) in complete
         for image_id in image_ids
     ]
     return WrongRows(len(wrong), inventory.selected, wrong)
