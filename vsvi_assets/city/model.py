@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
+import geopandas as gpd
 import mercantile
+import numpy as np
 from croniter import croniter
+from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,12 +25,13 @@ from pydantic import (
 )
 
 from vsvi_assets.city.area import Area, BoundingBox
-from vsvi_assets.city.errors import CityFileError, PlaceNotLookedUpError
+from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.lists import read_image_ids, read_tile_names, shortened
-from vsvi_assets.city.paths import UserPath
+from vsvi_assets.city.paths import FileLayer, UserPath, file_of, layer_of
+from vsvi_assets.city.places import Places, named, read_places, surroundings, swapped
 from vsvi_assets.city.projection import check_scale, check_srid, utm_srid
 from vsvi_assets.city.quality import QualityRules
-from vsvi_assets.city.region import RegionKey, buffered, read_region
+from vsvi_assets.city.region import PlaceNotLookedUpError, RegionKey, buffered, read_region
 from vsvi_assets.city.rules import DayHours, Duplicates, Elevation, MonthList
 from vsvi_assets.city.schedule import check_cron, check_timezone
 from vsvi_assets.city.tiles import parse_tile_key, tile_file_name, tile_key
@@ -66,6 +70,7 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
+StreetClass = Annotated[str, Field(pattern="^[a-z_:;]+$")]
 BigInt = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -73,16 +78,18 @@ class City(BaseModel):
     """A city as its file describes it.
 
     Distances are in metres, the box in degrees. Where the city is, either `bounding_box` or
-    `region` says; `buffer` makes the region larger. Relative paths lie under the data folder, `~`
-    is the home folder. `captured_after` is inclusive, `captured_before` exclusive, both UTC
-    where the file names no timezone. `services` says which servers the city uses: the real
-    ones or the sandbox.
+    `region` says; `buffer` makes the region larger. `points_file` names places that take the
+    place of points on streets; alone it says where the city is, too. Relative paths lie under
+    the data folder, `~` is the home folder. `captured_after` is inclusive, `captured_before`
+    exclusive, both UTC where the file names no timezone. `services` says which servers the city
+    uses: the real ones or the sandbox.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bounding_box: BoundingBox | None = None
     region: RegionKey | None = None
+    points_file: UserPath | FileLayer | None = None
     buffer: float = Field(0, ge=0, le=100_000)
     tile_cache_dir: UserPath | None = None
     seqdir: UserPath | None = None
@@ -90,7 +97,8 @@ class City(BaseModel):
     interval: float = Field(50, ge=5, le=10_000)
     max_distance: float = Field(100, gt=0, le=10_000)
     network_type: Literal["all", "all_public", "bike", "drive", "drive_service", "walk"] = "all"
-    streets_file: UserPath | None = None
+    streets_file: UserPath | FileLayer | None = None
+    street_classes: tuple[StreetClass, ...] | None = Field(None, min_length=1)
     selection: Literal["nearest", "all"] = "nearest"
     imgid_file: UserPath | None = None
     tile_list_file: UserPath | None = None
@@ -121,15 +129,19 @@ class City(BaseModel):
     _name: str = PrivateAttr()
     _data_dir: Path = PrivateAttr()
     _area: Area = PrivateAttr()
+    _places: Places | None = PrivateAttr(None)
     _tiles: tuple[mercantile.Tile, ...] = PrivateAttr()
     _warnings: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _is_somewhere(self) -> Self:
-        if (self.bounding_box is None) == (self.region is None):
+        if self.bounding_box and self.region:
+            raise ValueError("either bounding_box or region must say where the city is, not both")
+        if not (self.bounding_box or self.region or self.points_file):
+            raise ValueError("bounding_box, region or points_file must say where the city is")
+        if self.points_file and self.street_classes and not self.streets_file:
             raise ValueError(
-                "either bounding_box or region must say where the city is"
-                + (", not both" if self.region else "")
+                "street_classes chooses among streets, and with points_file there are none"
             )
         if self.buffer and self.region is None:
             raise ValueError("buffer needs a region, which it makes larger")
@@ -170,9 +182,9 @@ class City(BaseModel):
         pydantic.ValidationError
             When a value is not what it should be.
         CityFileError
-            When `region`, `tile_list_file`, `imgid_file` or `streets_file` cannot be used, the
-            area is none for one city, or a file of the city would lie in a folder that is the
-            project's own.
+            When `region`, `points_file`, `tile_list_file`, `imgid_file` or `streets_file` cannot
+            be used, the area is none for one city, or a file of the city would lie in a folder
+            that is the project's own.
         PlaceNotLookedUpError
             When the region is a place about which Nominatim was not asked yet.
         """
@@ -190,6 +202,7 @@ class City(BaseModel):
             raise
         except ValueError as error:
             raise CityFileError(str(error)) from error
+        city._look_at_places()
         if city.tile_list_file:
             city._keep_listed_tiles(data_dir / city.tile_list_file)
         city.read_image_ids()
@@ -203,9 +216,13 @@ class City(BaseModel):
         return city
 
     def _find_area(self) -> Area:
+        if self.points_path:
+            self._places = read_places(self.points_path, layer_of(self.points_file), self.interval)
+            self._warnings += self._places.warnings
         if self.bounding_box:
             return Area(self.bounding_box)
-        assert self.region
+        if self.region is None:
+            return self._area_of_places()
         region = read_region(self.region, self._data_dir, self.region_path)
         if region is None:
             raise PlaceNotLookedUpError(self._name, self.services, self.region, self.region_path)
@@ -218,6 +235,36 @@ class City(BaseModel):
             return Area.of_polygons(polygons)
         except ValueError as error:
             raise CityFileError(f"region = {self.region}: {error}") from error
+
+    def _area_of_places(self) -> Area:
+        assert self._places is not None
+        self._require_none_swapped(None)
+        try:
+            return Area.of_polygons(surroundings(self._places.table, self.max_distance, self.srid))
+        except ValueError as error:
+            raise CityFileError(f"points_file = {self.points_path}: {error}") from error
+
+    def _require_none_swapped(self, area: Area | None) -> None:
+        assert self._places is not None
+        wrong = swapped(self._places.table, area)
+        if wrong.any():
+            raise CityFileError(
+                f"points_file = {self.points_path}: {wrong.sum()} of {len(wrong)} places "
+                f"look as if lon and lat were swapped: {named(self._places.table, wrong)}"
+            )
+
+    def _look_at_places(self) -> None:
+        """Refuse places whose coordinates look swapped, and warn of those outside the area."""
+        if self._places is None or self.area_name == "surroundings of the places":
+            return
+        self._require_none_swapped(self.area)
+        outside = self.places_outside
+        if outside.any():
+            self._warnings += (
+                f"points_file = {self.points_path}: {outside.sum()} of {len(outside)} places lie "
+                f"outside the {self.area_name}, and get no image: "
+                f"{named(self._places.table, outside)}",
+            )
 
     def _require_own_folders(self) -> None:
         for key in ("tile_cache_dir", "seqdir", "failed_imgid_file"):
@@ -269,7 +316,21 @@ class City(BaseModel):
     @property
     def area_name(self) -> str:
         """What the area is, in words."""
-        return "bounding box" if self.bounding_box else "region"
+        if self.region:
+            return "region"
+        return "bounding box" if self.bounding_box else "surroundings of the places"
+
+    @property
+    def places(self) -> gpd.GeoDataFrame | None:
+        """The places of `points_file` (see `vsvi_assets.city.places`); None where there is none."""
+        return self._places.table if self._places else None
+
+    @property
+    def places_outside(self) -> NDArray[np.bool_]:
+        """Which of the places lie outside the area."""
+        assert self._places is not None
+        positions = self._places.table.geometry
+        return ~self.area.covers(positions.x.to_numpy(), positions.y.to_numpy())
 
     @property
     def tiles(self) -> tuple[mercantile.Tile, ...]:
@@ -322,6 +383,11 @@ class City(BaseModel):
         return self.folder / "street_points.geojson"
 
     @property
+    def streets_table_path(self) -> Path:
+        """Where the streets are kept on which the points stand."""
+        return self.folder / "streets.parquet"
+
+    @property
     def selected_image_ids_path(self) -> Path:
         return self.folder / "selected_image_ids.txt"
 
@@ -348,7 +414,16 @@ class City(BaseModel):
 
     @property
     def streets_path(self) -> Path | None:
-        return self._data_dir / self.streets_file if self.streets_file else None
+        return self._data_dir / file_of(self.streets_file) if self.streets_file else None
+
+    @property
+    def points_path(self) -> Path | None:
+        return self._data_dir / file_of(self.points_file) if self.points_file else None
+
+    @property
+    def streets_layer(self) -> str | None:
+        """The layer of `streets_file`, where the city file names one."""
+        return layer_of(self.streets_file)
 
     @property
     def failed_image_ids_path(self) -> Path | None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 def _user_path(path: Path) -> Path:
@@ -18,3 +18,22 @@ def _user_path(path: Path) -> Path:
 
 UserPath = Annotated[Path, AfterValidator(_user_path)]
 """A path in which `~` is the home folder."""
+
+
+class FileLayer(BaseModel):
+    """One of a file's layers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: UserPath
+    layer: str = Field(min_length=1)
+
+
+def file_of(value: Path | FileLayer) -> Path:
+    """Return the path of a file, whether a layer is named with it or not."""
+    return value if isinstance(value, Path) else value.file
+
+
+def layer_of(value: Path | FileLayer | None) -> str | None:
+    """Return the layer that is named with a file; None where none is."""
+    return value.layer if isinstance(value, FileLayer) else None

@@ -12,9 +12,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vsvi_assets.city.area import BoundingBox
-from vsvi_assets.city.errors import CityFileError, PlaceNotLookedUpError
+from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.model import PROJECT_FOLDERS, City
-from vsvi_assets.city.region import RegionSource
+from vsvi_assets.city.region import PlaceNotLookedUpError, RegionSource
 from vsvi_assets.city.rules import NearTwins
 from vsvi_assets.city.views import Views
 from vsvi_assets.files import TextFileError, read_text

@@ -15,6 +15,7 @@ from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.paths import UserPath
 from vsvi_assets.city.vector_files import read_features
 from vsvi_assets.files import atomic_write
+from vsvi_assets.settings import ServicesName
 
 CURVE_SEGMENTS = 16
 """Of a quarter of a circle around a corner of a region with a buffer."""
@@ -63,6 +64,27 @@ def _file_of_text(value: object) -> object:
 
 RegionKey = Annotated[RegionSource, BeforeValidator(_file_of_text)]
 """A text is a file."""
+
+
+class PlaceNotLookedUpError(CityFileError):
+    """A region that is a place, about which Nominatim was not asked yet.
+
+    Attributes
+    ----------
+    name, services
+        The city's name, and the services that it uses.
+    source
+        The place.
+    path
+        Where the answer is to be kept.
+    """
+
+    def __init__(self, name: str, services: ServicesName, source: RegionSource, path: Path) -> None:
+        super().__init__(
+            f"region = {source}: Nominatim was not asked for this place yet. "
+            f"`vsvi region {name}` asks once, and keeps the answer."
+        )
+        self.name, self.services, self.source, self.path = name, services, source, path
 
 
 class Region(NamedTuple):

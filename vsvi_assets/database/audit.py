@@ -34,7 +34,8 @@ class WrongRows:
 def wrong_geometries(postgis: Postgis, city: City) -> WrongRows:
     """Find images and street points that are no valid point of the right SRID in the area.
 
-    A street along the area's edge may have its points outside by what coordinates are rounded.
+    A street along the area's edge may have its points outside by what coordinates are rounded,
+    and places of the user's may lie anywhere.
     """
     return _wrong_rows(
         postgis,
@@ -50,16 +51,19 @@ def wrong_geometries(postgis: Postgis, city: City) -> WrongRows:
         ) AS row
         WHERE (
             ST_IsValid(geometry) AND ST_IsValid(geo) AND NOT ST_IsEmpty(geo)
-            AND ST_X(geometry) BETWEEN %(west)s AND %(east)s
-            AND ST_Y(geometry) BETWEEN %(south)s AND %(north)s
-            AND (
-                %(polygons)s::bytea IS NULL
-                OR ST_Intersects(geometry, ST_GeomFromWKB(%(polygons)s, 4326))
-                OR ST_DWithin(geometry, ST_GeomFromWKB(%(polygons)s, 4326), 1e-7)
-            )
+            AND (%(places)s AND kind = 'street_points' OR (
+                ST_X(geometry) BETWEEN %(west)s AND %(east)s
+                AND ST_Y(geometry) BETWEEN %(south)s AND %(north)s
+                AND (
+                    %(polygons)s::bytea IS NULL
+                    OR ST_Intersects(geometry, ST_GeomFromWKB(%(polygons)s, 4326))
+                    OR ST_DWithin(geometry, ST_GeomFromWKB(%(polygons)s, 4326), 1e-7)
+                )
+            ))
         ) IS NOT TRUE
         """,
         **city.area.box.model_dump(),
+        places=city.places is not None,
         polygons=None if city.area.polygons is None else city.area.polygons.wkb,
     )
 

@@ -33,8 +33,8 @@ _POINT_WITH_SRID = 0x20000001
 def binary_rows(tables: Iterable[pa.Table]) -> Iterator[bytes]:
     """Yield the bytes of all rows, with header and trailer, in parts.
 
-    Columns are int32, int64, float64, bool or string, and binary where all values are equally
-    long and none is null, such as `ewkb_points`.
+    Columns are int32, int64, float64, bool, string, binary, and binary of one width without
+    nulls, such as `ewkb_points`.
     """
     yield HEADER
     for table in tables:
@@ -73,14 +73,14 @@ def _encode(batch: pa.RecordBatch) -> Iterator[bytes]:
 
 
 def _width(column: pa.Array) -> int:
-    if pa.types.is_string(column.type):
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
         return pc.max(pc.binary_length(column)).as_py() or 0
     return 8
 
 
 def _field(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return the length of each value, and (row, byte) the values from the left."""
-    if pa.types.is_string(column.type):
+    if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
         return _texts(column)
     if pa.types.is_fixed_size_binary(column.type):
         width = column.type.byte_width

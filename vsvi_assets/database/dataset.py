@@ -1,15 +1,17 @@
 """A city's dataset: one row per street point and image, gaps included."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import orjson
 import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg2 import sql
 
 from vsvi_assets.city import City
+from vsvi_assets.city.places import PREFIX, columns_of_user
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.photographs import ensure_photographs
@@ -124,9 +126,32 @@ def _field(column: Column) -> pa.Field:
 
 
 DATASET_SCHEMA = pa.schema(
-    [*(_field(queried.column) for queried in _QUERIED), *map(_field, _ADDED)]
+    [
+        *(
+            _field(each.column)
+            for each in _QUERIED
+            if each.column.name not in ("place_id", "place")
+        ),
+        *map(_field, _ADDED),
+    ]
 )
 """The columns of the dataset, each with its description as metadata."""
+
+
+def dataset_schema(city: City) -> pa.Schema:
+    """Return the columns of a city's dataset: with places of the user's, theirs come last."""
+    if city.places is None:
+        return DATASET_SCHEMA
+    types = {
+        name: pa.Schema.from_pandas(city.places[[name]], preserve_index=False).field(0).type
+        for name in columns_of_user(city.places)
+    }
+    simple = (pa.int64(), pa.float64(), pa.bool_())
+    own = [Column("place_id", pa.string(), "The user's own id of the place.")] + [
+        Column(name, type_ if type_ in simple else pa.string(), "As the user's file has it.")
+        for name, type_ in types.items()
+    ]
+    return pa.schema([*DATASET_SCHEMA, *map(_field, own)])
 
 
 def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
@@ -176,16 +201,16 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
         rejected_near=has_rejected_image_near(city),
         columns=sql.SQL(", ").join(queried.expression for queried in _QUERIED),
     )
-    return pa.RecordBatchReader.from_batches(DATASET_SCHEMA, _batches(postgis, city, query))
+    return pa.RecordBatchReader.from_batches(dataset_schema(city), _batches(postgis, city, query))
 
 
 def _batches(postgis: Postgis, city: City, query: sql.Composed) -> Iterator[pa.RecordBatch]:
-    files = _Files(city.sequences_folder)
+    files, schema = _Files(city.sequences_folder), dataset_schema(city)
     try:
         for batch in postgis.stream_batches(
             query, _QUERIED_SCHEMA, {"max_distance": city.max_distance}
         ):
-            yield _completed(batch, files)
+            yield _completed(batch, files, city, schema)
     except psycopg2.errors.UndefinedColumn as error:
         raise OldTablesError(
             f"The tables of {city.name} were made by an earlier version: run "
@@ -208,7 +233,9 @@ class _Files:
         return self._sizes.get(name)
 
 
-def _completed(batch: pa.RecordBatch, files: _Files) -> pa.RecordBatch:
+def _completed(
+    batch: pa.RecordBatch, files: _Files, city: City, schema: pa.Schema
+) -> pa.RecordBatch:
     """Return rows with state and the added columns, as the files on disk are now."""
     states: list[str] = []
     names: list[str | None] = []
@@ -236,8 +263,39 @@ def _completed(batch: pa.RecordBatch, files: _Files) -> pa.RecordBatch:
         "licence": pc.if_else(pc.is_valid(ids), LICENCE, pa.scalar(None, pa.string())),
         "page": pc.binary_join_element_wise(before, ids.cast(pa.string()), after, ""),
     }
-    arrays = [columns[field.name].cast(field.type) for field in DATASET_SCHEMA]
-    return pa.RecordBatch.from_arrays(arrays, schema=DATASET_SCHEMA)
+    if city.places is not None:
+        columns |= _of_places(batch, states, city, schema)
+    arrays = [columns[field.name].cast(field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _of_places(
+    batch: pa.RecordBatch, states: Sequence[str], city: City, schema: pa.Schema
+) -> dict[str, pa.Array]:
+    """Return the user's own columns of each row, and why a place has no image."""
+    rows = [orjson.loads(text) if text else {} for text in batch["place"].to_pylist()]
+    own = {
+        field.name: pa.array(
+            [_as(field.type, row.get(field.name.removeprefix(PREFIX))) for row in rows], field.type
+        )
+        for field in schema
+        if field.name.startswith(PREFIX) and field.name != "place_id"
+    }
+    inside = city.area.covers(*(pc.fill_null(batch[name], 0).to_numpy() for name in ("lon", "lat")))
+    near = f"No image within {city.max_distance:g} m passes the city's rules."
+    outside = f"The place lies outside the {city.area_name}."
+    reasons = [
+        reason if state != GAP else near if is_inside else outside
+        for reason, state, is_inside in zip(
+            batch["reason"].to_pylist(), states, inside, strict=True
+        )
+    ]
+    return own | {"reason": pa.array(reasons, pa.string())}
+
+
+def _as(type_: pa.DataType, value: object) -> object:
+    is_other = type_ == pa.string() and value is not None and not isinstance(value, str)
+    return orjson.dumps(value).decode() if is_other else value
 
 
 _QUERIED_SCHEMA = pa.schema(

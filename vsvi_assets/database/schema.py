@@ -112,19 +112,19 @@ class Table:
         )
 
 
-def _geometries(of_what: str) -> Sequence[Column]:
+def _geometries(of_what: str, kind: str = "Point") -> Sequence[Column]:
     binary: Any = {"arrow_type": pa.binary(), "nullable": False}
     return (
         Column(
             "geometry",
             description=f"Longitude and latitude of the {of_what}.",
-            sql_type="geometry(Point, 4326)",
+            sql_type=f"geometry({kind}, 4326)",
             **binary,
         ),
         Column(
             "geo",
             description="The same place in metres, indexed for searches.",
-            sql_type="geometry(Point, {srid})",
+            sql_type=f"geometry({kind}, {{srid}})",
             made_of="ST_Transform(geometry, {srid})",
             **binary,
         ),
@@ -133,7 +133,7 @@ def _geometries(of_what: str) -> Sequence[Column]:
 
 STREET_POINTS = Table(
     "street_points",
-    "Points every so many metres along the streets of the box (OpenStreetMap).",
+    "Points every so many metres along the streets of the city (OpenStreetMap).",
     (
         Column(
             "id",
@@ -141,12 +141,18 @@ STREET_POINTS = Table(
             "Made from the position alone, so that it is the same at every run.",
             nullable=False,
         ),
-        Column("osmid", pa.int64(), "The way of OpenStreetMap.", nullable=False),
+        Column("osmid", pa.int64(), "The way of OpenStreetMap; null for a place of the user's."),
         Column("street", pa.string(), "Name of the street, where it has one."),
         Column(
             "bearing",
             pa.float64(),
             "Direction of the street, degrees clockwise from north, below 180.",
+        ),
+        Column("highway", pa.string(), "Class of the street (OpenStreetMap's tag highway)."),
+        Column("metres", pa.float64(), "Metres of street that are nearer to it than to others."),
+        Column("place_id", pa.string(), "The user's own id of the place."),
+        Column(
+            "place", pa.string(), "The other columns of the user's place, as JSON.", sql_type="json"
         ),
         *_geometries("point"),
     ),
@@ -154,9 +160,24 @@ STREET_POINTS = Table(
     indexes=(("gist", "geometry"), ("gist", "geo")),
 )
 
+STREETS = Table(
+    "streets",
+    "The streets of the city, on which its points stand.",
+    (
+        Column("id", pa.int64(), "Number, from the longest street on.", nullable=False),
+        Column("osmid", pa.int64(), "The way of OpenStreetMap.", nullable=False),
+        Column("name", pa.string(), "Name of the street, where it has one."),
+        Column("highway", pa.string(), "Its class (OpenStreetMap's tag highway)."),
+        Column("metres", pa.float64(), "Its length inside the city.", nullable=False),
+        *_geometries("street", "LineString"),
+    ),
+    primary_key=("id",),
+    indexes=(("gist", "geo"), ("btree", "osmid")),
+)
+
 IMAGES = Table(
     "images",
-    "The Mapillary images in the box that pass the city's filters.",
+    "The Mapillary images in the city's area that pass its filters.",
     (
         *(Column.of(field) for field in IMAGE_SCHEMA if field.name not in POSITION),
         *_geometries("image"),

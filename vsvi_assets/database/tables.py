@@ -1,4 +1,4 @@
-"""A city's three tables: street points, images, and the images selected for the points."""
+"""A city's tables: streets, street points, images, and the images selected for the points."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -8,14 +8,18 @@ from typing import NamedTuple
 
 import geopandas as gpd
 import numpy as np
+import orjson
+import pandas as pd
 import psycopg2.errors
 import pyarrow as pa
 import pyarrow.compute as pc
+import shapely
 from numpy.typing import NDArray
 from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.city.buckets import hashes_of, sequence_hash
+from vsvi_assets.city.places import PREFIX, columns_of_user
 from vsvi_assets.database.binary_copy import ewkb_points
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import SelectionOutdatedError
@@ -25,8 +29,10 @@ from vsvi_assets.database.schema import (
     SELECTED_IMAGES,
     SELECTED_IMAGES_HASHED,
     STREET_POINTS,
+    STREETS,
 )
 from vsvi_assets.mapillary.tiles import POSITION
+from vsvi_assets.streets.points import metres_of_points
 
 FIRST_CAPTURE = datetime(2004, 1, 1, tzinfo=UTC)
 """No photograph is older, as far as its capture time is known: the cameras that Mapillary's images
@@ -56,22 +62,69 @@ class SelectedImage(NamedTuple):
     lat: float | None
 
 
-def street_points_table(points: gpd.GeoDataFrame, city: City) -> NewTable:
-    """Describe the table `street_points`, made of points as `streets.street_points` gives them."""
+def streets_table(streets: gpd.GeoDataFrame, city: City) -> NewTable:
+    """Describe the table `streets`, of streets as `streets.streets_within` returns them."""
+    lines = shapely.set_srid(streets.geometry.to_numpy(), 4326)
     rows = pa.table(
         {
-            "id": pa.array(points["id"], pa.int64()),
-            "osmid": pa.array(points["osmid"], pa.int64()),
-            "street": pa.array(points["street"], pa.string(), from_pandas=True),
-            # A file of an earlier version does not have it.
-            "bearing": pa.array(
-                points["bearing"] if "bearing" in points else [None] * len(points), pa.float64()
-            ),
+            "id": pa.array(range(1, len(streets) + 1), pa.int64()),
+            "osmid": pa.array(streets["osmid"], pa.int64()),
+            "name": pa.array(streets["name"], pa.string(), from_pandas=True),
+            "highway": pa.array(streets["highway"], pa.string(), from_pandas=True),
+            "metres": pa.array(streets["metres"], pa.float64()),
+            "geometry": pa.array(shapely.to_wkb(lines, include_srid=True), pa.binary()),
+        }
+    )
+    return NewTable(STREETS, city, [rows])
+
+
+def street_points_table(
+    points: gpd.GeoDataFrame, city: City, streets: gpd.GeoDataFrame | None = None
+) -> NewTable:
+    """Describe the table `street_points`, of points and streets as `streets` returns them.
+
+    Without streets it is not known how many metres of street a point stands for. A column that
+    the points do not have, such as those of the user's places, is null.
+    """
+
+    def column(name: str, type_: pa.DataType) -> pa.Array:
+        values = points[name] if name in points else [None] * len(points)
+        return pa.array(values, type_, from_pandas=True)
+
+    metres = None
+    if streets is not None and len(streets):
+        metres = metres_of_points(points, streets, city.projected_srid)
+    rows = pa.table(
+        {
+            "id": column("id", pa.int64()),
+            "osmid": column("osmid", pa.int64()),
+            "street": column("street", pa.string()),
+            "bearing": column("bearing", pa.float64()),
+            "highway": column("highway", pa.string()),
+            "place_id": column("place_id", pa.string()),
+            "place": pa.array(_places_as_json(points), pa.string()),
+            "metres": pa.array([None] * len(points) if metres is None else metres, pa.float64()),
             "lon": points.geometry.x.to_numpy(),
             "lat": points.geometry.y.to_numpy(),
         }
     )
     return NewTable(STREET_POINTS, city, [_placed(rows)])
+
+
+def _places_as_json(points: gpd.GeoDataFrame) -> list[str | None]:
+    """Return the user's own columns of each point, by their own names."""
+    names = columns_of_user(points)
+    if not names:
+        return [None] * len(points)
+    values = points[names].rename(columns=lambda name: name.removeprefix(PREFIX))
+    return [
+        orjson.dumps(
+            {name: None if pd.isna(value) else value for name, value in row.items()},
+            default=str,
+            option=orjson.OPT_SERIALIZE_NUMPY,
+        ).decode()
+        for row in values.to_dict("records")
+    ]
 
 
 def images_table(tiles: Iterable[pa.Table], city: City) -> NewTable:

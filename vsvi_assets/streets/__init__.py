@@ -1,1 +1,1 @@
-"""Streets of OpenStreetMap: networks of a box, and points at even distances along them."""
+"""Streets of OpenStreetMap: networks of an area, and points at even distances along them."""

@@ -1,5 +1,6 @@
 """What can go wrong with the streets of a box, each with what to do."""
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 Box = tuple[float, float, float, float]
@@ -19,6 +20,16 @@ class NoStreetsError(ValueError):
         super().__init__(
             f"No street lies in {describe_box(box)}. Check the bounding box and network_type, or "
             "name a streets_file that covers the box."
+        )
+
+
+class NoStreetsOfClassError(ValueError):
+    """No street of the chosen classes lies in the area."""
+
+    def __init__(self, chosen: Iterable[str], present: Iterable[str]) -> None:
+        super().__init__(
+            f"No street of the classes {', '.join(chosen)} lies in the area. The classes there "
+            f"are {', '.join(present)}: check street_classes and network_type."
         )
 
 

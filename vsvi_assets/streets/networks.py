@@ -1,8 +1,9 @@
-"""Street networks as tables of lines: from extracts and answers of OpenStreetMap, from graphs.
+"""Street networks as tables of lines: of OpenStreetMap, of graphs, of any file of lines.
 
 A table of streets (GeoDataFrame, EPSG:4326) has a row for each line: `osmid` (int64, the way of
-OpenStreetMap), `name` (str or None) and `geometry` (LineString). A line is a segment between two
-nodes of a way or, from a graph, an edge; each is there once, whatever its directions.
+OpenStreetMap), `name` and `highway` (str or None) and `geometry` (LineString). A line is a segment
+between two nodes of a way, an edge of a graph, or a line of a file; each is there once, whatever
+its directions.
 """
 
 import gzip
@@ -16,34 +17,50 @@ from xml.etree import ElementTree
 import geopandas as gpd
 import networkx as nx
 import numpy as np
+import orjson
 import osmnx
 import pandas as pd
+import pyogrio
 import shapely
 from numpy.typing import NDArray
 from shapely.affinity import translate
 
-from vsvi_assets.streets.errors import StreetsFileError
+from vsvi_assets.city import CityFileError
+from vsvi_assets.city.vector_files import read_features
+from vsvi_assets.streets.errors import Box, StreetsFileError
 from vsvi_assets.streets.network_types import is_street
+
+OSM_DECIMALS = 7
+"""Of a degree, in which OpenStreetMap stores positions; GDAL multiplies them, which is inexact."""
 
 Floats = NDArray[np.float64]
 Lines = NDArray[np.object_]
 
 
-def read_streets(path: Path, network_type: str) -> gpd.GeoDataFrame:
-    """Read the streets of an OpenStreetMap extract, or of a graph that osmnx saved.
+def read_streets(
+    path: Path, network_type: str, *, box: Box | None = None, layer: str | None = None
+) -> gpd.GeoDataFrame:
+    """Read the streets of an OpenStreetMap extract, a graph that osmnx saved, or a file of lines.
 
     Parameters
     ----------
     path
-        An .osm, .osm.gz or .graphml file.
+        An .osm, .osm.gz, .osm.pbf or .graphml file, or one of lines that GDAL reads, in any CRS.
     network_type
-        One of `NETWORK_TYPES`. Decides which ways of an extract are streets. A .graphml file
-        was filtered when it was made.
+        One of `NETWORK_TYPES`. Decides which ways of an extract are streets. In other files all
+        lines are.
+    box
+        Streets that do not meet it may be left out: of an .osm.pbf file, which may be that of a
+        country, they are.
+    layer
+        Of a file of lines that has several.
 
     Returns
     -------
     streets
-        A table of streets. Parts of ways whose nodes are not in the extract are left out.
+        A table of streets. Parts of ways whose nodes are not in the extract are left out. Lines
+        of a file have the `highway`, `name` and `osmid` (or `osm_id`) of its columns; where they
+        have no id, they are numbered from 1.
 
     Raises
     ------
@@ -62,21 +79,90 @@ def read_streets(path: Path, network_type: str) -> gpd.GeoDataFrame:
         if path.name.endswith(".osm.gz"):
             with gzip.open(path, "rb") as file:
                 return streets_of_elements(_parse_extract(file), network_type)
+        if path.suffix == ".pbf":
+            return _read_pbf(path, network_type, box)
+        return _streets_of_lines(read_features(path, "streets_file", layer))
+    except CityFileError as error:
+        raise StreetsFileError(f"{error}.") from error
     except (
         *(ElementTree.ParseError, gzip.BadGzipFile, zlib.error, EOFError),
         *(nx.NetworkXException, KeyError, ValueError),
+        *(pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError),
     ) as error:
         raise StreetsFileError(
             f"{path} cannot be read as a street network ({error!r}). Get the file again."
         ) from error
-    raise StreetsFileError(f"{path} is not an .osm, .osm.gz or .graphml file.")
+
+
+def _read_pbf(path: Path, network_type: str, box: Box | None) -> gpd.GeoDataFrame:
+    """Read an extract in OpenStreetMap's binary format, by GDAL's driver for it.
+
+    The positions of nodes that the driver does not keep in 100 MB it keeps in a temporary file,
+    and only ways that meet the box come back; so a country needs little memory.
+    """
+    info, _, shapes, columns = pyogrio.raw.read(
+        path,
+        layer="lines",
+        columns=["osm_id", "name", "highway", "other_tags"],
+        bbox=box,
+        where="highway IS NOT NULL",
+        TAGS_FORMAT="JSON",
+    )
+    ways = dict(zip(info["fields"], columns, strict=True))
+    highways = ways["highway"]
+    kept = np.array(
+        [
+            is_street({"highway": highway, **orjson.loads(other or "{}")}, network_type)
+            for highway, other in zip(highways, ways["other_tags"], strict=True)
+        ],
+        bool,
+    )
+    vertices, way = shapely.get_coordinates(shapely.from_wkb(shapes[kept]), return_index=True)
+    begins = np.flatnonzero(way[1:] == way[:-1])
+    vertices = vertices.round(OSM_DECIMALS)
+    return _table(
+        shapely.linestrings(np.stack([vertices[begins], vertices[begins + 1]], axis=1)),
+        ways["osm_id"][kept].astype(np.int64)[way[begins]],
+        ways["name"][kept][way[begins]],
+        highways[kept][way[begins]],
+    )
+
+
+def _streets_of_lines(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Return the streets of a file of lines.
+
+    Raises
+    ------
+    ValueError
+        When a feature is no line, or an id no whole number.
+    """
+    lines, row = shapely.get_parts(table.geometry.to_numpy(), return_index=True)
+    kinds = {line.geom_type for line in lines} - {"LineString"}
+    if kinds:
+        raise ValueError(f"streets are lines, and there is a {min(kinds)} among them")
+    columns = {str(name).lower(): table[name] for name in table.columns}
+    ids = columns.get("osmid", columns.get("osm_id"))
+    osmids = np.arange(1, len(table) + 1) if ids is None else pd.to_numeric(ids).to_numpy(np.int64)
+    nothing = pd.Series(None, index=table.index, dtype=object)
+
+    def texts(name: str) -> NDArray[np.object_]:
+        column = columns.get(name, nothing).astype(object)
+        return column.where(column.notna(), None).to_numpy()[row]
+
+    long_enough = shapely.length(lines) > 0
+    return _table(
+        lines[long_enough],
+        osmids[row][long_enough],
+        texts("name")[long_enough],
+        texts("highway")[long_enough],
+    )
 
 
 def streets_of_graph(graph: nx.MultiDiGraph) -> gpd.GeoDataFrame:
     """Return the streets of a graph as osmnx makes it, in degrees.
 
     An edge that osmnx joined from several ways gets the lowest of their ids, and the first of
-    their names.
+    their names and of their classes.
 
     Raises
     ------
@@ -105,8 +191,11 @@ def streets_of_graph(graph: nx.MultiDiGraph) -> gpd.GeoDataFrame:
     )
     lines[straight] = shapely.linestrings(positions[ends[straight]])
     osmids = np.fromiter((_first(data["osmid"]) for data in edges), np.int64, len(edges))
-    names = np.fromiter((_name(data.get("name")) for data in edges), object, len(edges))
-    return _table(lines, osmids, names)
+    names, highways = (
+        np.fromiter((_text(data.get(tag)) for data in edges), object, len(edges))
+        for tag in ("name", "highway")
+    )
+    return _table(lines, osmids, names, highways)
 
 
 def _parallel(neighbours: Mapping[Any, Mapping[Any, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -118,9 +207,9 @@ def _first(value: Any) -> Any:
     return min(value) if isinstance(value, list) else value
 
 
-def _name(value: object) -> str | None:
-    name = _first(value)
-    return name if isinstance(name, str) else None
+def _text(value: object) -> str | None:
+    text = _first(value)
+    return text if isinstance(text, str) else None
 
 
 def streets_of_elements(
@@ -136,7 +225,9 @@ def streets_of_elements(
         When a coordinate is not finite.
     """
     node_ids, lon, lat = array("q"), array("d"), array("d")
-    osmids, names, lengths, references = array("q"), [], array("q"), array("q")
+    osmids, lengths, references = array("q"), array("q"), array("q")
+    names: list[str | None] = []
+    highways: list[str] = []
     for element in elements:
         if element["type"] == "node":
             node_ids.append(element["id"])
@@ -145,6 +236,7 @@ def streets_of_elements(
         elif element["type"] == "way" and is_street(tags := element.get("tags", {}), network_type):
             osmids.append(element["id"])
             names.append(tags.get("name"))
+            highways.append(tags["highway"])
             lengths.append(len(element["nodes"]))
             references.extend(element["nodes"])
     known, position = np.unique(np.asarray(node_ids), return_index=True)
@@ -156,7 +248,10 @@ def streets_of_elements(
     begins = np.flatnonzero((way[1:] == way[:-1]) & there[1:] & there[:-1])
     lines = shapely.linestrings(positions[np.column_stack([node[begins], node[begins + 1]])])
     return _table(
-        lines, np.asarray(osmids)[way[begins]], np.array(names, dtype=object)[way[begins]]
+        lines,
+        np.asarray(osmids)[way[begins]],
+        np.array(names, dtype=object)[way[begins]],
+        np.array(highways, dtype=object)[way[begins]],
     )
 
 
@@ -185,17 +280,26 @@ def _parse_extract(file: IO[bytes] | gzip.GzipFile) -> Iterator[dict[str, Any]]:
         root.clear()
 
 
-def _table(lines: Lines, osmids: NDArray[np.int64], names: NDArray[np.object_]) -> gpd.GeoDataFrame:
+def _table(
+    lines: Lines,
+    osmids: NDArray[np.int64],
+    names: NDArray[np.object_],
+    highways: NDArray[np.object_],
+) -> gpd.GeoDataFrame:
     """Make the table of streets, each line once; of equal ones that of the lowest way stays."""
     if not np.isfinite(shapely.get_coordinates(lines)).all():
         raise ValueError("The street network has coordinates that are not finite.")
     lines, origin = _cut_at_antimeridian(shapely.normalize(lines))
-    osmids, names = osmids[origin], names[origin]
+    osmids, names, highways = osmids[origin], names[origin], highways[origin]
     lowest_first = np.argsort(osmids, kind="stable")
     wkb = pd.Series(shapely.to_wkb(lines[lowest_first]), dtype=object)
     once = lowest_first[~wkb.duplicated().to_numpy()]
     return gpd.GeoDataFrame(
-        {"osmid": osmids[once], "name": pd.Series(names[once], dtype=object)},
+        {
+            "osmid": osmids[once],
+            "name": pd.Series(names[once], dtype=object),
+            "highway": pd.Series(highways[once], dtype=object),
+        },
         geometry=lines[once],
         crs="EPSG:4326",
     )

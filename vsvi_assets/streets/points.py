@@ -1,11 +1,14 @@
 """Points at even distances along streets."""
 
+from dataclasses import dataclass
+
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyproj
 import shapely
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from vsvi_assets.city.area import Polygons
 from vsvi_assets.streets.errors import Box, NoStreetsError, describe_box
@@ -21,10 +24,29 @@ _BEARING_REACH = 5
 
 _ID_CELLS_PER_DEGREE = 300_000
 
+_PART = 4.0
+"""Metres of street that count as one place."""
+
 _SLACK = 0.2
 """Metres that the parts of a street stay below the interval. A point is moved by up to a
 centimetre where its coordinates are rounded, and by a little more where the edge of the box,
 a straight line in degrees, is a curve in the projected CRS."""
+
+
+@dataclass(frozen=True)
+class StreetsAndPoints:
+    """The points of a city, and the streets that they stand on.
+
+    Attributes
+    ----------
+    points
+        As `street_points` returns them.
+    streets
+        As `streets_within` returns them.
+    """
+
+    points: gpd.GeoDataFrame
+    streets: gpd.GeoDataFrame
 
 
 def street_points(
@@ -51,7 +73,8 @@ def street_points(
     Parameters
     ----------
     streets
-        `osmid`, `name` and `geometry` of each line, as `vsvi_assets.streets.networks` makes them.
+        `osmid`, `name`, `highway` and `geometry` of each line, as
+        `vsvi_assets.streets.networks` makes them.
     box
         West, south, east, north in degrees (EPSG:4326).
     srid
@@ -67,8 +90,9 @@ def street_points(
         `id` (int64, by position alone; below 2**53, so exact in JSON), `osmid` (int64, the
         OpenStreetMap way), `street` (its name, str or None), `bearing` (float64, the direction
         of the street there: degrees clockwise from north, rounded to a tenth, at least 0 and
-        below 180, since a street has no beginning) and `geometry` (Point, EPSG:4326, rounded to
-        `COORDINATE_DECIMALS`), in the order of the ids, from south to north.
+        below 180, since a street has no beginning), `highway` (its class, str or None) and
+        `geometry` (Point, EPSG:4326, rounded to `COORDINATE_DECIMALS`), in the order of the ids,
+        from south to north.
 
     Raises
     ------
@@ -108,6 +132,7 @@ def street_points(
             "osmid": ways["osmid"].to_numpy(),
             "street": pd.Series(ways["name"].to_numpy(), dtype=object),
             "bearing": bearing,
+            "highway": pd.Series(ways["highway"].to_numpy(), dtype=object),
         },
         geometry=shapely.points(lon, lat),
         crs="EPSG:4326",
@@ -115,8 +140,129 @@ def street_points(
     return points.sort_values("id", ignore_index=True)
 
 
+def no_streets() -> gpd.GeoDataFrame:
+    """Return a table of streets without a row, as `streets_within` would."""
+    columns = {"osmid": "int64", "name": "object", "highway": "object", "metres": "float64"}
+    table = pd.DataFrame(columns=list(columns)).astype(columns)
+    return gpd.GeoDataFrame(table, geometry=[], crs="EPSG:4326")
+
+
+def streets_within(
+    streets: gpd.GeoDataFrame, box: Box, srid: int, *, within: Polygons | None = None
+) -> gpd.GeoDataFrame:
+    """Return the parts of streets inside a box, or inside polygons, each way from end to end.
+
+    Returns
+    -------
+    streets
+        A table of streets, and `metres` (float64), each line's length in the CRS `srid`. The
+        longest come first.
+    """
+    pieces = _clip(streets, box, within)
+    projection = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
+    ways = _merge(pieces)
+    projected = shapely.transform(ways["line"].to_numpy(), projection.transform, interleaved=False)
+    ways["metres"] = shapely.length(projected)
+    ways = ways.sort_values("metres", ascending=False, kind="stable", ignore_index=True)
+    return gpd.GeoDataFrame(
+        ways[["osmid", "name", "highway", "metres"]], geometry=ways["line"], crs="EPSG:4326"
+    )
+
+
+def metres_of_points(
+    points: gpd.GeoDataFrame, streets: gpd.GeoDataFrame, srid: int
+) -> NDArray[np.float64]:
+    """Return how many metres of street each point stands for: those nearest to it.
+
+    Streets are cut into parts of at most `_PART` metres, and each part counts for the nearest
+    point of its own class, or where the class has no point for the nearest of all. So the sum
+    is the length of the streets.
+
+    Parameters
+    ----------
+    points, streets
+        As `street_points` and `streets_within` return them.
+    """
+    metres = np.zeros(len(points))
+    if not len(points):
+        return metres
+    projection = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
+
+    lines = shapely.transform(streets.geometry.to_numpy(), projection.transform, interleaved=False)
+    places = np.column_stack(projection.transform(points.geometry.x, points.geometry.y))
+    line, x, y, _, _ = _divide(lines, _PART)
+    parts = np.column_stack([x, y])
+    length = (shapely.length(lines) / np.bincount(line, minlength=len(lines)))[line]
+    class_of_part = streets["highway"].to_numpy()[line]
+    class_of_point = points["highway"].to_numpy()
+    for highway in pd.unique(class_of_part):
+        own = np.flatnonzero(_equal(class_of_point, highway))
+        own = own if own.size else np.arange(len(points))
+        of_class = _equal(class_of_part, highway)
+        nearest = own[cKDTree(places[own]).query(parts[of_class])[1]]
+        metres += np.bincount(nearest, length[of_class], minlength=len(points))
+    return metres
+
+
+def with_nearest_street(
+    places: gpd.GeoDataFrame, streets: gpd.GeoDataFrame, srid: int, max_distance: float
+) -> gpd.GeoDataFrame:
+    """Return the user's places with `osmid`, `street`, `bearing` and `highway` of their streets.
+
+    That is for each place the nearest street within `max_distance` metres; where there is none,
+    and without streets, they are null. A bearing that a place has already, it keeps.
+
+    Parameters
+    ----------
+    places
+        As `vsvi_assets.city.places` makes them.
+    streets
+        As `streets_within` returns them.
+    """
+    projection = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
+    lines, points = (
+        shapely.transform(shapes.to_numpy(), projection.transform, interleaved=False)
+        for shapes in (streets.geometry, places.geometry)
+    )
+    place, street = shapely.STRtree(lines).query_nearest(
+        points, max_distance=max_distance, all_matches=False
+    )
+    along = shapely.line_locate_point(lines[street], points[place])
+    before, after = (
+        shapely.get_coordinates(
+            shapely.line_interpolate_point(
+                lines[street],
+                np.clip(along + step, 0, shapely.length(lines[street])),
+            )
+        ).T
+        for step in (-_BEARING_REACH, _BEARING_REACH)
+    )
+    found = pd.DataFrame(
+        {
+            "osmid": streets["osmid"].to_numpy()[street],
+            "street": streets["name"].to_numpy()[street],
+            "bearing": _bearings(projection, before, after),
+            "highway": streets["highway"].to_numpy()[street],
+        },
+        index=place,
+    ).reindex(range(len(places)))
+    found.index = places.index
+    result = places.drop(columns="bearing").assign(
+        osmid=found["osmid"].astype("Int64"),
+        street=found["street"],
+        bearing=places["bearing"].fillna(found["bearing"]),
+        highway=found["highway"],
+    )
+    own = ["id", "osmid", "street", "bearing", "highway"]
+    return result[[*own, *(name for name in result.columns if name not in own)]]
+
+
+def _equal(values: NDArray[np.object_], value: object) -> NDArray[np.bool_]:
+    return pd.isna(values) if value is None else np.asarray(values == value, bool)
+
+
 def _clip(streets: gpd.GeoDataFrame, box: Box, within: Polygons | None) -> pd.DataFrame:
-    """Return `line`, `osmid` and `name` of the parts of streets inside an area."""
+    """Return `line`, `osmid`, `name` and `highway` of the parts of streets inside an area."""
     lines = streets.geometry.to_numpy()
     west, south, east, north = box
     left, bottom, right, top = shapely.bounds(lines).T
@@ -137,6 +283,7 @@ def _clip(streets: gpd.GeoDataFrame, box: Box, within: Polygons | None) -> pd.Da
             "line": line,
             "osmid": streets["osmid"].to_numpy()[kept],
             "name": pd.Series(streets["name"].to_numpy()[kept], dtype=object),
+            "highway": pd.Series(streets["highway"].to_numpy()[kept], dtype=object),
         }
     )
     return pieces[shapely.length(line) > 0]
@@ -146,8 +293,8 @@ def _merge(pieces: pd.DataFrame) -> pd.DataFrame:
     """Join the pieces of each way where they meet end to end; the longest come first."""
     by_way = np.lexsort((*shapely.bounds(pieces["line"]).T, pieces["osmid"]))
     pieces = pieces.iloc[by_way]
-    # A way has several names only where osmnx joined it with others.
-    names = pieces.drop_duplicates("osmid").set_index("osmid")["name"]
+    # A way has several names or classes only where osmnx joined it with others.
+    tags = pieces.drop_duplicates("osmid").set_index("osmid")[["name", "highway"]]
     several = pieces["osmid"].duplicated(keep=False)
     osmids, way = np.unique(pieces["osmid"][several], return_inverse=True)
     merged, origin = shapely.get_parts(
@@ -160,8 +307,7 @@ def _merge(pieces: pd.DataFrame) -> pd.DataFrame:
     osmids = np.concatenate([pieces["osmid"][~several], osmids[origin]])
     longest_first = np.lexsort((*shapely.bounds(lines).T, osmids, -shapely.length(lines)))
     lines, osmids = lines[longest_first], osmids[longest_first]
-    names = pd.Series(names.loc[osmids].to_numpy(), dtype=object)
-    return pd.DataFrame({"line": lines, "osmid": osmids, "name": names})
+    return pd.DataFrame({"line": lines, "osmid": osmids, **tags.loc[osmids].reset_index(drop=True)})
 
 
 def _divide(

@@ -8,6 +8,7 @@ from typing import Any
 import geopandas as gpd
 import pyarrow as pa
 import pytest
+import shapely
 from dagster import (
     InputContext,
     OutputContext,
@@ -17,6 +18,7 @@ from dagster import (
     build_input_context,
     build_output_context,
 )
+from geopandas.testing import assert_geodataframe_equal
 from psycopg2 import sql
 
 from vsvi_assets.city import City
@@ -34,6 +36,7 @@ from vsvi_assets.orchestration.io_managers.filesystem import (
 from vsvi_assets.orchestration.io_managers.postgis import PostgisIOManager
 from vsvi_assets.orchestration.resources import PostgisResource
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME, ImageRecord, Sidecar, read_sidecar
+from vsvi_assets.streets.points import StreetsAndPoints
 from vsvi_assets_tests.project import BOX
 
 SEQUENCES = StaticPartitionsDefinition(["first", "-second", "third", "../escape"])
@@ -87,18 +90,39 @@ def record(id: int) -> ImageRecord:
 def test_street_points_come_back_as_they_were(city: City) -> None:
     manager = StreetPointsFile({city.name: city})
     points = gpd.GeoDataFrame(
-        {"id": [0, 1], "osmid": [12, 10**12], "street": ["Été", None]},
+        {
+            "id": [0, 1],
+            "osmid": [12, 10**12],
+            "street": ["Été", None],
+            "highway": ["residential", None],
+        },
         geometry=gpd.points_from_xy([5.2051234, 5.21], [52.525, 52.5261234]),
+        crs=4326,
+    )
+    lines = [shapely.LineString([(5.2, 52.5), (5.3, 52.5)])] * 2
+    ways = gpd.GeoDataFrame(
+        {
+            "osmid": [12, 10**12],
+            "name": ["Été", None],
+            "highway": ["residential", None],
+            "metres": 7.0,
+        },
+        geometry=lines,
         crs=4326,
     )
     with pytest.raises(PartitionMissingError, match="materialize old-town/street_points first"):
         manager.load_input(input_("street_points"))
 
-    manager.handle_output(output("street_points"), points)
+    manager.handle_output(output("street_points"), StreetsAndPoints(points, ways))
 
     assert city.street_points_path.is_file()
-    read = manager.load_input(input_("street_points"))
-    assert isinstance(read, gpd.GeoDataFrame)
+    stored = manager.load_input(input_("street_points"))
+    assert isinstance(stored, StreetsAndPoints)
+    assert_geodataframe_equal(stored.streets, ways)
+    # The file is what it was before streets had classes.
+    assert "highway" not in gpd.read_file(city.street_points_path)
+    read = stored.points
+    assert read["highway"].tolist() == ["residential", None]
     assert read.crs == 4326
     assert read["id"].tolist() == [0, 1]
     assert read["osmid"].tolist() == [12, 10**12]

@@ -308,7 +308,7 @@ def test_columns() -> None:
     points = points_of(network, BOX, 32631, 50)
 
     assert points.crs == "EPSG:4326"
-    assert list(points.columns) == ["id", "osmid", "street", "bearing", "geometry"]
+    assert list(points.columns) == ["id", "osmid", "street", "bearing", "highway", "geometry"]
     assert points["id"].dtype == points["osmid"].dtype == np.int64
     assert set(points["osmid"]) == {7}
     assert set(points["street"]) == {"Laan"}

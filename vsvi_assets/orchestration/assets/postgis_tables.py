@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import geopandas as gpd
 import pyarrow as pa
 from dagster import AssetExecutionContext, AssetsDefinition, Output, asset
 
 from vsvi_assets.city import City
 from vsvi_assets.database.replacement import NewTable
-from vsvi_assets.database.schema import IMAGES, STREET_POINTS
-from vsvi_assets.database.tables import images_table, street_points_table
+from vsvi_assets.database.schema import IMAGES, STREET_POINTS, STREETS
+from vsvi_assets.database.tables import images_table, street_points_table, streets_table
 from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.columns import table_schema
 from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
+from vsvi_assets.streets.points import StreetsAndPoints
 
 
 def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
@@ -22,19 +22,21 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
         **identity(city, "postgis_tables", {"postgres"}),
         ins=upstream(city, "street_points", "tile_metadata"),
         description=(
-            f"Step 3. The tables street_points and images in the schema {city.name}, each with "
+            f"Step 3. The tables streets, street_points and images in the schema {city.name}, each "
+            "with "
             f"`geometry` (EPSG:4326) and `geo` (EPSG:{city.projected_srid}, metres)."
         ),
         metadata={
             "dagster/column_schema": table_schema(IMAGES, city),
             "columns of street_points": table_schema(STREET_POINTS, city),
+            "columns of streets": table_schema(STREETS, city),
         },
         io_manager_key="postgis_tables",
     )
     @retry_boundary()
     def postgis_tables(
         context: AssetExecutionContext,
-        street_points: gpd.GeoDataFrame,
+        street_points: StreetsAndPoints,
         tile_metadata: Mapping[str, TileImages],
     ) -> Output:
         def store() -> Iterator[Sequence[NewTable]]:
@@ -46,7 +48,12 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
                     in_tiles += len(tile)
                     yield tile.images
 
-            yield [street_points_table(street_points, city), images_table(tiles(), city)]
+            points, ways = street_points.points, street_points.streets
+            yield [
+                streets_table(ways, city),
+                street_points_table(points, city, ways),
+                images_table(tiles(), city),
+            ]
             context.add_asset_metadata({"images in the tiles": in_tiles})
 
         return Output(store())

@@ -4,7 +4,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import geopandas as gpd
-from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, asset
+import pandas as pd
+import shapely
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    MetadataValue,
+    TableRecord,
+    asset,
+)
 
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.columns import STREET_POINTS_FILE
@@ -12,8 +20,15 @@ from vsvi_assets.orchestration.common import REFRESH_TAG, Fetch, identity
 from vsvi_assets.orchestration.resources import OverpassResource, PostgisResource
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
+from vsvi_assets.streets.errors import NoStreetsError, NoStreetsOfClassError
 from vsvi_assets.streets.networks import read_streets
 from vsvi_assets.streets.overpass import download_streets
+from vsvi_assets.streets.points import (
+    StreetsAndPoints,
+    no_streets,
+    streets_within,
+    with_nearest_street,
+)
 from vsvi_assets.streets.points import street_points as place_points
 from vsvi_assets.views.pictures import markdown_picture, street_points_map
 
@@ -22,8 +37,10 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
     @asset(
         **identity(city, "street_points", {"osmnx", "geojson"}),
         description=(
-            f"Step 1. Points every {city.interval:g} m along every street of the {city.area_name} "
-            "(OpenStreetMap), as one GeoJSON file."
+            f"Step 1. The places of {city.points_file}, as one GeoJSON file."
+            if city.points_path
+            else f"Step 1. Points every {city.interval:g} m along every street of the "
+            f"{city.area_name} (OpenStreetMap), as one GeoJSON file."
         ),
         metadata={"dagster/column_schema": STREET_POINTS_FILE},
         io_manager_key="street_points_file",
@@ -34,10 +51,14 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
         config: Fetch,
         overpass: OverpassResource,
         postgis: PostgisResource,
-    ) -> gpd.GeoDataFrame:
+    ) -> StreetsAndPoints:
+        if city.places is not None:
+            return _places(context, city)
         box = city.area.bounds
         if city.streets_path:
-            lines = read_streets(city.streets_path, city.network_type)
+            lines = read_streets(
+                city.streets_path, city.network_type, box=box, layer=city.streets_layer
+            )
             source: dict[str, Any] = {"streets": MetadataValue.path(city.streets_path)}
         else:
             download = download_streets(
@@ -60,11 +81,13 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
                 "streets of": asked_at,
                 "streets from cache": download.from_cache,
             }
+        lines = _of_chosen_classes(context, city, lines)
         points = place_points(
             lines, box, city.projected_srid, city.interval, within=city.area.polygons
         )
+        ways = streets_within(lines, box, city.projected_srid, within=city.area.polygons)
         picture = street_points_map(
-            lines.geometry.to_numpy(),
+            ways.geometry.to_numpy(),
             points.geometry.x.to_numpy(),
             points.geometry.y.to_numpy(),
             city.area,
@@ -73,14 +96,85 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
             {
                 "map": MetadataValue.md(markdown_picture(picture, "street points")),
                 "dagster/row_count": len(points),
+                "streets (km)": round(float(ways["metres"].sum()) / 1000, 1),
+                "classes": _classes(ways, points),
                 "interval (m)": city.interval,
                 "srid": city.projected_srid,
                 **source,
             }
         )
-        return points
+        return StreetsAndPoints(points, ways)
 
     return street_points
+
+
+def _places(context: AssetExecutionContext, city: City) -> StreetsAndPoints:
+    """Return the user's places, and the streets of `streets_file` if there is one."""
+    places, box = city.places, city.area.bounds
+    assert places is not None
+    ways = no_streets()
+    if city.streets_path:
+        lines = read_streets(
+            city.streets_path, city.network_type, box=box, layer=city.streets_layer
+        )
+        lines = _of_chosen_classes(context, city, lines)
+        ways = streets_within(lines, box, city.projected_srid, within=city.area.polygons)
+    points = with_nearest_street(places, ways, city.projected_srid, city.max_distance)
+    picture = street_points_map(
+        ways.geometry.to_numpy(),
+        points.geometry.x.to_numpy(),
+        points.geometry.y.to_numpy(),
+        city.area,
+    )
+    context.add_output_metadata(
+        {
+            "map": MetadataValue.md(markdown_picture(picture, "places")),
+            "dagster/row_count": len(points),
+            "places": MetadataValue.path(str(city.points_path)),
+            "places outside": int(city.places_outside.sum()),
+            "srid": city.projected_srid,
+        }
+    )
+    return StreetsAndPoints(points, ways)
+
+
+def _of_chosen_classes(
+    context: AssetExecutionContext, city: City, lines: gpd.GeoDataFrame
+) -> gpd.GeoDataFrame:
+    """Return the streets whose class the city file chooses, of those that meet its area."""
+    if city.street_classes is None:
+        return lines
+    lines = lines[shapely.intersects(city.area.outline, lines.geometry.to_numpy())]
+    chosen = lines[lines["highway"].isin(city.street_classes)]
+    present = lines["highway"].dropna().unique()
+    if chosen.empty:
+        if lines.empty:
+            raise NoStreetsError(city.area.bounds)
+        raise NoStreetsOfClassError(city.street_classes, sorted(present))
+    if absent := sorted(set(city.street_classes) - set(present)):
+        context.log.warning(
+            f"No street of {city.name} is of the class {', '.join(absent)}; the classes there are "
+            f"{', '.join(sorted(present))}"
+        )
+    return chosen
+
+
+def _classes(ways: gpd.GeoDataFrame, points: gpd.GeoDataFrame) -> MetadataValue:
+    """Return how many kilometres of street and how many points there are of each class."""
+    kilometres = ways.groupby("highway", dropna=False)["metres"].sum().sort_values() / 1000
+    counts = points["highway"].value_counts(dropna=False)
+    return MetadataValue.table(
+        [
+            TableRecord(
+                {
+                    "class": "unknown" if pd.isna(highway) else highway,
+                    "km": round(float(length), 2),
+                    "street points": int(counts.get(highway, 0)),
+                }
+            )
+            for highway, length in kilometres[::-1].items()
+        ]
+    )
 
 
 def _not_before(context: AssetExecutionContext, city: City, config: Fetch) -> datetime | None:

@@ -4,7 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import geopandas as gpd
 import shapely
-from dagster import AssetCheckResult, AssetChecksDefinition, multi_asset_check
+from dagster import (
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSeverity,
+    multi_asset_check,
+)
 
 from vsvi_assets.city import City
 from vsvi_assets.database.audit import EXAMPLES, WrongRows
@@ -16,7 +21,14 @@ from vsvi_assets.streets.points import COORDINATE_DECIMALS
 
 def build_street_points_checks(city: City) -> AssetChecksDefinition:
     asset = asset_key(city, "street_points")
-    in_the_box = Rule(asset, "in_the_box", f"Every street point lies in the {city.area_name}.")
+    is_of_user = city.places is not None
+    in_the_box = Rule(
+        asset,
+        "in_the_box",
+        f"Every street point lies in the {city.area_name}.",
+        # Places of the user's stay in the result, whatever is wrong with them.
+        AssetCheckSeverity.WARN if is_of_user else AssetCheckSeverity.ERROR,
+    )
     spacing = Rule(
         asset,
         "spacing",
@@ -24,13 +36,15 @@ def build_street_points_checks(city: City) -> AssetChecksDefinition:
     )
 
     @multi_asset_check(
-        name=f"{city.group}__street_points_checks", specs=[in_the_box.spec, spacing.spec]
+        name=f"{city.group}__street_points_checks",
+        specs=[in_the_box.spec] if is_of_user else [in_the_box.spec, spacing.spec],
     )
     def street_points_checks() -> Iterator[AssetCheckResult]:
         with retry_boundary():
             points = gpd.read_file(city.street_points_path)
             yield in_the_box.result(_points_outside(points, city))
-            yield spacing.result(_crowded_points(points, city))
+            if not is_of_user:
+                yield spacing.result(_crowded_points(points, city))
 
     return street_points_checks
 

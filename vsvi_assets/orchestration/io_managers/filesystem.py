@@ -25,7 +25,7 @@ from vsvi_assets.photographs.sidecar import (
     sequence_folder,
     write_sidecar,
 )
-from vsvi_assets.streets.points import COORDINATE_DECIMALS
+from vsvi_assets.streets.points import COORDINATE_DECIMALS, StreetsAndPoints, no_streets
 
 Value = TypeVar("Value")
 
@@ -126,17 +126,26 @@ class FilesystemIOManager(IOManager, Generic[Value]):
         return self._cities[asset_path[0]]
 
 
-class StreetPointsFile(FilesystemIOManager[gpd.GeoDataFrame]):
-    """Keeps street points as one GeoJSON file a city (EPSG:4326)."""
+class StreetPointsFile(FilesystemIOManager[StreetsAndPoints]):
+    """Keeps street points as one GeoJSON file a city (EPSG:4326), and the streets beside it.
+
+    The points' file has their class of street only where the city file chooses among classes, so
+    that it stays what it was for those that do not; it comes back from the streets.
+    """
 
     def path(self, city: City, partition: str | None) -> Path:
         return city.street_points_path
 
-    def write(self, city: City, path: Path, value: gpd.GeoDataFrame) -> None:
+    def write(self, city: City, path: Path, value: StreetsAndPoints) -> None:
+        with atomic_write(city.streets_table_path) as file:
+            value.streets.to_parquet(file)
+        points = value.points
+        if not city.street_classes and city.places is None:
+            points = points.drop(columns="highway")
         with atomic_write(path) as file:
             # GDAL writes to memory: pyogrio takes no open file.
             text = io.BytesIO()
-            value.to_file(
+            points.to_file(
                 text,
                 driver="GeoJSON",
                 layer="street_points",
@@ -144,8 +153,17 @@ class StreetPointsFile(FilesystemIOManager[gpd.GeoDataFrame]):
             )
             file.write(text.getbuffer())
 
-    def read(self, city: City, path: Path) -> gpd.GeoDataFrame:
-        return gpd.read_file(path)
+    def read(self, city: City, path: Path) -> StreetsAndPoints:
+        points = gpd.read_file(path)
+        if not city.streets_table_path.exists():  # made by an earlier version
+            return StreetsAndPoints(points.assign(highway=None), no_streets())
+        streets = gpd.read_parquet(city.streets_table_path)
+        if city.places is not None:
+            return StreetsAndPoints(points, streets)
+        class_of = streets.drop_duplicates("osmid").set_index("osmid")["highway"]
+        highway = points["osmid"].map(class_of).astype(object)
+        points["highway"] = highway.where(highway.notna(), None)
+        return StreetsAndPoints(points, streets)
 
 
 class TileFiles(FilesystemIOManager[TileImages]):
