@@ -193,11 +193,15 @@ def demo() -> None:
 
 @main.command()
 @click.argument("city_name", metavar="CITY")
-@click.option("--verify", is_flag=True, help="Read every photograph and compare its SHA-256.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read every sidecar anew, and every photograph to compare its SHA-256.",
+)
 @_explaining
 def status(city_name: str, verify: bool) -> None:
     """Report what of CITY is done, missing, failed, unavailable or orphaned."""
-    current = status_of(city_name)
+    current = status_of(city_name, from_sidecars=verify)
     click.echo("\n".join(current.lines()))
     if verify:
         found = verify_photographs(current.city.sequences_folder)

@@ -94,35 +94,6 @@ def unknown_capture_times(postgis: Postgis, city: City) -> WrongRows:
     )
 
 
-def missing_indexes(postgis: Postgis, city: City) -> WrongRows:
-    """Find primary keys and indexes of `images` and `street_points` that are not there."""
-    wanted = [
-        (table.name, column, method)
-        for table in (STREET_POINTS, IMAGES)
-        for method, column in (("btree", table.primary_key[0]), *table.indexes)
-    ]
-    with postgis.transaction() as cursor:
-        cursor.execute(
-            """
-            SELECT indexed.relname, attname, amname
-            FROM pg_index
-            JOIN pg_class AS indexed ON indexed.oid = indrelid
-            JOIN pg_namespace ON pg_namespace.oid = indexed.relnamespace
-            JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
-            JOIN pg_class AS index ON index.oid = indexrelid
-            JOIN pg_am ON pg_am.oid = index.relam
-            WHERE nspname = %s AND indisvalid
-            """,
-            [city.name],
-        )
-        present = set(cursor.fetchall())
-    missing = [index for index in wanted if index not in present]
-    examples = [
-        {"table": table, "column": column, "index": method} for table, column, method in missing
-    ]
-    return WrongRows(len(missing), len(wanted), examples)
-
-
 def selected_but_not_in_the_tables(postgis: Postgis, city: City) -> WrongRows:
     """Find selected images that are not in `images`, or whose point is not in `street_points`."""
     return _wrong_rows(
@@ -177,20 +148,6 @@ def wrong_distances(postgis: Postgis, city: City) -> WrongRows:
         ) IS NOT TRUE
         """,
         max_distance=city.max_distance,
-    )
-
-
-def points_with_several_images(postgis: Postgis, city: City) -> WrongRows:
-    """Find street points for which more than one image is selected."""
-    return _wrong_rows(
-        postgis,
-        city,
-        SELECTED_IMAGES,
-        """
-        SELECT street_point_id AS "street point", count(*) AS images
-        FROM {schema}.selected_images WHERE street_point_id IS NOT NULL
-        GROUP BY street_point_id HAVING count(*) > 1
-        """,
     )
 
 

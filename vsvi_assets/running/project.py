@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsvi_assets.city import City, CityFileError, PlaceNotLookedUpError, load_cities
+from vsvi_assets.database.photographs import rebuild_photographs
 from vsvi_assets.database.server import project_database
 from vsvi_assets.database.tile_requests import tile_gate
 from vsvi_assets.mapillary.pacing import TileState
@@ -121,11 +122,19 @@ def start_all() -> services.Started:
     return started
 
 
-def status_of(name: str) -> CurrentStatus:
-    """Start PostGIS and count what a city has."""
+def status_of(name: str, *, from_sidecars: bool = False) -> CurrentStatus:
+    """Start PostGIS and count what a city has.
+
+    Parameters
+    ----------
+    from_sidecars
+        Make the table of photographs anew from the sidecars first.
+    """
     settings = start_postgis()
     city = find_city(name)
     postgis = project_database(settings)
+    if from_sidecars:
+        rebuild_photographs(postgis, city)
     # The sandbox, which needs not run now, blocks nobody for a day.
     tile_state = (
         tile_gate(settings.services_of(city.services), settings, postgis).state()

@@ -16,6 +16,7 @@ import pytest
 from dotenv import dotenv_values
 from psycopg2 import sql
 
+from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.sandbox import Sandbox
 from vsvi_assets_tests.conftest import temporary_postgis
@@ -136,6 +137,9 @@ def test_a_city_from_its_box_to_its_photographs(shell: Shell, sandbox: Sandbox) 
     printed = shell.vsvi("materialize", "town")
     assert "downloaded     none: every selected image was there already" in printed
     assert dict(sandbox.stats.requests) == asked
+    with Postgis(shell.postgis.vsvi_url).transaction() as cursor:
+        cursor.execute("DELETE FROM town.photographs WHERE image_id = %s", [int(ids[0])])
+    assert "missing        1 images" in shell.vsvi("status", "town")
     printed = shell.vsvi("status", "town", "--verify")
     assert f"on disk        {len(ids)} images, {total:,} bytes" in printed
     assert f"{len(ids)} photographs are as they were downloaded" in printed
