@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from vsvi_assets.city.area import Area, BoundingBox
+from vsvi_assets.city.districts import District, read_districts
 from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.lists import read_image_ids, read_tile_names, shortened
 from vsvi_assets.city.paths import FileLayer, UserPath, file_of, layer_of
@@ -98,6 +99,7 @@ class City(BaseModel):
     max_distance: float = Field(100, gt=0, le=10_000)
     network_type: Literal["all", "all_public", "bike", "drive", "drive_service", "walk"] = "all"
     streets_file: UserPath | FileLayer | None = None
+    districts: UserPath | FileLayer | None = None
     street_classes: tuple[StreetClass, ...] | None = Field(None, min_length=1)
     selection: Literal["nearest", "all"] = "nearest"
     imgid_file: UserPath | None = None
@@ -129,6 +131,7 @@ class City(BaseModel):
     _name: str = PrivateAttr()
     _data_dir: Path = PrivateAttr()
     _area: Area = PrivateAttr()
+    _districts: tuple[District, ...] = PrivateAttr(())
     _places: Places | None = PrivateAttr(None)
     _tiles: tuple[mercantile.Tile, ...] = PrivateAttr()
     _warnings: tuple[str, ...] = PrivateAttr(())
@@ -182,7 +185,7 @@ class City(BaseModel):
         pydantic.ValidationError
             When a value is not what it should be.
         CityFileError
-            When `region`, `points_file`, `tile_list_file`, `imgid_file` or `streets_file` cannot
+            When `region`, `points_file`, `districts` or another of its files cannot
             be used, the area is none for one city, or a file of the city would lie in a folder
             that is the project's own.
         PlaceNotLookedUpError
@@ -203,6 +206,11 @@ class City(BaseModel):
         except ValueError as error:
             raise CityFileError(str(error)) from error
         city._look_at_places()
+        if city.districts:
+            city._districts, warnings = read_districts(
+                data_dir / file_of(city.districts), layer_of(city.districts)
+            )
+            city._warnings += warnings
         if city.tile_list_file:
             city._keep_listed_tiles(data_dir / city.tile_list_file)
         city.read_image_ids()
@@ -319,6 +327,11 @@ class City(BaseModel):
         if self.region:
             return "region"
         return "bounding box" if self.bounding_box else "surroundings of the places"
+
+    @property
+    def district_polygons(self) -> tuple[District, ...]:
+        """The districts by which coverage is counted; none where the city file names none."""
+        return self._districts
 
     @property
     def places(self) -> gpd.GeoDataFrame | None:

@@ -6,7 +6,7 @@ from psycopg2 import sql
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisMissingError, PrivilegeMissingError
-from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS, Table
+from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS, STREETS, Table
 from vsvi_assets.photographs.states import State
 
 COVERAGE_SCHEMA = pa.schema(
@@ -14,7 +14,7 @@ COVERAGE_SCHEMA = pa.schema(
         pa.field("street_point_id", pa.int64(), nullable=False),
         pa.field("lon", pa.float64(), nullable=False),
         pa.field("lat", pa.float64(), nullable=False),
-        *STREET_POINTS.arrow_schema("street"),
+        *STREET_POINTS.arrow_schema("street", "highway", "metres", "place_id", "place"),
         pa.field("image_id", pa.int64()),
         *SELECTED_IMAGES.arrow_schema("distance"),
         pa.field("sequence_id", pa.string()),
@@ -161,6 +161,7 @@ def coverage(postgis: Postgis, city: City) -> pa.Table:
     query = sql.SQL(
         """
         SELECT point.id, ST_X(point.geometry), ST_Y(point.geometry), point.street,
+            point.highway, point.metres, point.place_id, point.place,
             nearest.image_id, nearest.distance, nearest.sequence_id, image.captured_at,
             image.compass_angle, image.is_pano, ST_X(image.geometry), ST_Y(image.geometry)
         FROM {schema}.street_points AS point
@@ -170,6 +171,40 @@ def coverage(postgis: Postgis, city: City) -> pa.Table:
         """
     ).format(schema=sql.Identifier(city.name), nearest=nearest_selected_image(city))
     return postgis.read(query, COVERAGE_SCHEMA, {"max_distance": city.max_distance})
+
+
+def points_of_years(postgis: Postgis, city: City) -> pa.Table:
+    """Return `street_point_id` and `year` (UTC) of the images selected for points, each pair once.
+
+    The year is null where the capture time is unknown.
+    """
+    query = sql.SQL(
+        """
+        SELECT DISTINCT street_point_id,
+            extract(year FROM to_timestamp(nullif(captured_at, 0) / 1000.0) AT TIME ZONE 'UTC')
+                ::bigint AS year
+        FROM {schema}.selected_images JOIN {schema}.images ON images.id = image_id
+        WHERE street_point_id IS NOT NULL ORDER BY 1, 2
+        """
+    ).format(schema=sql.Identifier(city.name))
+    return postgis.read(query, pa.schema({"street_point_id": pa.int64(), "year": pa.int64()}))
+
+
+def street_lines(postgis: Postgis, city: City) -> pa.Table:
+    """Return the streets for maps: `highway`, and `hex`, the line's WKB (degrees), to a metre.
+
+    There are none where the city's tables were made by a version that kept no streets.
+    """
+    schema = pa.schema({"highway": pa.string(), "hex": pa.string()})
+    if row_count(postgis, city, STREETS) is None:
+        return schema.empty_table()
+    query = sql.SQL(
+        """
+        SELECT highway, encode(ST_AsBinary(ST_Simplify(geometry, 1e-5, true)), 'hex')
+        FROM {}.streets ORDER BY id
+        """
+    ).format(sql.Identifier(city.name))
+    return postgis.read(query, schema)
 
 
 def count_points_without_image(postgis: Postgis, city: City) -> int:

@@ -101,7 +101,12 @@ def density_map(counts: Counts, area: Area) -> bytes:
 
 
 def selection_map(
-    lon: Floats, lat: Floats, distance: Floats, area: Area, max_distance: float
+    lon: Floats,
+    lat: Floats,
+    distance: Floats,
+    area: Area,
+    max_distance: float,
+    streets: NDArray[np.object_] | None = None,
 ) -> bytes:
     """Draw street points with an image and those without one, and the distances, as PNG.
 
@@ -113,9 +118,13 @@ def selection_map(
         Metres to the image selected for each of them; NaN where there is none.
     max_distance
         Metres.
+    streets
+        Lines to draw under the points.
     """
     without = np.isnan(distance)
     figure, axes = _map(area, histogram=True)
+    if streets is not None and len(streets):
+        _lines(axes, streets, color=FAINT, linewidth=0.6)
     for points, colour, label in (
         (~without, COVERED, "with an image"),
         (without, UNCOVERED, f"none within {max_distance:g} m"),

@@ -3,7 +3,7 @@
 import base64
 import html
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -15,23 +15,55 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+import shapely
 from numpy.typing import NDArray
 
 from vsvi_assets.city import City
+from vsvi_assets.city.area import Polygons
+from vsvi_assets.city.districts import district_of
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import (
     creators_of_selected,
     quality_of_selected,
     take_inventory,
 )
-from vsvi_assets.database.queries import coverage, points_without_good_image
+from vsvi_assets.database.queries import (
+    coverage,
+    points_of_years,
+    points_without_good_image,
+    street_lines,
+)
 
 ON_DISK, GAP, MISSING, UNAVAILABLE, NOT_GOOD_ENOUGH = range(5)
 """What a street point has: a photograph, none near it, one yet to come, one that is gone, and only
 some near it that are not good enough."""
 
 NO_IMAGE = -1
+MOST_GROUPS = 250
+"""Street classes, or districts, that the report tells apart."""
+
+UNKNOWN_CLASS = "unknown"
+NO_DISTRICT = "outside all districts"
 UNKNOWN_TIME = 0
+
+
+@dataclass(frozen=True)
+class Covered:
+    """How much of a street class, year or district has photographs.
+
+    Attributes
+    ----------
+    points, kilometres
+        All of the group; the kilometres are 0 where streets are not known.
+    covered_points, covered_kilometres
+        Those with a photograph on disk.
+    """
+
+    name: str
+    points: int
+    covered_points: int
+    kilometres: float
+    covered_kilometres: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +75,8 @@ class CoverageReport:
     html
         The page, which loads nothing but the photographs, by paths relative to the city's
         folder.
+    groups
+        Coverage by `street class`, `year` and, where the city file names districts, `district`.
     points
         Number of street points.
     on_disk, gaps, missing, unavailable
@@ -53,6 +87,7 @@ class CoverageReport:
     """
 
     html: str
+    groups: Mapping[str, Sequence[Covered]]
     points: int
     on_disk: int
     gaps: int
@@ -84,9 +119,20 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
         is_not_good = pc.is_in(points["street_point_id"], not_good.combine_chunks())
         point_states[is_not_good.to_numpy()] = NOT_GOOD_ENOUGH
     counts = np.bincount(point_states, minlength=5).tolist()
+    groups = _groups(city, postgis, points, point_states == ON_DISK)
     quality = _quality_of(quality_of_selected(postgis, city), images)
     return CoverageReport(
-        html=_page(city, points, image_of_point, point_states, images, creators, quality),
+        html=_page(
+            city,
+            points,
+            image_of_point,
+            point_states,
+            images,
+            creators,
+            quality,
+            street_lines(postgis, city),
+        ),
+        groups=groups,
         points=len(points),
         on_disk=counts[ON_DISK],
         gaps=counts[GAP] + counts[NOT_GOOD_ENOUGH],
@@ -94,6 +140,73 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
         unavailable=counts[UNAVAILABLE],
         images=len(images),
     )
+
+
+def _groups(
+    city: City, postgis: Postgis, points: pa.Table, covered: NDArray[np.bool_]
+) -> Mapping[str, Sequence[Covered]]:
+    """Count coverage by class of street, by year and by district."""
+    kilometres = np.nan_to_num(_float64(points["metres"])) / 1000
+
+    def count(names: NDArray[np.object_]) -> Sequence[Covered]:
+        found = []
+        for name in dict.fromkeys(names):
+            of_group = names == name
+            with_photograph = of_group & covered
+            found.append(
+                Covered(
+                    name,
+                    int(of_group.sum()),
+                    int(with_photograph.sum()),
+                    float(kilometres[of_group].sum()),
+                    float(kilometres[with_photograph].sum()),
+                )
+            )
+        return sorted(found, key=lambda group: (-group.kilometres, -group.points, group.name))
+
+    classes = np.array(
+        [highway or UNKNOWN_CLASS for highway in points["highway"].to_pylist()], object
+    )
+    groups = {"street class": count(classes), "year": _by_year(city, postgis, points, covered)}
+    if city.district_polygons:
+        names = [*(district.name for district in city.district_polygons), NO_DISTRICT]
+        number = district_of(
+            city.district_polygons, _float64(points["lon"]), _float64(points["lat"])
+        )
+        groups["district"] = count(np.array(names, object)[number])
+    return groups
+
+
+def _by_year(
+    city: City, postgis: Postgis, points: pa.Table, covered: NDArray[np.bool_]
+) -> Sequence[Covered]:
+    """Count the points that have a photograph of each year, of all points of the city."""
+    kilometres = np.nan_to_num(_float64(points["metres"])) / 1000
+    if city.per_year:
+        of_years = points_of_years(postgis, city)
+        ids = points["street_point_id"].combine_chunks()
+        row = pc.index_in(of_years["street_point_id"].combine_chunks(), ids).to_numpy()
+        years = of_years["year"].to_pylist()
+    else:
+        row = np.flatnonzero(covered)
+        years = [
+            None if time is None else datetime.fromtimestamp(time / 1000, UTC).year
+            for time in points["captured_at"].filter(pa.array(covered)).to_pylist()
+        ]
+    found = []
+    for year in sorted({*years}, key=lambda year: (year is None, year)):
+        of_year = row[np.array([each == year for each in years], bool)]
+        of_year = of_year[covered[of_year]]
+        found.append(
+            Covered(
+                "unknown" if year is None else str(year),
+                len(points),
+                len(of_year),
+                float(kilometres.sum()),
+                float(kilometres[of_year].sum()),
+            )
+        )
+    return found
 
 
 def _positions(values: pa.Array, of: pa.Array) -> NDArray[np.int32]:
@@ -143,10 +256,16 @@ def _page(
     images: pa.Table,
     creators: list[str | None],
     quality: Mapping[str, NDArray[Any]],
+    lines: pa.Table,
 ) -> str:
     streets = points["street"].dictionary_encode().combine_chunks()
     sequences = images["sequence_id"].dictionary_encode().combine_chunks()
     names = pa.array(creators, pa.string()).dictionary_encode()
+    classes = pc.unique(
+        pa.chunked_array([points["highway"].combine_chunks(), lines["highway"].combine_chunks()])
+    ).drop_null()[:MOST_GROUPS]
+    districts = city.district_polygons[:MOST_GROUPS]
+    district = district_of(districts, _float64(points["lon"]), _float64(points["lat"]))
     folder = os.path.relpath(city.sequences_folder, city.folder)
     data = {
         "city": city.name,
@@ -156,6 +275,24 @@ def _page(
         "streets": streets.dictionary.to_pylist(),
         "sequences": sequences.dictionary.to_pylist(),
         "creators": names.dictionary.to_pylist(),
+        "classes": classes.to_pylist(),
+        "districts": [each.name for each in districts],
+        "areaName": city.area_name,
+        "places": [
+            None if place_id is None else {"id": place_id, **orjson.loads(place or "{}")}
+            for place_id, place in zip(
+                points["place_id"].to_pylist(), points["place"].to_pylist(), strict=True
+            )
+        ]
+        if city.places is not None
+        else [],
+        "lines": _packed_lines(
+            shapely.from_wkb(lines["hex"].to_pylist()),
+            _positions(lines["highway"].combine_chunks(), classes),
+        ),
+        "outlines": _packed_lines(
+            *_rings([city.area.outline, *(each.polygons for each in districts)])
+        ),
         "points": _packed(
             lon=_float64(points["lon"]),
             lat=_float64(points["lat"]),
@@ -163,6 +300,9 @@ def _page(
             image=image_of_point,
             state=point_states,
             distance=_float64(points["distance"]).astype(np.float32),
+            metres=_float64(points["metres"]).astype(np.float32),
+            highway=_positions(points["highway"].combine_chunks(), classes),
+            district=district.astype(np.int32),
         ),
         "images": _packed(
             id=images["image_id"].to_numpy().astype(np.int64),
@@ -182,6 +322,21 @@ def _page(
     text = orjson.dumps(data).decode().replace("<", "\\u003c")
     page = files("vsvi_assets.views").joinpath("report.html").read_text(encoding="utf-8")
     return page.replace("{{city}}", html.escape(city.name)).replace("{{data}}", text)
+
+
+def _rings(areas: Sequence[Polygons]) -> tuple[Any, NDArray[np.int32]]:
+    """Return the rings of areas, and of each the number of its area."""
+    parts, area = shapely.get_parts(list(areas), return_index=True)
+    rings, part = shapely.get_rings(parts, return_index=True)
+    return shapely.simplify(rings, 1e-5), area[part].astype(np.int32)
+
+
+def _packed_lines(lines: Any, group: NDArray[np.int32]) -> Mapping[str, Mapping[str, str]]:
+    """Return lines as columns: the vertices of all, where each line begins, and its group."""
+    vertices = shapely.get_coordinates(lines)
+    starts = np.append(0, shapely.get_num_coordinates(lines).cumsum())
+    lon, lat = (vertices * 1e6).round().astype(np.int32).T
+    return _packed(lon=lon, lat=lat, start=starts.astype(np.int32), group=group)
 
 
 def _float64(column: pa.ChunkedArray) -> NDArray[np.float64]:

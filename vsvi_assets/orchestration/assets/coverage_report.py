@@ -4,7 +4,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, Output, asset
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    MetadataValue,
+    Output,
+    TableRecord,
+    asset,
+)
 
 from vsvi_assets.city import City
 from vsvi_assets.database.tables import selected_sequences
@@ -14,7 +21,7 @@ from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import contact_sheet, markdown_picture
-from vsvi_assets.views.report import make_report, report_link
+from vsvi_assets.views.report import Covered, make_report, report_link
 
 THUMBNAILS = 20
 """How many photographs a contact sheet shows at most."""
@@ -52,10 +59,28 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
                 "not downloaded yet": report.missing,
                 "no longer at Mapillary": report.unavailable,
                 "photographs": report.images,
+                **{f"by {name}": _table(name, rows) for name, rows in report.groups.items()},
             },
         )
 
     return coverage_report
+
+
+def _table(name: str, groups: Sequence[Covered]) -> MetadataValue:
+    return MetadataValue.table(
+        [
+            TableRecord(
+                {
+                    name: group.name,
+                    "street points": group.points,
+                    "with a photograph": group.covered_points,
+                    "km of street": round(group.kilometres, 2),
+                    "km with a photograph": round(group.covered_kilometres, 2),
+                }
+            )
+            for group in groups
+        ]
+    )
 
 
 def _some_photographs(city: City, sequence_ids: Sequence[str]) -> list[Path]:

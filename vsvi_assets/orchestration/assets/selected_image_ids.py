@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import shapely
 from dagster import (
     AssetExecutionContext,
     AssetsDefinition,
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import take_inventory
+from vsvi_assets.database.queries import street_lines
 from vsvi_assets.database.replacement import NewTable
 from vsvi_assets.database.selection import select_images, selection_rules_table
 from vsvi_assets.database.summaries import image_density, street_point_positions
@@ -117,6 +119,7 @@ def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, Metad
             distance,
             city.area,
             city.max_distance,
+            shapely.from_wkb(street_lines(postgis, city)["hex"].to_pylist()),
         )
         looks |= {
             "map": MetadataValue.md(markdown_picture(selected, "street points and their images")),
