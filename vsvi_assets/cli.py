@@ -3,7 +3,9 @@
 import os
 import shlex
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,6 +19,8 @@ import psycopg2
 from dotenv import dotenv_values
 
 from vsvi_assets.city import City, CityFileError
+from vsvi_assets.city.area import MAX_TILES
+from vsvi_assets.city.split import split_city
 from vsvi_assets.database.debian import UNPACKED, InstallationError, unpack_postgis
 from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.server import (
@@ -68,6 +72,9 @@ ERRORS_FOR_PEOPLE = (
     services.ServiceError,
 )
 
+SECONDS_TO_NOTICE_A_SERVER = 20.0
+"""After which Dagster's daemon knows that a code server is there again."""
+
 OUTPUT = click.Path(path_type=Path)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -108,6 +115,27 @@ def init() -> None:
     """Make this folder a project: Dagster's configuration, settings and the demo city."""
     for path in write_new_project(Path.cwd()):
         click.echo(path.relative_to(Path.cwd()))
+
+
+@main.command()
+@click.argument("city_name", metavar="CITY")
+@click.option(
+    "--tiles",
+    type=click.IntRange(1, MAX_TILES),
+    default=MAX_TILES,
+    show_default=True,
+    help="Most tiles of a part.",
+)
+@_explaining
+def split(city_name: str, tiles: int) -> None:
+    """Cut CITY into several, each with a part of its area: writes their city files."""
+    settings = Settings.from_environment()
+    parts = split_city(city_name, settings.cities_dir, settings.data_dir, tiles)
+    for part in parts:
+        click.echo(f"{part.name}: {len(part.tiles):,} tiles")
+    click.echo(
+        f"The file of {city_name} is as it was: delete it, or its area is in two cities each."
+    )
 
 
 @main.command()
@@ -443,12 +471,38 @@ def code_server(name: str, port: int) -> None:
     """
     from dagster import DagsterInstance
 
-    from vsvi_assets.orchestration.launcher import end_runs_of_code_server
+    from vsvi_assets.orchestration.launcher import unfinished_runs_of_code_server
 
+    # A server that is only about to start has no runs: these went with the one before.
     with DagsterInstance.get() as instance:
-        end_runs_of_code_server(instance, name)
+        lost = unfinished_runs_of_code_server(instance, name)
+    if lost:
+        address = ["--host", name, "--port", str(port)]
+        subprocess.Popen([sys.executable, "-m", "vsvi_assets.cli", "end-runs", *address, *lost])
     command = ["dagster", "code-server", "start", "--host", "0.0.0.0", "--port", str(port)]
     os.execvp(command[0], [*command, "--module-name", "vsvi_assets.definitions"])
+
+
+@main.command("end-runs", hidden=True)
+@click.argument("run_ids", nargs=-1)
+@click.option("--host", required=True)
+@click.option("--port", type=int, required=True)
+@_explaining
+def end_runs(run_ids: tuple[str, ...], host: str, port: int) -> None:
+    """Record that runs have lost their processes, once the code server serves.
+
+    Dagster's daemon starts them again, for which it needs the server, and tries that once.
+    """
+    from dagster import DagsterInstance
+
+    from vsvi_assets.orchestration import launcher
+
+    check = ["dagster", "api", "grpc-health-check", "--host", host, "--port", str(port)]
+    while subprocess.run(check, capture_output=True).returncode:
+        time.sleep(1)
+    time.sleep(SECONDS_TO_NOTICE_A_SERVER)
+    with DagsterInstance.get() as instance:
+        launcher.end_runs(instance, run_ids)
 
 
 def _write_address(path: Path, address: dict[str, str]) -> None:

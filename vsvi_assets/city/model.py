@@ -223,6 +223,23 @@ class City(BaseModel):
                 ) from error
         return city
 
+    @classmethod
+    def find_area(cls, content: Mapping[str, Any], *, name: str, data_dir: Path) -> Area:
+        """Return where a file's content puts the city `name`, however large that is.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            When a value is not what it should be.
+        CityFileError
+            When the region cannot be used.
+        PlaceNotLookedUpError
+            When the region is a place about which Nominatim was not asked yet.
+        """
+        city = cls.model_validate(content)
+        city._name, city._data_dir = name, data_dir
+        return city._find_area()
+
     def _find_area(self) -> Area:
         if self.points_path:
             self._places = read_places(self.points_path, layer_of(self.points_file), self.interval)

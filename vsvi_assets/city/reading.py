@@ -72,7 +72,7 @@ def load_city(path: Path, data_dir: Path) -> City:
             f"schema of the database; rename the file, to city-{path.name} for example"
         )
     try:
-        content = _read_mapping(path)
+        content = read_content(path)
         return City.parse(content, name=name, data_dir=data_dir)
     except ValidationError as error:
         reason = "\n".join(_describe(path, error))
@@ -83,7 +83,14 @@ def load_city(path: Path, data_dir: Path) -> City:
     raise CityFileError(_TOKEN.sub("<token>", reason))
 
 
-def _read_mapping(path: Path) -> Mapping[str, Any]:
+def read_content(path: Path) -> Mapping[str, Any]:
+    """Read the keys and values of a city file, whatever they are.
+
+    Raises
+    ------
+    CityFileError
+        When the file cannot be read as JSON or YAML.
+    """
     try:
         text = read_text(path)
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)

@@ -11,7 +11,7 @@ nobody. It lives as long as that process holds a lock of the cities' database.
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dagster import (
@@ -97,19 +97,16 @@ def end_lost_runs(instance: DagsterInstance, held_lock: str) -> None:
         _end(instance, run)
 
 
-def end_runs_of_code_server(instance: DagsterInstance, host: str) -> None:
-    """Record that the runs of a code server have ended: it is just being started again.
+def unfinished_runs_of_code_server(instance: DagsterInstance, host: str) -> list[str]:
+    """Return the ids of runs whose processes a code server started, by the host it is known by."""
+    runs = instance.get_runs(RunsFilter(statuses=UNFINISHED))
+    return [run.run_id for run in runs if code_server_of(run).get("host") == host]
 
-    Their processes were started by the one before, in a container that is gone with them.
 
-    Parameters
-    ----------
-    host
-        By which others know the code server.
-    """
-    for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
-        if code_server_of(run).get("host") == host:
-            _end(instance, run)
+def end_runs(instance: DagsterInstance, run_ids: Sequence[str]) -> None:
+    """Record that runs have ended whose processes are gone, where nobody else did meanwhile."""
+    for run in instance.get_runs(RunsFilter(run_ids=run_ids, statuses=UNFINISHED)):
+        _end(instance, run)
 
 
 def _end(instance: DagsterInstance, run: DagsterRun) -> None:

@@ -32,8 +32,9 @@ from vsvi_assets.orchestration.launcher import (
     HOST_TAG,
     LOCK_TAG,
     end_lost_runs,
-    end_runs_of_code_server,
+    end_runs,
     this_machine,
+    unfinished_runs_of_code_server,
 )
 from vsvi_assets.photographs.sidecar import known_images, read_sidecar, write_sidecar
 from vsvi_assets.photographs.states import Absence
@@ -476,7 +477,8 @@ def test_runs_of_a_code_server_that_is_started_again_are_ended(postgres_project:
         )
     }
 
-    end_runs_of_code_server(instance, "code")
+    lost = unfinished_runs_of_code_server(instance, "code")
+    end_runs(instance, lost)
 
     found = {run.run_id: run.status for run in instance.get_runs()}
     became = {key: found[run.run_id] for key, run in runs.items() if key[1] != found[run.run_id]}
