@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from benchmarks import adoption as adoptions
-from benchmarks import city, downloads, partitions, streets, tiles
+from benchmarks import city, dataset, downloads, partitions, streets, tiles
 from benchmarks.surroundings import MissingProgramError, home, require
 from benchmarks.table import Row, as_markdown
 from vsvi_assets.settings import Settings
@@ -128,6 +128,15 @@ def adoption(images: tuple[int, ...], repeat: int) -> list[Row]:
     """Cities whose photographs are all on disk: adopted, run again, and counted."""
     with _workshop() as folder:
         return _told(adoptions.adoption(folder, images, repeat))
+
+
+@main.command()
+@click.option("--rows", default=1_000_000, show_default=True)
+@_repeat()
+def export(rows: int, repeat: int) -> list[Row]:
+    """The dataset of a city, as one table."""
+    with _workshop() as folder, home(folder / "home") as place:
+        return _told(dataset.export(place, rows, repeat))
 
 
 @main.command()
