@@ -8,8 +8,7 @@ XMP (GPano); Creative Commons' recommendation for XMP.
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,7 +18,7 @@ from PIL.ExifTags import GPS, IFD, Base
 
 from vsvi_assets.city.views import HeadingAt
 from vsvi_assets.dataset.errors import MissingPhotographError
-from vsvi_assets.dataset.manifest import table_rows
+from vsvi_assets.dataset.manifest import photographs_on_disk
 from vsvi_assets.dataset.perspective import heading_of_centre
 from vsvi_assets.files import atomic_write
 from vsvi_assets.photographs.attribution import LICENCE, LICENCE_PAGE
@@ -107,7 +106,7 @@ def write_described_copies(
     Parameters
     ----------
     table
-        GeoParquet as `vsvi export` writes it, rows of one image beside each other.
+        As `manifest.photographs_on_disk` takes it.
     photographs
         The folder below which the table's `file` lie.
     heading_at
@@ -130,8 +129,7 @@ def write_described_copies(
             except FileNotFoundError as error:
                 raise MissingPhotographError(photograph) from error
 
-        stored = (row for row in table_rows(table, _COLUMNS) if row["file"] is not None)
-        images = (next(rows) for _, rows in groupby(stored, key=itemgetter("image_id")))
+        images = (rows[0] for rows in photographs_on_disk(table, _COLUMNS))
         while batch := list(islice(images, 100 * workers)):
             count += sum(1 for _ in pool.map(copy, batch))
     return count

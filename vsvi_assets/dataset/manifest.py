@@ -129,9 +129,23 @@ def read_manifest(path: Path) -> tuple[Manifest, Path]:
 def frozen_photographs(table: Path) -> Iterator[FrozenPhotograph]:
     """Yield each photograph of a table once, in its order."""
     names = ["image_id", "sequence_id", "file", "sha256"]
-    rows = (row for row in table_rows(table, names) if row["file"] is not None)
-    for _, same_image in groupby(rows, key=itemgetter("image_id")):
-        yield FrozenPhotograph(**next(same_image))
+    for row, *_ in photographs_on_disk(table, names):
+        yield FrozenPhotograph(**row)
+
+
+def photographs_on_disk(table: Path, names: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each image of a table whose photograph is on disk, in its order.
+
+    Parameters
+    ----------
+    table
+        GeoParquet as `vsvi export` writes it, rows of one image beside each other.
+    names
+        Columns, `image_id` and `file` among them.
+    """
+    stored = (row for row in table_rows(table, names) if row["file"] is not None)
+    for _, rows in groupby(stored, key=itemgetter("image_id")):
+        yield list(rows)
 
 
 def table_rows(table: Path, names: list[str]) -> Iterator[dict[str, Any]]:

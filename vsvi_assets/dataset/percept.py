@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from vsvi_assets.dataset.manifest import table_rows
+from vsvi_assets.dataset.manifest import photographs_on_disk
 from vsvi_assets.files import atomic_write
 
 _COLUMNS = [
@@ -115,9 +115,8 @@ def _link(link: Path, target: Path) -> Path:
 
 def _images(table: Path) -> Iterator[dict[str, Any]]:
     """Yield a table's images that are on disk, each once."""
-    stored = (row for row in table_rows(table, _COLUMNS) if row["file"] is not None)
-    for _, rows in groupby(stored, key=itemgetter("image_id")):
-        yield next(rows)
+    for row, *_ in photographs_on_disk(table, _COLUMNS):
+        yield row
 
 
 def _feature(image: dict[str, Any]) -> dict[str, Any]:

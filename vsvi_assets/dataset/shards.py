@@ -7,8 +7,7 @@ the ending are one sample; here `<image_id>.jpg` and `<image_id>.json`.
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
-from itertools import chain, groupby, islice
-from operator import itemgetter
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import orjson
 import pyarrow.parquet
 
 from vsvi_assets.dataset.errors import MissingPhotographError
-from vsvi_assets.dataset.manifest import table_rows
+from vsvi_assets.dataset.manifest import photographs_on_disk
 from vsvi_assets.files import atomic_write
 
 IMAGES_PER_SHARD = 10_000
@@ -59,11 +58,9 @@ def write_shards(
 
 
 def _samples(table: Path) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each image that has a photograph, without their geometry."""
+    """Return the rows of each image that has a photograph, without their geometry."""
     names = [name for name in pyarrow.parquet.read_schema(table).names if name != "geometry"]
-    stored = (row for row in table_rows(table, names) if row["file"] is not None)
-    for _, rows in groupby(stored, key=itemgetter("image_id")):
-        yield list(rows)
+    return photographs_on_disk(table, names)
 
 
 def _write_shard(path: Path, samples: Iterable[list[dict[str, Any]]], photographs: Path) -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet
 from PIL import Image
 
 from vsvi_assets.city.views import COMPASS_DIRECTIONS, RELATIVE_DIRECTIONS, Views
-from vsvi_assets.dataset.manifest import table_rows
+from vsvi_assets.dataset.manifest import photographs_on_disk
 from vsvi_assets.dataset.perspective import (
     NotAPanoramaError,
     Panorama,
@@ -81,7 +81,7 @@ def write_views(
     Parameters
     ----------
     table
-        GeoParquet as `vsvi export` writes it, rows of one image beside each other.
+        As `manifest.photographs_on_disk` takes it.
     photographs
         The folder below which the table's `file` lie.
     workers
@@ -142,8 +142,7 @@ def _images(table: Path) -> Iterator[dict[str, Any]]:
     """Yield each photograph on disk once, with the bearing of its nearest point's street."""
     present = pyarrow.parquet.read_schema(table).names
     names = [name for name in (*_COLUMNS, "bearing") if name in present]
-    stored = (row for row in table_rows(table, names) if row["file"] is not None)
-    for _, rows in groupby(stored, key=itemgetter("image_id")):
+    for rows in photographs_on_disk(table, names):
         yield min(rows, key=lambda row: (row["distance"] is None, row["distance"]))
 
 

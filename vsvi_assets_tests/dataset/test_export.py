@@ -146,10 +146,10 @@ def test_a_million_rows_take_seconds_and_no_more_memory_than_a_tenth_of_them(
                 yield batch
 
         rows = repeated(times)
-        started = time.monotonic()
+        started = time.process_time()  # in which other processes have no part
         path = tmp_path / f"dataset.{ending}"
         write_table(pa.RecordBatchReader.from_batches(rows.schema, watched(rows)), path)
-        assert time.monotonic() - started < 20
+        assert time.process_time() - started < 20
         peaks[times] = highest + tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[100] < 1.5 * peaks[10]

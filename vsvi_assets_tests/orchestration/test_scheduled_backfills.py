@@ -1,6 +1,7 @@
 """Cities that follow from a click or a schedule, by Dagster's real daemon and webserver."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from vsvi_assets.orchestration.launcher import HOST_TAG, this_machine
 from vsvi_assets.sandbox import Fault, Faults, Sandbox, StreetImage
 from vsvi_assets.views.plan import SAMPLE_OF_A_KIND
 from vsvi_assets_tests.dagster_services import Bounds, DagsterServices, Run, wait_until
+from vsvi_assets_tests.orchestration.test_notifications import webhook
 from vsvi_assets_tests.project import BOX, Project, small_world
 
 WEEKLY = "0 3 * * 1"
+BACKFILL_IS_OVER = re.compile(r"vsvi: village: backfill (\w+) is over")
 NEW_SEQUENCES = {f"sequence-new{number}-abcdefgh" for number in range(3)}
 
 
@@ -24,6 +27,14 @@ NEW_SEQUENCES = {f"sequence-new{number}-abcdefgh" for number in range(3)}
 def sandbox() -> Iterator[Sandbox]:
     with Sandbox(small_world(sequences=6)) as sandbox:
         yield sandbox
+
+
+@pytest.fixture
+def notifications(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The texts that a webhook gets, where the services start after it."""
+    with webhook() as (url, texts):
+        monkeypatch.setenv("VSVI_NOTIFY_WEBHOOK", url)
+        yield texts
 
 
 @pytest.fixture
@@ -217,7 +228,7 @@ def test_two_ticks_of_a_schedule_ask_a_blocked_address_for_nothing_more(
 
 @pytest.mark.timeout(900)
 def test_a_click_leads_to_all_photographs_as_a_backfill_to_cancel_and_retry(
-    project: Project, services: DagsterServices
+    project: Project, notifications: list[str], services: DagsterServices
 ) -> None:
     city = project.write_city("village")
     project.sandbox.faults = Faults(images={Fault.SLOW: 0.5}, slow=8)
@@ -249,6 +260,13 @@ def test_a_click_leads_to_all_photographs_as_a_backfill_to_cancel_and_retry(
     new = [run for run in image_runs(services.runs()) if run.id not in runs]
     assert {run.tags["dagster/backfill"] for run in new} == {retried}
     wait_until(lambda: reports(services) == 2, 120, "the report shows all")
+    ended = {backfill["id"] for backfill in services.backfills()}
+
+    def notified() -> list[str]:
+        return [found for text in notifications for found in BACKFILL_IS_OVER.findall(text)]
+
+    wait_until(lambda: len(notified()) >= len(ended), 120, "the end of each backfill is notified")
+    assert sorted(notified()) == sorted(ended)
 
     asked, runs = dict(project.sandbox.stats.images_asked), {run.id for run in services.runs()}
     services.click("village")
