@@ -34,7 +34,10 @@ class Progress(Protocol):
     """
 
     def expect(self, asset: str, total: int) -> None:
-        """Count over all runs of an asset, which have `total` to do together."""
+        """Count over all runs of an asset, which have `total` to do together.
+
+        Said again, so many more than was said before.
+        """
 
     def started(self, asset: str) -> None:
         """Take note that a step begins."""
@@ -104,7 +107,7 @@ class LogProgress:
         self._counts: dict[str, _Count] = {}
 
     def expect(self, asset: str, total: int) -> None:
-        self._expected[asset] = total
+        self._expected[asset] = self._expected.get(asset, 0) + total
 
     def started(self, asset: str) -> None:
         if self._report:
@@ -112,8 +115,9 @@ class LogProgress:
 
     def counting(self, asset: str, total: int, unit: str, log: Report) -> Advance:
         if asset not in self._counts or asset not in self._expected:
-            self._counts[asset] = _Count(self._expected.get(asset, total), unit)
+            self._counts[asset] = _Count(total, unit)
         count = self._counts[asset]
+        count.total = self._expected.get(asset, total)
         report = self._report or log
         next_line = time.monotonic() + self._every
 
@@ -147,7 +151,7 @@ class TerminalProgress:
         self._bytes = 0
 
     def expect(self, asset: str, total: int) -> None:
-        self._expected[asset] = total
+        self._expected[asset] = self._expected.get(asset, 0) + total
 
     def started(self, asset: str) -> None:
         self._bar(asset)
@@ -163,6 +167,8 @@ class TerminalProgress:
                 longest,
             )
             bar.reset(total)
+        elif total:
+            bar.total = total
 
         def advance(bytes_: int = 0) -> None:
             self._bytes += bytes_
