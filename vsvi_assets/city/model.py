@@ -41,7 +41,7 @@ from vsvi_assets.city.views import Views
 IMAGE_RULES = ("months", "hours", "daylight", "duplicates", "quality")
 """Keys by which images are left out, each by itself or because of others."""
 
-POINT_RULES = ("prefer", "per_year")
+POINT_RULES = ("facing", "prefer", "per_year", "assignment")
 """Keys by which images are chosen for street points."""
 
 REPORT_NAME = "coverage.html"
@@ -116,6 +116,9 @@ class City(BaseModel):
     duplicates: Duplicates = "keep"
     prefer: Literal["nearest", "newest"] = "nearest"
     per_year: bool = False
+    assignment: Literal["independent", "one_to_one"] = "independent"
+    facing: Literal["any", "along", "across"] = "any"
+    facing_tolerance: float = Field(30, gt=0, le=90)
     image_size: Annotated[Literal["original", "2048", "1024", "256"], BeforeValidator(_text)] = (
         "original"
     )
@@ -171,6 +174,20 @@ class City(BaseModel):
             raise ValueError(
                 f"{' and '.join(chosen)} cannot be used with {other}, which chooses no images for "
                 "street points; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_have_their_rules(self) -> Self:
+        if self.facing == "any" and self._sets("facing_tolerance"):
+            raise ValueError(
+                f"facing_tolerance ({self.facing_tolerance:g}) says how exactly images face along "
+                "or across the street; set facing too, or leave it out"
+            )
+        if self._sets("clock") and not (self.months or self.hours or self.per_year):
+            raise ValueError(
+                f"clock ({self.clock}) says which time months, hours and per_year go by; set one "
+                "of them, or leave it out"
             )
         return self
 

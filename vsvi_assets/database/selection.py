@@ -14,16 +14,12 @@ from vsvi_assets.database.queries import nearest_image, rejected_images, row_cou
 from vsvi_assets.database.replacement import NewTable, unreplaced
 from vsvi_assets.database.schema import IMAGES, SELECTION_RULES, STREET_POINTS
 from vsvi_assets.database.tables import SELECTION_SCHEMA
-from vsvi_assets.selection.choice import choose, choose_next
+from vsvi_assets.selection.choice import choose
 from vsvi_assets.selection.rules import Removal, usable_images
 
 SEARCHES = 4
 """Connections that read tables, or look for nearest images, at a time. PostgreSQL has no parallel
 plan for either."""
-
-NEIGHBOURHOOD = 20
-"""Twins are looked for within so many times their distance beyond `max_distance`, where only the
-images near to some points are read."""
 
 _POINT_SCHEMA = pa.schema(
     [
@@ -101,35 +97,6 @@ def select_images(postgis: Postgis, city: City, removals: list[Removal] | None =
     return rows.cast(SELECTION_SCHEMA)
 
 
-def next_candidates(postgis: Postgis, city: City, rejected: pa.Table, tries: int = 1) -> pa.Table:
-    """Return the next candidates of street points, in the order of the city's rules.
-
-    It is for images that turn out to be of no use after they were selected. The cost is that of
-    the points asked for, not of the city. The tables are not changed.
-
-    Parameters
-    ----------
-    rejected
-        Rows of `selected_images`, of which `street_point_id`, `year` and `rank` count: those after
-        this rank are returned.
-    tries
-        How many to return for each row, where there are as many.
-
-    Returns
-    -------
-    pyarrow.Table
-        Rows of `SELECTION_SCHEMA` that may take the place of the rejected ones, in the order of
-        points, years and ranks; `balanced` is null. No row for a point that has no more
-        candidates.
-    """
-    point_ids = rejected["street_point_id"].unique().to_pylist()
-    with unreplaced(postgis, city.name):
-        points = _read_points(postgis, city, point_ids)
-        images = _read_images(postgis, city, near=point_ids)
-    images, _ = usable_images(images, city)
-    return choose_next(points, images, city, rejected, tries).cast(SELECTION_SCHEMA)
-
-
 def selection_rules_table(removals: Sequence[Removal], city: City) -> NewTable:
     """Describe the table `selection_rules`, of what `select_images` reports."""
     rows = pa.Table.from_pylist(
@@ -178,51 +145,28 @@ def _images_themselves(postgis: Postgis, city: City, listed: Sequence[int] | Non
     return postgis.read(query, SELECTION_SCHEMA, {"ids": listed})
 
 
-def _read_points(postgis: Postgis, city: City, ids: Sequence[int] | None = None) -> pa.Table:
-    query = sql.SQL(
-        "SELECT id, bearing, ST_X(geo), ST_Y(geo) FROM {}.street_points"
-        " WHERE %(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s)"
-    ).format(sql.Identifier(city.name))
-    return postgis.read(query, _POINT_SCHEMA, {"ids": ids})
+def _read_points(postgis: Postgis, city: City) -> pa.Table:
+    query = sql.SQL("SELECT id, bearing, ST_X(geo), ST_Y(geo) FROM {}.street_points").format(
+        sql.Identifier(city.name)
+    )
+    return postgis.read(query, _POINT_SCHEMA)
 
 
-def _read_images(
-    postgis: Postgis,
-    city: City,
-    ids: Sequence[int] | None = None,
-    near: Sequence[int] | None = None,
-) -> pa.Table:
-    """Read the images of these ids, or those near to these street points, or all."""
-    condition = "true"
-    if ids is not None:
-        condition = "id = ANY(%(ids)s)"
-    elif near is not None:
-        condition = """id IN (
-            SELECT near.id FROM {schema}.street_points AS point
-            JOIN {schema}.images AS near ON ST_DWithin(near.geo, point.geo, %(reach)s)
-            WHERE point.id = ANY(%(near)s)
-        )"""
+def _read_images(postgis: Postgis, city: City, listed: Sequence[int] | None) -> pa.Table:
+    """Read the images of these ids, or all."""
     query = sql.SQL(
         """
         SELECT {columns}, ST_X(geometry), ST_Y(geometry), ST_X(geo), ST_Y(geo),
             id IN ({rejected})
-        FROM {schema}.images WHERE id %% %(searches)s = %(search)s AND {condition}
+        FROM {images} WHERE id %% %(searches)s = %(search)s AND {condition}
         """
     ).format(
         columns=sql.SQL(", ").join(map(sql.Identifier, _IMAGE_COLUMNS)),
-        condition=sql.SQL(condition).format(schema=sql.Identifier(city.name)),
         rejected=rejected_images(city),
-        schema=sql.Identifier(city.name),
+        images=sql.Identifier(city.name, IMAGES.name),
+        condition=sql.SQL("true" if listed is None else "id = ANY(%(ids)s)"),
     )
-    values = {"ids": ids, "near": near, "reach": _reach(city)}
-    return postgis.read_in_parallel(query, _IMAGE_SCHEMA, _shares(values))
-
-
-def _reach(city: City) -> float:
-    """Return within how many metres of a point images can matter to it."""
-    if isinstance(city.duplicates, str):
-        return city.max_distance
-    return city.max_distance + NEIGHBOURHOOD * city.duplicates.metres
+    return postgis.read_in_parallel(query, _IMAGE_SCHEMA, _shares({"ids": listed}))
 
 
 def _shares(values: Mapping[str, Any]) -> list[dict[str, Any]]:

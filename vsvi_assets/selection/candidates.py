@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from vsvi_assets.city import City
 
-PAIRS_AT_A_TIME = 2_000_000
+PAIRS_AT_A_TIME = 1_000_000
 """Pairs of a point and an image that are in memory together; those of one point at least."""
 
 _ROUNDING = 1e-6
@@ -48,6 +48,12 @@ class Ranked:
         """Return some of the candidates."""
         return Ranked(*(values[chosen] for values in vars(self).values()))
 
+    def in_order(self, images: pa.Table) -> "Ranked":
+        """Return the same in the order of points, years and ranks."""
+        years = images["year"].fill_null(0).to_numpy()[self.image]
+        order = np.lexsort([self.rank, slots(self.point, years)])
+        return Ranked(*(values[order] for values in vars(self).values()))
+
     @classmethod
     def joined(cls, parts: list["Ranked"]) -> "Ranked":
         """Return candidates of several sets of points."""
@@ -59,13 +65,20 @@ class Ranked:
 
 
 def ranked_candidates(
-    points: pa.Table, images: pa.Table, city: City, removed: Counter[str] | None = None
+    points: pa.Table,
+    images: pa.Table,
+    city: City,
+    removed: Counter[str] | None = None,
+    *,
+    only_first: bool = False,
 ) -> Iterator[Ranked]:
     """Yield the candidates of all points, some points at a time.
 
     A candidate of a point is an image within `max_distance` metres (inclusive) that the city's
-    rules on pairs do not exclude. With `prefer: nearest` they are ordered by distance, and where
-    it is equal by id; with `prefer: newest` by time of capture first, the unknown ones last.
+    rules on pairs do not exclude: with `facing` a flat image whose heading is known to be along
+    or across the street, and any panorama; with `per_year` one of known year. With
+    `prefer: nearest` they are ordered by distance, and where it is equal by id; with
+    `prefer: newest` by time of capture first, the unknown ones last.
     Rejected images are left out when all have their ranks, as are those behind as many rejected
     ones as the city file allows to try.
 
@@ -78,6 +91,8 @@ def ranked_candidates(
     removed
         Gets the numbers of candidates that each rule left out, and as `candidates` their number
         before.
+    only_first
+        Whether the first candidates are enough, which saves most of the sorting.
     """
     places = np.column_stack([images[name].to_numpy() for name in ("x", "y")])
     if not len(places):
@@ -92,12 +107,12 @@ def ranked_candidates(
         distance = np.sqrt(east * east + north * north)
         near = distance <= city.max_distance
         point, image, distance = rows[found["i"][near]], image[near], distance[near]
-        ranked = _ranked(points, images, city, point, image, distance, removed)
+        ranked = _ranked(points, images, city, point, image, distance, removed, only_first)
         if city.quality:
             to_try = _to_try(ranked, images["is_rejected"].to_numpy(), city.quality.tries)
             removed["quality"] += len(to_try) - int(to_try.sum())
             ranked = ranked.where(to_try)
-        yield ranked
+        yield ranked.where(ranked.rank == 1) if only_first else ranked
 
 
 def _groups(
@@ -123,29 +138,46 @@ def _ranked(
     image: NDArray[np.int64],
     distance: NDArray[np.float64],
     removed: Counter[str],
+    only_first: bool,
 ) -> Ranked:
     removed["candidates"] += len(point)
-    slot = point
+    angle = _angles(points, images, point, image)
+
+    def keep(rule: str, passes: NDArray[np.bool_]) -> None:
+        nonlocal point, image, distance, angle
+        removed[rule] += len(passes) - int(passes.sum())
+        point, image = point[passes], image[passes]
+        distance, angle = distance[passes], angle[passes]
+
+    if city.facing != "any":
+        is_pano = images["is_pano"].fill_null(False).to_numpy()[image]
+        off = angle if city.facing == "along" else 90 - angle
+        keep("facing", is_pano | (off <= city.facing_tolerance))
     if city.per_year:
-        years = images["year"].fill_null(-1).to_numpy()[image]
-        known = years >= 0
-        removed["per_year"] += len(point) - int(known.sum())
-        point, image, distance = point[known], image[known], distance[known]
-        slot = point * 10_000 + years[known]
-    keys = [image, distance]
-    if city.prefer == "newest":
-        times = images["captured_at"].fill_null(0).to_numpy()
-        keys.append(-times[image])
-    order = np.lexsort([*keys, slot])
-    point, image, slot = point[order], image[order], slot[order]
-    _, first, counts = np.unique(slot, return_index=True, return_counts=True)
+        keep("per_year", images["year"].is_valid().to_numpy()[image])
+    slot = slots(point, images["year"].fill_null(0).to_numpy()[image])
+    _, slot_number, counts = np.unique(slot, return_inverse=True, return_counts=True)
+    candidates = counts[slot_number]
+    keys = [image, distance, *_preference(images, city, image)]
+    if only_first:
+        least = np.full(len(counts), np.inf)
+        np.minimum.at(least, slot_number, keys[-1])
+        leading = np.flatnonzero(keys[-1] == least[slot_number])
+        point, image = point[leading], image[leading]
+        distance, angle = distance[leading], angle[leading]
+        slot_number, candidates = slot_number[leading], candidates[leading]
+        keys = [key[leading] for key in keys]
+    order = np.lexsort([*keys, slot_number])
+    slot_number = slot_number[order]
+    new = np.concatenate([[True], np.diff(slot_number) > 0])[: len(order)]
+    row = np.arange(len(order))
     return Ranked(
-        point,
-        image,
+        point[order],
+        image[order],
         distance[order],
-        _angles(points, images, point, image),
-        np.arange(len(slot)) - np.repeat(first, counts) + 1,
-        np.repeat(counts, counts),
+        angle[order],
+        row - np.maximum.accumulate(np.where(new, row, 0)) + 1,
+        candidates[order],
     )
 
 
@@ -156,6 +188,29 @@ def _to_try(ranked: Ranked, is_rejected: NDArray[np.bool_], tries: int) -> NDArr
     first = np.flatnonzero(ranked.rank == 1)
     before -= np.repeat(before[first], np.diff(np.append(first, len(before))))
     return ~rejected & (before < tries)
+
+
+def slots(point: NDArray[np.int64], year: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Number the points' years; an unknown year, 0, is one of its own."""
+    return point * 10_000 + year
+
+
+def cost(images: pa.Table, city: City, ranked: Ranked) -> NDArray[np.float64]:
+    """Return what is to be small of a chosen image: metres, or its age in days.
+
+    The age is that at the time of the newest image; an unknown one is that of 1970.
+    """
+    if city.prefer == "nearest":
+        return ranked.distance
+    [age] = _preference(images, city, ranked.image)
+    return (age - age.min(initial=0)) / 86_400_000
+
+
+def _preference(images: pa.Table, city: City, image: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return what comes before distance in the order of candidates."""
+    if city.prefer == "nearest":
+        return []
+    return [-images["captured_at"].fill_null(0).to_numpy()[image]]
 
 
 def _angles(

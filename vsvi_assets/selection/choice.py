@@ -1,20 +1,30 @@
 """The images that are chosen for street points."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from vsvi_assets.city import City
-from vsvi_assets.selection.candidates import Ranked, ranked_candidates
+from vsvi_assets.selection.assignment import Wishes, assign
+from vsvi_assets.selection.candidates import Ranked, cost, ranked_candidates, slots
 from vsvi_assets.selection.rules import Removal
+
+LISTED = 64
+"""Candidates of each point that are looked at first, where no image may be chosen twice."""
 
 
 def choose(points: pa.Table, images: pa.Table, city: City) -> tuple[pa.Table, list[Removal]]:
     """Choose the first candidate of each point, and with `per_year` of each of its years.
 
     It is that of rank 1, unless that one is rejected.
+
+    With `assignment: one_to_one` no image is chosen twice: as many points as possible get one of
+    their candidates, and of all such choices the distances together are the least (with
+    `prefer: newest` the ages), as `assignment.assign` describes.
 
     Parameters
     ----------
@@ -33,32 +43,75 @@ def choose(points: pa.Table, images: pa.Table, city: City) -> tuple[pa.Table, li
     """
     points = points.sort_by("id")
     removed: Counter[str] = Counter()
-    first = Ranked.joined(
-        [
-            part.where(_is_first(part, images))
-            for part in ranked_candidates(points, images, city, removed)
-        ]
+    once = city.assignment == "one_to_one"
+    most = LISTED if once else 1
+    if once and city.quality:
+        most = max(len(images), 1)
+    parts = ranked_candidates(
+        points, images, city, removed, only_first=not once and city.quality is None
     )
-    rows = selected_rows(points, images, city, first)
-    return rows, _removals(city, removed)
+    ranked = Ranked.joined([part.where(_choice(part, images) <= most) for part in parts])
+    removals = _removals(city, removed)
+    if once:
+        before = int((_choice(ranked, images) == 1).sum())
+        ranked = _each_once(points, images, city, ranked)
+        removals.append(
+            Removal("assignment", "one to one", "points", before, before - len(ranked.point))
+        )
+    return selected_rows(points, images, city, ranked), removals
 
 
-def _is_first(part: Ranked, images: pa.Table) -> np.ndarray:
-    """Return which candidates are the first ones left of their point and year."""
-    slot = _slots(part.point, images["year"].take(pa.array(part.image)))
-    return np.diff(slot, prepend=-1) != 0
+def _choice(ranked: Ranked, images: pa.Table) -> NDArray[np.int64]:
+    """Return of each candidate whether it is the first that is left of its point and year, or
+    the second, and so on."""
+    years = images["year"].fill_null(0).to_numpy()[ranked.image]
+    row = np.arange(len(years))
+    is_first = np.diff(slots(ranked.point, years), prepend=-1) != 0
+    return row - np.maximum.accumulate(np.where(is_first, row, 0)) + 1
 
 
 def _removals(city: City, removed: Counter[str]) -> list[Removal]:
     before, removals = removed["candidates"], []
-    if city.per_year:
-        count = removed["per_year"]
-        removals.append(Removal("per_year", "year unknown", "candidates", before, count))
-        before -= count
+    settings = {
+        "facing": f"{city.facing} the street within {city.facing_tolerance:g} degrees",
+        "per_year": "year known",
+    }
+    for rule, setting in settings.items():
+        if rule in city.rules:
+            removals.append(Removal(rule, setting, "candidates", before, removed[rule]))
+            before -= removed[rule]
     if city.quality and city.quality.limits:
         setting = ", ".join(limit.reason for limit in city.quality.limits)
         removals.append(Removal("quality", setting, "candidates", before, removed["quality"]))
     return removals
+
+
+def _each_once(points: pa.Table, images: pa.Table, city: City, ranked: Ranked) -> Ranked:
+    """Choose candidates so that no image is chosen twice.
+
+    Parameters
+    ----------
+    ranked
+        Of each point at least the first `LISTED` candidates; all that are left where the city
+        has limits of quality, by which it is not known how many there were.
+    """
+    while True:
+        years = images["year"].fill_null(0).to_numpy()[ranked.image]
+        _, first, place = np.unique(
+            slots(ranked.point, years), return_index=True, return_inverse=True
+        )
+        costs = cost(images, city, ranked)
+        choice = _choice(ranked, images)
+        left = np.bincount(place) if city.quality else ranked.candidates[first]
+        wishes = Wishes(place, ranked.image, costs, choice, left)
+        chosen, wanting = assign(wishes)
+        if not len(wanting):
+            return ranked.where(chosen)
+        rows = np.unique(ranked.point[first[wanting]])
+        others = ranked.where(~np.isin(ranked.point, rows))
+        whole = ranked_candidates(points.take(pa.array(rows)), images, city)
+        parts = [replace(part, point=rows[part.point]) for part in whole]
+        ranked = Ranked.joined([others, *parts]).in_order(images)
 
 
 def selected_rows(points: pa.Table, images: pa.Table, city: City, chosen: Ranked) -> pa.Table:
@@ -83,8 +136,10 @@ def selected_rows(points: pa.Table, images: pa.Table, city: City, chosen: Ranked
 
 
 def rule_name(city: City) -> str:
-    """Return the rule by which images are chosen: "nearest" or "newest", of each year or not."""
-    return f"{city.prefer} of the year" if city.per_year else city.prefer
+    """Return the rule by which images are chosen: such as "newest of the year, one to one"."""
+    of_year = " of the year" if city.per_year else ""
+    once = ", one to one" if city.assignment == "one_to_one" else ""
+    return f"{city.prefer}{of_year}{once}"
 
 
 def _balanced(chosen: Ranked, year: pa.Array, city: City) -> pa.Array:
@@ -94,43 +149,3 @@ def _balanced(chosen: Ranked, year: pa.Array, city: City) -> pa.Array:
     years = pc.count_distinct(year).as_py()
     _, slot, counts = np.unique(chosen.point, return_inverse=True, return_counts=True)
     return pa.array(counts[slot] == years)
-
-
-def choose_next(
-    points: pa.Table, images: pa.Table, city: City, rejected: pa.Table, tries: int
-) -> pa.Table:
-    """Choose the candidates that follow others in rank.
-
-    Parameters
-    ----------
-    points, images
-        As `choose` takes them.
-    rejected
-        `street_point_id`, `year` and `rank` of those that others are wanted for.
-    tries
-        How many to choose for each of them, where there are as many.
-
-    Returns
-    -------
-    rows
-        As `choose` returns them, in the order of points, years and ranks; `balanced` is null.
-    """
-    points = points.sort_by("id")
-    row = pc.index_in(rejected["street_point_id"], points["id"].combine_chunks()).to_numpy()
-    wanted = _slots(row, rejected["year"])
-    order = np.argsort(wanted)
-    wanted, after = wanted[order], rejected["rank"].to_numpy()[order]
-    parts = []
-    for part in ranked_candidates(points, images, city):
-        slot = _slots(part.point, images["year"].take(pa.array(part.image)))
-        place = np.searchsorted(wanted, slot).clip(max=len(wanted) - 1)
-        beyond = part.rank - after[place]
-        parts.append(part.where((wanted[place] == slot) & (beyond > 0) & (beyond <= tries)))
-    rows = selected_rows(points, images, city, Ranked.joined(parts))
-    balanced = rows.column_names.index("balanced")
-    return rows.set_column(balanced, "balanced", pa.nulls(len(rows), pa.bool_()))
-
-
-def _slots(point: np.ndarray, year: pa.ChunkedArray) -> np.ndarray:
-    """Number the points' years; an unknown year is one of its own."""
-    return point * 10_000 + year.fill_null(0).to_numpy()

@@ -13,6 +13,8 @@ from vsvi_assets.selection.sun import solar_minutes
 _CELLS_PER_DEGREE = 200
 """Of the grid in which the timezone is looked up: cells of at most 560 m."""
 
+_COLUMNS = 360 * _CELLS_PER_DEGREE + 1
+
 
 @dataclass(frozen=True)
 class LocalTime:
@@ -72,9 +74,12 @@ def _civil(
     moments: NDArray[np.datetime64], lon: NDArray[np.float64], lat: NDArray[np.float64]
 ) -> NDArray[np.datetime64]:
     """Return what the clocks of the places show."""
-    column, row = (np.floor(degrees * _CELLS_PER_DEGREE) for degrees in (lon, lat))
-    cells, cell = np.unique(np.stack([column, row]), axis=1, return_inverse=True)
-    middles = np.clip((cells + 0.5) / _CELLS_PER_DEGREE, [[-180], [-90]], [[180], [90]])
+    column, row = (
+        np.floor((degrees + 180) * _CELLS_PER_DEGREE).astype(np.int64) for degrees in (lon, lat)
+    )
+    cells, cell = np.unique(row * _COLUMNS + column, return_inverse=True)
+    middles = (np.stack([cells % _COLUMNS, cells // _COLUMNS]) + 0.5) / _CELLS_PER_DEGREE - 180
+    middles[0] = np.minimum(middles[0], 180)
     names = np.array([tzfpy.get_tz(*middle) for middle in middles.T.tolist()], dtype=object)
     zones, zone = np.unique(names, return_inverse=True)
     zone_of_image = zone[cell]

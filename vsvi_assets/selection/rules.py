@@ -1,6 +1,5 @@
 """Which images may be chosen at all: the rules that look at images, and not at points."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +7,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vsvi_assets.city import City
-from vsvi_assets.city.rules import Hours
-from vsvi_assets.selection.local_time import LocalTime, local_time
+from vsvi_assets.selection.local_time import local_time
 from vsvi_assets.selection.sun import sun_elevation
 from vsvi_assets.selection.twins import exact_twins, near_twins
-
-IMAGES_AT_A_TIME = 500_000
-"""Whose times are in memory together, besides the table."""
 
 
 @dataclass(frozen=True)
@@ -61,71 +56,62 @@ def usable_images(images: pa.Table, city: City) -> tuple[pa.Table, list[Removal]
     """
     images = images.sort_by("id")
     removals = []
-    for rule, setting, passes in _filters(city):
-        kept = _passing(images, passes)
-        removals.append(
-            Removal(rule, setting, "images", len(images), len(images) - int(kept.sum()))
-        )
-        images = images.filter(pa.array(kept))
+    years = pa.nulls(len(images), pa.int32())
+    if city.months or city.hours or city.daylight is not None or city.per_year:
+        years, rules = _times(images, city)
+        left = np.ones(len(images), bool)
+        for rule, setting, passing in rules:
+            before = int(left.sum())
+            left &= passing
+            removals.append(Removal(rule, setting, "images", before, before - int(left.sum())))
+        images = images.append_column("year", years).filter(pa.array(left))
+    else:
+        images = images.append_column("year", years)
     before = len(images)
     images = _without_twins(images, city)
     if city.duplicates != "keep":
-        removals.append(
-            Removal("duplicates", str(city.duplicates), "images", before, before - len(images))
-        )
-    return images.append_column("year", _years(images, city)), removals
+        count = before - len(images)
+        removals.append(Removal("duplicates", str(city.duplicates), "images", before, count))
+    return images, removals
 
 
-def _filters(
-    city: City,
-) -> Iterator[tuple[str, str, Callable[[pa.Table], NDArray[np.bool_]]]]:
-    """Yield key, setting and condition of each rule on the time; times are known there."""
-    if months := city.months:
-        yield (
-            "months",
-            f"{', '.join(map(str, months))} ({city.clock} time)",
-            lambda images: np.isin(_local_time(images, city).month, months),
-        )
-    if hours := city.hours:
-        yield (
-            "hours",
-            f"{hours} ({city.clock} time)",
-            lambda images: _within(_local_time(images, city).minute, hours),
-        )
-    if (elevation := city.daylight) is not None:
-        yield (
-            "daylight",
-            f"sun at least {elevation:g} degrees high",
-            lambda images: sun_elevation(*_moment(images)) >= elevation,
-        )
+def _times(
+    images: pa.Table, city: City
+) -> tuple[pa.Array, list[tuple[str, str, NDArray[np.bool_]]]]:
+    """Return the local years of images, and of each rule on times which images pass it.
 
-
-def _within(minute: NDArray[np.float64], hours: Hours) -> NDArray[np.bool_]:
-    if hours.start < hours.end:
-        return (minute >= hours.start) & (minute < hours.end)
-    return (minute >= hours.start) | (minute < hours.end)
-
-
-def _moment(
-    images: pa.Table,
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    return tuple(images[name].to_numpy() for name in ("captured_at", "lon", "lat"))
-
-
-def _local_time(images: pa.Table, city: City) -> LocalTime:
-    return local_time(*_moment(images), city.clock)
-
-
-def _passing(
-    images: pa.Table, passes: Callable[[pa.Table], NDArray[np.bool_]]
-) -> NDArray[np.bool_]:
-    """Return which images pass a condition; those of unknown time do not."""
+    Images of unknown time have no year, and pass none.
+    """
     known = images["captured_at"].is_valid().to_numpy()
-    rows = np.flatnonzero(known)
-    for start in range(0, len(rows), IMAGES_AT_A_TIME):
-        part = rows[start : start + IMAGES_AT_A_TIME]
-        known[part] = passes(images.take(pa.array(part)))
-    return known
+    captured_at, lon, lat = (
+        images[name].filter(pa.array(known)).to_numpy() for name in ("captured_at", "lon", "lat")
+    )
+    years, rules = np.zeros(len(images), np.int32), []
+
+    def add(rule: str, setting: str, passes: NDArray[np.bool_]) -> None:
+        passing = np.zeros(len(images), bool)
+        passing[known] = passes
+        rules.append((rule, setting, passing))
+
+    if city.months or city.hours or city.per_year:
+        local = local_time(captured_at, lon, lat, city.clock)
+    if city.per_year:
+        years[known] = local.year
+    if city.months:
+        listed = ", ".join(map(str, city.months))
+        add("months", f"{listed} ({city.clock} time)", np.isin(local.month, city.months))
+    if city.hours:
+        after, before = local.minute >= city.hours.start, local.minute < city.hours.end
+        over_midnight = city.hours.start > city.hours.end
+        add(
+            "hours",
+            f"{city.hours} ({city.clock} time)",
+            after | before if over_midnight else after & before,
+        )
+    if city.daylight is not None:
+        high = sun_elevation(captured_at, lon, lat) >= city.daylight
+        add("daylight", f"sun at least {city.daylight:g} degrees high", high)
+    return pa.array(years, mask=~known if city.per_year else np.ones(len(images), bool)), rules
 
 
 def _without_twins(images: pa.Table, city: City) -> pa.Table:
@@ -150,15 +136,3 @@ def _without_twins(images: pa.Table, city: City) -> pa.Table:
     texts[list(twins)] = [" ".join(of_one) for of_one in twins.values()]
     images = images.append_column("twins", pa.array(texts, pa.string()))
     return images.filter(pa.array(kept))
-
-
-def _years(images: pa.Table, city: City) -> pa.Array:
-    years = np.zeros(len(images), np.int32)
-    unknown = np.ones(len(images), bool)
-    if city.per_year:
-        unknown = images["captured_at"].is_null().to_numpy()
-        known = np.flatnonzero(~unknown)
-        for start in range(0, len(known), IMAGES_AT_A_TIME):
-            part = known[start : start + IMAGES_AT_A_TIME]
-            years[part] = _local_time(images.take(pa.array(part)), city).year
-    return pa.array(years, mask=unknown)

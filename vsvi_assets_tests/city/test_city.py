@@ -144,6 +144,18 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
             ["minutes = 1", "unknown key; the keys are metres, seconds"],
         ),
         ({"prefer": "oldest"}, ["prefer = 'oldest'", "'nearest' or 'newest'"]),
+        ({"facing": "towards"}, ["facing = 'towards'", "'any', 'along' or 'across'"]),
+        (
+            {"facing": "along", "facing_tolerance": 120},
+            ["facing_tolerance = 120", "less than or equal to 90"],
+        ),
+        ({"facing_tolerance": 10}, ["facing_tolerance (10)", "set facing too, or leave it out"]),
+        ({"clock": "solar"}, ["clock (solar)", "months, hours and per_year", "leave it out"]),
+        ({"assignment": "unique"}, ["assignment = 'unique'", "'independent' or 'one_to_one'"]),
+        (
+            {"selection": "all", "facing": "along", "assignment": "one_to_one"},
+            ["facing and assignment cannot be used with selection: all"],
+        ),
         ({"per_year": "often"}, ["per_year = 'often'", "boolean"]),
         (
             {"selection": "all", "prefer": "newest", "per_year": True},

@@ -12,13 +12,11 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.selection import (
-    next_candidates,
     read_removals,
     select_images,
     selection_rules_table,
 )
 from vsvi_assets.database.tables import (
-    SELECTION_SCHEMA,
     images_table,
     selected_images_table,
     street_points_table,
@@ -27,7 +25,7 @@ from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA
 from vsvi_assets.selection.rules import Removal
 from vsvi_assets_tests.database.parts import image, tile
 from vsvi_assets_tests.project import BOX
-from vsvi_assets_tests.selection.exhaustive import exhaustive_selection
+from vsvi_assets_tests.selection.exhaustive import exhaustive_selection, least_costs
 
 ZONE = "Europe/Amsterdam"
 WEST, SOUTH, EAST, NORTH = BOX.values()
@@ -121,7 +119,11 @@ RULES: list[dict[str, Any]] = [
     {"prefer": "newest"},
     {"per_year": True},
     {"per_year": True, "prefer": "newest", "clock": "solar"},
+    {"facing": "along"},
+    {"facing": "across", "facing_tolerance": 20, "prefer": "newest"},
     {
+        "facing": "along",
+        "facing_tolerance": 60,
         "months": [3, 4, 5, 6, 7, 8, 9],
         "hours": "08:00-20:00",
         "daylight": 25,
@@ -146,7 +148,8 @@ def test_each_rule_selects_what_an_exhaustive_computation_does(
 
     assert comparable(found) == comparable([row for row in expected if row["rank"] == 1])
     assert len(found) > 10
-    assert {removal.rule for removal in removals} == set(keys) - {"clock", "prefer"}
+    reported = {removal.rule for removal in removals}
+    assert reported == set(keys) - {"clock", "prefer", "facing_tolerance"}
     # Once a rule on times is applied, no unknown time is left.
     assert all(
         0 < removal.removed < removal.before or (removal.rule == "per_year" and len(keys) > 3)
@@ -163,34 +166,40 @@ def test_each_rule_selects_what_an_exhaustive_computation_does(
         ]
 
 
-@pytest.mark.parametrize("keys", [{}, *RULES], ids=str)
-@pytest.mark.parametrize("tries", [1, 3])
-def test_the_next_candidates_follow_in_rank(
-    database: Postgis, make_city: Callable[..., City], keys: dict[str, Any], tries: int
+@pytest.mark.parametrize("keys", [{}, RULES[-1]], ids=str)
+@pytest.mark.parametrize("prefer", ["nearest", "newest"])
+def test_one_to_one_serves_the_most_points_at_the_least_cost(
+    database: Postgis, make_city: Callable[..., City], keys: dict[str, Any], prefer: str
 ) -> None:
-    city = make_city(max_distance=45, **keys)
-    points, images = random_points(120, 3), random_images(1500, 4)
+    keys = {**keys, "prefer": prefer, "assignment": "one_to_one"}
+    city = make_city(max_distance=60, **keys)
+    points, images = random_points(150, 5), random_images(180 if len(keys) < 5 else 900, 6)
     fill(database, city, points, images)
-    expected = exhaustive_selection(points, images, city, ZONE)
-    selection = select_images(database, city)
-    rejected = selection.slice(5, 40).to_pylist()
-    for number, row in enumerate(rejected):
-        row["rank"] += number % 3
-    after = {(row["street_point_id"], row["year"]): row["rank"] for row in rejected}
+    candidates = exhaustive_selection(points, images, city, ZONE)
+    newest = max(image["captured_at"] or 0 for image in images)
+    age = {image["id"]: (newest - (image["captured_at"] or 0)) / 86_400_000 for image in images}
+    costs = [row["distance"] if prefer == "nearest" else age[row["image_id"]] for row in candidates]
+    removals: list[Removal] = []
 
-    found = next_candidates(
-        database, city, pa.Table.from_pylist(rejected, SELECTION_SCHEMA), tries
-    ).to_pylist()
+    found = select_images(database, city, removals)
 
-    assert comparable(found) == comparable(
-        [
-            row
-            for row in expected
-            if (rank := after.get((row["street_point_id"], row["year"])))
-            and rank < row["rank"] <= rank + tries
-        ]
-    )
-    assert found
+    rows = found.to_pylist()
+    key = ("street_point_id", "year", "image_id")
+    of_pair = dict(zip((tuple(map(row.get, key)) for row in candidates), costs, strict=True))
+    total = sum(of_pair[tuple(map(row.get, key))] for row in rows)
+    assert (len(rows), total) == pytest.approx(least_costs(candidates, costs), rel=1e-9)
+    assert len({row["image_id"] for row in rows}) == len(rows)
+    by_pair = {tuple(map(row.get, key)): row for row in candidates}
+    assert comparable(rows) == comparable([by_pair[tuple(map(row.get, key))] for row in rows])
+    wishing = len({(row["street_point_id"], row["year"]) for row in candidates})
+    assert (removals[-1].rule, removals[-1].before) == ("assignment", wishing)
+    assert removals[-1].removed == wishing - len(rows)
+    if len(keys) == 2:
+        assert 1 in found["rank"].to_pylist()
+        assert max(found["rank"].to_pylist()) > 1
+
+    fill(database, city, points[::-1], images[::-1])
+    assert select_images(database, city).equals(found)
 
 
 def test_rules_leave_out_images_that_are_selected_for_themselves(

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import ephem
 import geopandas as gpd
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from vsvi_assets.city import City
 
@@ -104,6 +105,22 @@ def without_twins(images: Sequence[Image], city: City) -> dict[int, tuple[Image,
     return kept
 
 
+def turn(image: Image, point: Mapping[str, Any]) -> float | None:
+    """Return the angle between the lines of an image's heading and of a point's street."""
+    if image["compass_angle"] is None or point["bearing"] is None:
+        return None
+    return abs((image["compass_angle"] - point["bearing"] + 90) % 180 - 90)
+
+
+def faces(image: Image, point: Mapping[str, Any], city: City) -> bool:
+    if city.facing == "any" or image["is_pano"]:
+        return True
+    angle = turn(image, point)
+    if angle is None:
+        return False
+    return abs(angle - (0 if city.facing == "along" else 90)) <= city.facing_tolerance
+
+
 def projected(images: Iterable[Image], srid: int) -> list[dict[str, Any]]:
     """Return images with their places in metres."""
     images = list(images)
@@ -136,7 +153,7 @@ def exhaustive_selection(
         by_year: dict[int | None, list[tuple[float, Image, list[int]]]] = defaultdict(list)
         for image, twins in kept.values():
             distance = float(np.hypot(image["x"] - point["x"], image["y"] - point["y"]))
-            if distance > city.max_distance:
+            if distance > city.max_distance or not faces(image, point, city):
                 continue
             if not city.per_year:
                 by_year[None].append((distance, image, twins))
@@ -153,9 +170,6 @@ def exhaustive_selection(
             for rank, (distance, image, twins) in zip(
                 count(1), sorted(candidates, key=order), strict=False
             ):
-                heading, bearing = image["compass_angle"], point["bearing"]
-                known = heading is not None and bearing is not None
-                angle = abs((heading - bearing + 90) % 180 - 90) if known else None
                 rows.append(
                     {
                         "street_point_id": point["id"],
@@ -164,8 +178,28 @@ def exhaustive_selection(
                         "rank": rank,
                         "candidates": len(candidates),
                         "year": year,
-                        "angle": angle,
+                        "angle": turn(image, point),
                         "twins": " ".join(map(str, twins)) or None,
                     }
                 )
     return rows
+
+
+def least_costs(
+    candidates: Sequence[Mapping[str, Any]], costs: Sequence[float]
+) -> tuple[int, float]:
+    """Return how many points can have an image each, none twice, and the least that it costs.
+
+    By SciPy's dense solver over all pairs, those that are no candidates included at a high cost.
+    """
+    places = {(row["street_point_id"], row["year"]): 0 for row in candidates}
+    images = {row["image_id"]: 0 for row in candidates}
+    for numbered in (places, images):
+        numbered.update(zip(numbered, count(), strict=False))
+    without = 1e6
+    table = np.full((len(places), len(images) + len(places)), without)
+    for row, cost in zip(candidates, costs, strict=True):
+        table[places[row["street_point_id"], row["year"]], images[row["image_id"]]] = cost
+    chosen = table[linear_sum_assignment(table)]
+    served = chosen[chosen < without]
+    return len(served), float(served.sum())

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import ephem
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsvi_assets.selection.sun import solar_minutes, sun_elevation
@@ -20,6 +20,7 @@ def elevation(moment: datetime, lon: float, lat: float) -> float:
     return float(sun_elevation(milliseconds(moment), np.array([lon]), np.array([lat]))[0])
 
 
+@settings(deadline=None)
 @given(
     st.datetimes(datetime(2004, 1, 1), datetime(2040, 1, 1)),
     st.floats(-180, 180),
@@ -51,6 +52,7 @@ def test_polar_days_and_nights_last_all_day(lat: float, month: int, is_up: bool)
     assert all((height > 0) == is_up for height in hours)
 
 
+@settings(deadline=None)
 @given(st.datetimes(datetime(2004, 1, 1), datetime(2040, 1, 1)), st.floats(-85, 85))
 def test_both_sides_of_the_antimeridian_have_the_same_sun(moment: datetime, lat: float) -> None:
     moment = moment.replace(tzinfo=UTC)
@@ -61,6 +63,7 @@ def test_both_sides_of_the_antimeridian_have_the_same_sun(moment: datetime, lat:
     assert east == pytest.approx(west, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.datetimes(datetime(2004, 1, 1), datetime(2040, 1, 1)), st.floats(-180, 180))
 def test_at_solar_noon_the_sun_stands_highest(moment: datetime, lon: float) -> None:
     observer = ephem.Observer()
