@@ -10,7 +10,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vsvi_assets.city import City
+import mercantile
+
+from vsvi_assets.city import ZOOM, City, parse_tile_key
+from vsvi_assets.city.area import MAX_LATITUDE
 from vsvi_assets.dataset.errors import ManifestError
 from vsvi_assets.dataset.manifest import (
     MANIFEST_NAME,
@@ -45,6 +48,18 @@ class FrozenImage(NamedTuple):
     sha256: str
 
 
+def _box_of(manifest: Manifest) -> dict[str, float]:
+    """Return the box of one of the dataset's tiles."""
+    tile = parse_tile_key(manifest.tiles[0].tile) if manifest.tiles else mercantile.Tile(0, 0, ZOOM)
+    bounds = mercantile.bounds(tile)
+    return {
+        "west": bounds.west,
+        "south": max(bounds.south, -MAX_LATITUDE),
+        "east": bounds.east,
+        "north": min(bounds.north, MAX_LATITUDE),
+    }
+
+
 @dataclass
 class Rebuilt:
     """What became of a frozen dataset's photographs.
@@ -77,6 +92,10 @@ def rebuild_city(manifest: Manifest, folder: Path) -> City:
         When the frozen city file cannot be used.
     """
     content = {key: manifest.city_file[key] for key in _KEYS if key in manifest.city_file}
+    if "bounding_box" not in content:
+        # The files of a region or of places are not part of the dataset, and any box will do:
+        # which photographs to fetch, the table says.
+        content["bounding_box"] = _box_of(manifest)
     try:
         return City.parse(
             content | {"services": manifest.services}, name=manifest.city, data_dir=folder

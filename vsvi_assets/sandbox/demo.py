@@ -13,6 +13,7 @@ import networkx as nx
 import numpy as np
 import shapely
 import shapely.affinity
+import shapely.geometry
 import shapely.ops
 
 from vsvi_assets.sandbox.pictures import draw
@@ -66,7 +67,7 @@ def demo_world(seed: int = 1) -> World:
     Ring roads and radial streets, a warped grid of blocks between them, a park with
     footpaths, dead ends shorter than 50 m, one-way streets; about a fifth of the images are
     panoramas, taken from 2015 to 2025 by several creators; some streets and one quarter have
-    no image.
+    no image. Nominatim knows its centre as the municipality Markerstad.
     As with the real data, there are images whose time is 0, whose compass angle is exactly
     0 or 361.39, that share a grid cell, that lie outside the box, and that two tiles hold.
     """
@@ -74,6 +75,13 @@ def demo_world(seed: int = 1) -> World:
     world = World(picture=draw, tile_buffer=6)
     network = _pave(world, list(_plan(rng)), rng)
     world.add_images(_drive(network, rng))
+    outline = shapely.affinity.scale(shapely.Point(_CENTRE).buffer(0.004), 1.3, 0.8)
+    world.add_place(
+        "Markerstad, Markermeer, Nederland",
+        shapely.geometry.mapping(outline),
+        osm_id=19_999_999_001,
+        importance=0.4,
+    )
     return world
 
 

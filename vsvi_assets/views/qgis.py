@@ -1,14 +1,18 @@
-"""A QGIS project of a city's tables: points with and without an image, and the images' views."""
+"""A QGIS project of a city's tables: points with and without an image, images' views, streets."""
 
 from importlib.resources import files
 from string import Template
 from xml.sax.saxutils import escape
 
 import pyproj
+import shapely
 from psycopg2.extensions import parse_dsn
 
 from vsvi_assets.city import City
 from vsvi_assets.database.server import SERVICE
+
+OUTLINE_TOLERANCE = 1e-5
+"""Degrees by which the outline of the city's area may differ on the map."""
 
 CONNECTION_KEYS = ("service", "host", "port", "dbname", "user", "sslmode")
 
@@ -31,6 +35,9 @@ def qgis_project(city: City, postgres_url: str | None) -> str:
         "city": city.name,
         "connection": _connection(postgres_url),
         "max_distance": f"{city.max_distance:g}",
+        "outline": shapely.to_wkt(
+            shapely.simplify(city.area.outline, OUTLINE_TOLERANCE).boundary, rounding_precision=6
+        ),
         "sequences": city.sequences_folder.as_uri(),
         "srid": city.projected_srid,
         "wkt": crs.to_wkt(),

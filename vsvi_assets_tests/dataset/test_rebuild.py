@@ -106,3 +106,14 @@ def test_a_frozen_city_file_that_cannot_be_used_is_refused(
     broken = manifest.model_copy(update={"city_file": {"bounding_box": "everywhere"}})
     with pytest.raises(ManifestError, match="bounding_box"):
         rebuild_city(broken, tmp_path)
+
+
+def test_a_city_of_a_region_is_rebuilt_without_its_file(
+    project: Project, manifest_path: Path, tmp_path: Path
+) -> None:
+    manifest, _ = read_manifest(manifest_path)
+    city_file = {**manifest.city_file, "region": "area.gpkg"}
+    del city_file["bounding_box"]
+    city = rebuild_city(manifest.model_copy(update={"city_file": city_file}), tmp_path)
+    assert city.image_size == "1024"
+    assert manifest.tiles[0].tile in city.tile_keys

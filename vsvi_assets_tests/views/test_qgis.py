@@ -75,15 +75,36 @@ def test_qgis_opens_the_project(connected: Project) -> None:
     inventory = take_inventory(city, connected.postgis)
     with connected.postgis.transaction() as cursor:
         cursor.execute(
-            "SELECT (SELECT count(*) FROM town.street_points), (SELECT count(*) FROM town.images)"
+            "SELECT (SELECT count(*) FROM town.street_points), (SELECT count(*) FROM town.images),"
+            " (SELECT count(*) FROM town.streets)"
         )
-        [(points, images)] = cursor.fetchall()
+        [(points, images, streets)] = cursor.fetchall()
     assert opened.stdout.splitlines() == [
         "EPSG:28992",
         f"selected images;True;EPSG:28992;{inventory.selected}",
         f"street points;True;EPSG:28992;{points}",
         f"all images;True;EPSG:28992;{images}",
+        f"streets;True;EPSG:28992;{streets}",
+        "area;True;EPSG:28992;1",
     ], opened.stderr
+
+
+def test_the_layers_can_be_read(connected: Project) -> None:
+    """Each layer's table by itself, since QGIS is not installed everywhere."""
+    root = ElementTree.fromstring(qgis_project(connected.write_city(), None))
+    tables = {}
+    for layer in root.iter("maplayer"):
+        source = layer.findtext("datasource", "")
+        table = source.partition(" table=")[2].rpartition(" (geo)")[0]
+        is_query = table.startswith('"(')
+        query = table[2:-2].replace('\\"', '"') if is_query else f"TABLE {table}"
+        with connected.postgis.transaction() as cursor:
+            cursor.execute(f"SELECT count(*), min(ST_SRID(geo)) FROM ({query}) AS layer")  # noqa: S608
+            [tables[layer.findtext("id")]] = cursor.fetchall()
+    assert {srid for _, srid in tables.values()} == {28992}
+    assert tables["area_of_city"] == (1, 28992)
+    assert tables["streets_of_city"][0] > 0
+    assert set(tables) == {layer.get("id") for layer in root.iter("layer") if layer.get("id")}
 
 
 def test_the_project_holds_no_password(project: Project) -> None:

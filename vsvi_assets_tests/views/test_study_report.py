@@ -138,3 +138,14 @@ def test_the_city_has_no_streets_where_its_tables_are_old(study: Project) -> Non
         assert "km" not in report.shown()
     report_ = make_report(city, study.postgis)
     assert np.allclose([each.kilometres for each in report_.groups["street class"]], 0)
+
+
+def test_a_city_without_a_photograph_has_a_report(project: Project) -> None:
+    nowhere = project.write_city()
+    for image in list(project.sandbox.world.images):
+        project.sandbox.world.remove_image(image)
+    run = project.run_city(nowhere)
+    assert run.success, run.failures
+    groups = make_report(nowhere, project.postgis).groups
+    assert groups["year"] == []
+    assert all(each.covered_points == 0 for each in groups["street class"])

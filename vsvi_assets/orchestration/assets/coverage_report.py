@@ -59,7 +59,11 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
                 "not downloaded yet": report.missing,
                 "no longer at Mapillary": report.unavailable,
                 "photographs": report.images,
-                **{f"by {name}": _table(name, rows) for name, rows in report.groups.items()},
+                **{
+                    f"by {name}": _table(name, groups)
+                    for name, groups in report.groups.items()
+                    if groups  # none of a year where there is no photograph
+                },
             },
         )
 
