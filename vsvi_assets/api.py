@@ -7,6 +7,7 @@ with the messages that the command prints.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -53,16 +54,18 @@ class Summary(Generic[Numbers]):
         return self.text
 
 
-def _keeping_the_environment(
-    function: Callable[Parameters, Result],
-) -> Callable[Parameters, Result]:
-    """Take back what starting the services sets, so that the next call may be in another folder."""
+def _in_a_notebook(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Leave the process as it was, so that the next call may be in another project's folder."""
 
     @wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        # Starting the services sets variables, by which Dagster finds them.
         before = dict(os.environ)
         try:
-            return function(*args, **kwargs)
+            with warnings.catch_warnings():
+                # A notebook's kernel has an event loop that runs, which Dagster allows for.
+                warnings.filterwarnings("ignore", ".*shutdown_asyncgens.*", RuntimeWarning)
+                return function(*args, **kwargs)
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -70,7 +73,7 @@ def _keeping_the_environment(
     return call
 
 
-@_keeping_the_environment
+@_in_a_notebook
 def run_city(
     city: str, *, overwrite: bool = False, recheck_unavailable: bool = False
 ) -> "Summary[CityRun]":
@@ -108,7 +111,7 @@ def run_city(
     return Summary("\n".join(outcome.lines()), outcome.run)
 
 
-@_keeping_the_environment
+@_in_a_notebook
 def plan(city: str) -> Summary[DownloadPlan]:
     """Say what the photographs of a city will take, after running all that comes before them.
 
@@ -134,7 +137,7 @@ def plan(city: str) -> Summary[DownloadPlan]:
     return Summary("\n".join(outcome.lines()), outcome.run.plan)
 
 
-@_keeping_the_environment
+@_in_a_notebook
 def status(city: str) -> Summary[CityStatus]:
     """Count what of a city is done, missing, failed, unavailable or orphaned; fetch nothing.
 
@@ -152,7 +155,7 @@ def status(city: str) -> Summary[CityStatus]:
     return Summary("\n".join(current.lines()), current.status)
 
 
-@_keeping_the_environment
+@_in_a_notebook
 def photographs(city: str) -> geopandas.GeoDataFrame:
     """Return a city's photographs and gaps: a row per street point and image.
 
