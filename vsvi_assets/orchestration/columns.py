@@ -4,7 +4,15 @@ from dagster import TableColumn, TableColumnConstraints, TableSchema
 
 from vsvi_assets.city import City
 from vsvi_assets.database.dataset import DATASET_SCHEMA
-from vsvi_assets.database.schema import DESCRIPTION, IMAGES, SELECTED_IMAGES, STREET_POINTS, Table
+from vsvi_assets.database.schema import (
+    DESCRIPTION,
+    IMAGES,
+    PHOTOGRAPHS,
+    SELECTED_IMAGES,
+    STREET_POINTS,
+    Table,
+)
+from vsvi_assets.photographs.quality import Quality
 
 _KEY = TableColumnConstraints(nullable=False, unique=True)
 _REQUIRED = TableColumnConstraints(nullable=False)
@@ -54,6 +62,7 @@ SIDECAR_FILE = TableSchema(
         TableColumn("height", "integer", "Pixels.", _REQUIRED),
         TableColumn("bytes", "bigint", "Size of the file.", _REQUIRED),
         TableColumn("sha256", "text", "Of the file, in hexadecimal.", _REQUIRED),
+        *(_column(PHOTOGRAPHS, name) for name in Quality._fields),
         TableColumn("url", "text", "The image's page at mapillary.com.", _REQUIRED),
         TableColumn("geometry", "geometry(Point, 4326)", "Longitude and latitude."),
     ]
