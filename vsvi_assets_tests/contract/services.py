@@ -20,11 +20,14 @@ import pytest
 import requests
 from google.protobuf.message import DecodeError
 
-BUDGET = {"tiles": 6, "graph": 12, "images": 3, "overpass": 2}
+BUDGET = {"tiles": 6, "graph": 12, "images": 3, "overpass": 2, "nominatim": 2}
 """Requests of a whole session, which no live run exceeds."""
 
 OTHER_TOKEN = "MLY|1234567890123456|0123456789abcdef0123456789abcdef"
 UNKNOWN_ID = 1
+RELATION = 324431
+"""Delft, the Netherlands, in OpenStreetMap."""
+
 IMAGE_FIELDS = "id,captured_at,sequence,creator,thumb_256_url,thumb_original_url"
 
 
@@ -68,7 +71,7 @@ class Answer:
 
 @dataclass
 class Services:
-    """Mapillary's servers and Overpass, wherever they are.
+    """Mapillary's servers, Overpass and Nominatim, wherever they are.
 
     Attributes
     ----------
@@ -85,6 +88,7 @@ class Services:
     tiles_url: str
     graph_url: str
     overpass_url: str
+    nominatim_url: str
     token: str = field(repr=False)
     user_agent: str
     tile: mercantile.Tile
@@ -198,6 +202,19 @@ class Services:
         _ = self.streets  # first, since a refusal asks for a pause
         return self._overpass(requests.utils.default_user_agent())
 
+    # Nominatim: stock User-Agents are tried on the sandbox alone, since they may block an address
+
+    @cached_property
+    def place_by_name(self) -> Answer:
+        query = "format=json&polygon_geojson=1&dedupe=0&limit=50&q=Delft%2C+Netherlands"
+        return self._nominatim(f"search?{query}")
+
+    @cached_property
+    def place_by_id(self) -> Answer:
+        time.sleep(1)  # at most one request per second
+        query = f"format=json&polygon_geojson=1&osm_ids=R{RELATION},R1"
+        return self._nominatim(f"lookup?{query}")
+
     # Requests
 
     def ask_all(self) -> None:
@@ -252,6 +269,9 @@ class Services:
         query = f'[out:json][timeout:25];way["highway"]({box});(._;>;);out;'
         url = f"{self.overpass_url}/interpreter?data={quote(query)}"
         return self._ask("overpass", url, headers={"User-Agent": user_agent}, timeout=60)
+
+    def _nominatim(self, question: str) -> Answer:
+        return self._ask("nominatim", f"{self.nominatim_url}/{question}")
 
     def _middle(self) -> tuple[float, float]:
         bounds = mercantile.bounds(self.tile)

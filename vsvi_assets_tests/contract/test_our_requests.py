@@ -1,6 +1,6 @@
 """The other side of the contract: what the project sends is what the facts demand.
 
-A whole city, from its box to its photographs, by the log of a strict sandbox.
+A whole city, from its place to its photographs, by the log of a strict sandbox.
 """
 
 from collections import Counter
@@ -8,21 +8,33 @@ from threading import Event
 
 import mercantile
 import pytest
+import shapely
 
+from vsvi_assets.city import PlaceNotLookedUpError
 from vsvi_assets.mapillary.errors import AddressBlockedError
+from vsvi_assets.running.places import look_up_region
 from vsvi_assets.sandbox import TOKEN, Sandbox
 from vsvi_assets_tests.contract.services import BUDGET
 from vsvi_assets_tests.mapillary.parts import LAT, LON, client_of, street_images, world_of
-from vsvi_assets_tests.project import Project
+from vsvi_assets_tests.project import BOX, Project
 
 TILE = mercantile.tile(LON, LAT, 14)
-TOKEN_PLACES = {"tiles": {"query"}, "graph": {"header"}, "images": set(), "overpass": set()}
+TOKEN_PLACES = {
+    "tiles": {"query"},
+    "graph": {"header"},
+    **{"images": set(), "overpass": set(), "nominatim": set()},
+}
 """Where each service finds the token, and nowhere else."""
 
 
 def test_each_request_is_one_that_its_service_serves(project: Project) -> None:
     """The token in the query for tiles and in a header for the graph; whom to contact for all."""
-    city = project.write_city()
+    place = shapely.geometry.mapping(shapely.box(*BOX.values()))
+    project.sandbox.world.add_place("Polderstad, Nederland", place, osm_id=47)
+    with pytest.raises(PlaceNotLookedUpError) as missing:
+        project.write_city(bounding_box=None, region={"place": "Polderstad"})
+    look_up_region(missing.value, project.settings)
+    city = project.write_city(bounding_box=None, region={"place": "Polderstad"})
     project.materialize_metadata(city)
     project.materialize_images(city)
 

@@ -21,7 +21,7 @@ import requests
 from vsvi_assets.running.services import user_environment
 from vsvi_assets.sandbox import TOKEN, Fault, Faults, Sandbox, StreetImage, World
 from vsvi_assets.settings import Settings, TokenMissingError
-from vsvi_assets_tests.contract.services import BUDGET, Answer, Services
+from vsvi_assets_tests.contract.services import BUDGET, RELATION, Answer, Services
 from vsvi_assets_tests.project import picture
 
 IS_LIVE = os.environ.get("VSVI_LIVE") == "1"
@@ -49,6 +49,8 @@ def world() -> World:
     )
     world.add_street([(bounds.west, lat), (bounds.east, lat)], highway="residential")
     world.add_street([(lon, bounds.south), (lon, bounds.north)], highway="footway")
+    delft = {"type": "Polygon", "coordinates": [[[4.3, 52], [4.4, 52], [4.4, 52.1], [4.3, 52]]]}
+    world.add_place("Delft, Zuid-Holland, Netherlands", delft, osm_id=RELATION)
     return world
 
 
@@ -64,6 +66,7 @@ def services_at(sandbox: Sandbox) -> Services:
         sandbox.tiles_url,
         sandbox.graph_url,
         sandbox.overpass_url,
+        sandbox.nominatim_url,
         token=TOKEN,
         user_agent=USER_AGENT,
         tile=DELFT,
@@ -83,6 +86,7 @@ def real_services() -> Services:
         addresses.tiles_url,
         addresses.graph_url,
         addresses.overpass_url,
+        addresses.nominatim_url,
         token=token,
         user_agent=settings.user_agent,
         tile=DELFT,
@@ -97,7 +101,8 @@ def services(request: pytest.FixtureRequest) -> Iterator[Services]:
     """The services of the session; what was asked once is not asked again."""
     if request.param == "live":
         services = real_services()
-        say(request, f"Asking {services.tiles_url}, {services.graph_url}, {services.overpass_url}")
+        urls = (services.tiles_url, services.graph_url, services.overpass_url)
+        say(request, f"Asking {', '.join(urls)}, {services.nominatim_url}")
         yield services
         made = [f"{services.made[service]} of {most} {service}" for service, most in BUDGET.items()]
         say(request, f"Requests made: {', '.join(made)}.")
@@ -437,8 +442,68 @@ def test_overpass_is_busy_daily(sandbox: Sandbox) -> None:
     assert [query(sandbox) for _ in range(3)] == [504, 504, 200]
 
 
+# Nominatim
+
+
+def is_place(answer: Answer) -> bool:
+    """Return whether an answer is a list whose first entry has what osmnx reads."""
+    try:
+        place = answer.json()[0]
+        numbers = [float(each) for each in (*place["boundingbox"], place["lat"], place["lon"])]
+        return (
+            len(numbers) == 6
+            and float(place["importance"]) >= 0
+            and place["geojson"]["type"] in ("Polygon", "MultiPolygon")
+            and {"place_id", "licence", "osm_type", "osm_id", "display_name"} <= set(place)
+        )
+    except (ValueError, TypeError, KeyError, IndexError):
+        return False
+
+
+def test_nominatim_knows_places_by_name(services: Services, holds: Check) -> None:
+    """/search?format=json answers a list of places, with their polygons where asked for.
+
+    nominatim.org/release-docs/latest/api/Output
+    """
+    answer = services.place_by_name
+    holds(answer.status == 200 and is_place(answer), answer)
+
+
+def test_nominatim_knows_relations_by_id(services: Services, holds: Check) -> None:
+    """/lookup answers a list, from which ids of nothing are left out."""
+    answer = services.place_by_id
+    known = is_place(answer) and [each["osm_id"] for each in answer.json()] == [RELATION]
+    holds(answer.status == 200 and known, answer)
+
+
+def place(sandbox: Sandbox, **headers: str) -> requests.Response:
+    url = f"{sandbox.nominatim_url}/search?format=json&q=Delft"
+    return requests.get(url, headers={"User-Agent": USER_AGENT, **headers}, timeout=10)
+
+
+def test_nominatim_refuses_stock_user_agents(sandbox: Sandbox) -> None:
+    """403 and a page for what libraries send by default (hotosm/tasking-manager#6304)."""
+    refused = place(sandbox, **{"User-Agent": "python-requests/2.32.3"})
+    assert refused.status_code == 403
+    assert "Access blocked" in refused.text
+
+
+def test_nominatim_serves_one_request_per_second(sandbox: Sandbox) -> None:
+    """429 and a page for the second request within a second (osm-search/Nominatim#906)."""
+    assert [place(sandbox).status_code for _ in range(2)] == [200, 429]
+    time.sleep(1.05)
+    assert place(sandbox).status_code == 200
+
+
+def test_nominatim_answers_an_empty_list_for_nothing(sandbox: Sandbox) -> None:
+    """A name that is none gives 200 and [], which is no error."""
+    url = f"{sandbox.nominatim_url}/search?format=json&q=Atlantis"
+    answer = requests.get(url, headers={"User-Agent": USER_AGENT}, timeout=10)
+    assert (answer.status_code, answer.json()) == (200, [])
+
+
 def test_the_budget_is_kept(services: Services) -> None:
-    """A whole session makes at most 6 tile, 12 graph, 3 image and 2 Overpass requests."""
+    """A whole session makes at most 6 tile, 12 graph, 3 image, 2 Overpass, 2 place requests."""
     services.ask_all()
     assert all(services.made[service] <= most for service, most in BUDGET.items())
 
