@@ -41,7 +41,7 @@ from vsvi_assets.city.views import Views
 IMAGE_RULES = ("months", "hours", "daylight", "duplicates", "quality")
 """Keys by which images are left out, each by itself or because of others."""
 
-POINT_RULES = ("facing", "prefer", "per_year", "assignment")
+POINT_RULES = ("same_street", "facing", "prefer", "per_year", "assignment")
 """Keys by which images are chosen for street points."""
 
 REPORT_NAME = "coverage.html"
@@ -117,6 +117,7 @@ class City(BaseModel):
     prefer: Literal["nearest", "newest"] = "nearest"
     per_year: bool = False
     assignment: Literal["independent", "one_to_one"] = "independent"
+    same_street: bool = False
     facing: Literal["any", "along", "across"] = "any"
     facing_tolerance: float = Field(30, gt=0, le=90)
     image_size: Annotated[Literal["original", "2048", "1024", "256"], BeforeValidator(_text)] = (
@@ -183,6 +184,14 @@ class City(BaseModel):
             raise ValueError(
                 f"facing_tolerance ({self.facing_tolerance:g}) says how exactly images face along "
                 "or across the street; set facing too, or leave it out"
+            )
+        if self.same_street and (
+            self.street_classes or (self.points_file and not self.streets_file)
+        ):
+            key = "street_classes" if self.street_classes else "points_file without streets_file"
+            raise ValueError(
+                f"same_street cannot be used with {key}: all streets have to be known, for an "
+                "image counts for the one that it was taken along"
             )
         if self._sets("clock") and not (self.months or self.hours or self.per_year):
             raise ValueError(

@@ -111,3 +111,7 @@ def explained() -> Iterator[None]:
 
 def _text(error: psycopg2.Error) -> str:
     return (error.diag.message_primary or str(error)).strip()
+
+
+class StreetsNotKeptError(PostgisError):
+    """A city's streets are not in its tables, since an earlier version did not keep them."""

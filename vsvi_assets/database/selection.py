@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import shapely
 from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.errors import StreetsNotKeptError
 from vsvi_assets.database.photographs import apply_quality_rules
 from vsvi_assets.database.queries import nearest_image, rejected_images, row_count
 from vsvi_assets.database.replacement import NewTable, unreplaced
@@ -16,14 +19,17 @@ from vsvi_assets.database.schema import IMAGES, SELECTION_RULES, STREET_POINTS
 from vsvi_assets.database.tables import SELECTION_SCHEMA
 from vsvi_assets.selection.choice import choose
 from vsvi_assets.selection.rules import Removal, usable_images
+from vsvi_assets.selection.streets import NO_STREET, streets_of_images
 
 SEARCHES = 4
 """Connections that read tables, or look for nearest images, at a time. PostgreSQL has no parallel
 plan for either."""
 
+_STREET_SCHEMA = pa.schema({"key": pa.string(), "line": pa.string()})
 _POINT_SCHEMA = pa.schema(
     [
         *STREET_POINTS.arrow_schema("id", "bearing"),
+        pa.field("key", pa.string()),
         pa.field("x", pa.float64()),
         pa.field("y", pa.float64()),
     ]
@@ -75,6 +81,9 @@ def select_images(postgis: Postgis, city: City, removals: list[Removal] | None =
     with unreplaced(postgis, city.name):
         points = _read_points(postgis, city) if city.chooses_for_points else None
         images = _read_images(postgis, city, listed)
+        streets = _read_streets(postgis, city) if city.same_street else None
+    if points is not None and streets is not None:
+        points, images = _with_streets(points, images, streets, city)
     images, of_images = usable_images(images, city)
     removals += of_images
     if points is None:
@@ -146,10 +155,54 @@ def _images_themselves(postgis: Postgis, city: City, listed: Sequence[int] | Non
 
 
 def _read_points(postgis: Postgis, city: City) -> pa.Table:
-    query = sql.SQL("SELECT id, bearing, ST_X(geo), ST_Y(geo) FROM {}.street_points").format(
-        sql.Identifier(city.name)
-    )
+    query = sql.SQL(
+        """
+        SELECT id, bearing, coalesce('name ' || street, 'way ' || osmid), ST_X(geo), ST_Y(geo)
+        FROM {}.street_points
+        """
+    ).format(sql.Identifier(city.name))
     return postgis.read(query, _POINT_SCHEMA)
+
+
+def _read_streets(postgis: Postgis, city: City) -> pa.Table:
+    """Read the streets' lines, each with the key of its street.
+
+    The ways of OpenStreetMap that have a name are one street with all others of that name; a
+    way without a name is one by itself.
+    """
+    query = sql.SQL(
+        """
+        SELECT coalesce('name ' || name, 'way ' || osmid), encode(ST_AsBinary(geo), 'hex')
+        FROM {}.streets
+        """
+    ).format(sql.Identifier(city.name))
+    return postgis.read(query, _STREET_SCHEMA)
+
+
+def _with_streets(
+    points: pa.Table, images: pa.Table, streets: pa.Table, city: City
+) -> tuple[pa.Table, pa.Table]:
+    """Give points and images the numbers of their streets, as the column `street`.
+
+    Raises
+    ------
+    StreetsNotKeptError
+        When there are none.
+    """
+    if len(points) and not len(streets):
+        raise StreetsNotKeptError(
+            f"The streets of {city.name} are not in its tables, and same_street asks for them: run "
+            f"`vsvi materialize {city.name} --overwrite`, which fetches them again."
+        )
+    keys = streets["key"].unique()
+    street = pc.index_in(streets["key"], keys).to_numpy().astype(np.int64)
+    lines = shapely.from_wkb(streets["line"].to_numpy())
+    of_images = streets_of_images(images, lines, street, city.max_distance)
+    of_points = pc.index_in(points["key"], keys).fill_null(NO_STREET).cast(pa.int64())
+    return (
+        points.append_column("street", of_points),
+        images.append_column("street", pa.array(of_images, pa.int64())),
+    )
 
 
 def _read_images(postgis: Postgis, city: City, listed: Sequence[int] | None) -> pa.Table:

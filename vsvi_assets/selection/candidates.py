@@ -75,19 +75,21 @@ def ranked_candidates(
     """Yield the candidates of all points, some points at a time.
 
     A candidate of a point is an image within `max_distance` metres (inclusive) that the city's
-    rules on pairs do not exclude: with `facing` a flat image whose heading is known to be along
-    or across the street, and any panorama; with `per_year` one of known year. With
-    `prefer: nearest` they are ordered by distance, and where it is equal by id; with
-    `prefer: newest` by time of capture first, the unknown ones last.
+    rules on pairs do not exclude: with `same_street` one of the point's street; with `facing` a
+    flat image whose heading is known to be along or across the street, and any panorama; with
+    `per_year` one of known year. With `prefer: nearest` they are ordered by distance, and where
+    it is equal by id; with `prefer: newest` by time of capture first, the unknown ones last.
     Rejected images are left out when all have their ranks, as are those behind as many rejected
     ones as the city file allows to try.
 
     Parameters
     ----------
     points
-        `x`, `y` (metres), `bearing` (degrees).
+        `x`, `y` (metres), `bearing` (degrees), and with `same_street` `street` (int64, below 0
+        where unknown).
     images
-        As `rules.usable_images` returns them: sorted by id, with `is_rejected` (bool).
+        As `rules.usable_images` returns them: sorted by id, with `is_rejected` (bool) and likewise
+        `street`.
     removed
         Gets the numbers of candidates that each rule left out, and as `candidates` their number
         before.
@@ -149,6 +151,9 @@ def _ranked(
         point, image = point[passes], image[passes]
         distance, angle = distance[passes], angle[passes]
 
+    if city.same_street:
+        street = points["street"].to_numpy()[point]
+        keep("same_street", (street >= 0) & (street == images["street"].to_numpy()[image]))
     if city.facing != "any":
         is_pano = images["is_pano"].fill_null(False).to_numpy()[image]
         off = angle if city.facing == "along" else 90 - angle

@@ -73,6 +73,7 @@ def _choice(ranked: Ranked, images: pa.Table) -> NDArray[np.int64]:
 def _removals(city: City, removed: Counter[str]) -> list[Removal]:
     before, removals = removed["candidates"], []
     settings = {
+        "same_street": "of the point's street",
         "facing": f"{city.facing} the street within {city.facing_tolerance:g} degrees",
         "per_year": "year known",
     }

@@ -1,15 +1,20 @@
 """The rules of the city file, compared with an exhaustive computation, in a real PostGIS."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+import shapely
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.errors import StreetsNotKeptError
 from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.selection import (
     read_removals,
@@ -20,12 +25,14 @@ from vsvi_assets.database.tables import (
     images_table,
     selected_images_table,
     street_points_table,
+    streets_table,
 )
 from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA
 from vsvi_assets.selection.rules import Removal
+from vsvi_assets.streets.points import no_streets
 from vsvi_assets_tests.database.parts import image, tile
 from vsvi_assets_tests.project import BOX
-from vsvi_assets_tests.selection.exhaustive import exhaustive_selection, least_costs
+from vsvi_assets_tests.selection.exhaustive import exhaustive_selection, least_costs, projected
 
 ZONE = "Europe/Amsterdam"
 WEST, SOUTH, EAST, NORTH = BOX.values()
@@ -77,8 +84,8 @@ def fill(database: Postgis, city: City, points: Rows, images: Rows) -> None:
     frame = gpd.GeoDataFrame(
         {
             "id": [point["id"] for point in points],
-            "osmid": [point["id"] for point in points],
-            "street": [None for _ in points],
+            "osmid": [point.get("osmid", point["id"]) for point in points],
+            "street": [point.get("street") for point in points],
             "bearing": [point["bearing"] for point in points],
         },
         geometry=gpd.points_from_xy(
@@ -200,6 +207,156 @@ def test_one_to_one_serves_the_most_points_at_the_least_cost(
 
     fill(database, city, points[::-1], images[::-1])
     assert select_images(database, city).equals(found)
+
+
+def streets_frame(streets: Mapping[str | None, Sequence[tuple[float, float]]]) -> gpd.GeoDataFrame:
+    """Return streets by name, as lines through places in degrees."""
+    return gpd.GeoDataFrame(
+        {
+            "osmid": range(100, 100 + len(streets)),
+            "name": pd.Series(list(streets), dtype=object),
+            "highway": "residential",
+            "metres": 1.0,
+        },
+        geometry=[shapely.LineString(places) for places in streets.values()],
+        crs=4326,
+    )
+
+
+def nearest_street(image: Mapping[str, Any], lines: Sequence[np.ndarray], reach: float) -> int:
+    """Return the row of the line nearest to a place, by the distances to all their segments."""
+    place = np.array([image["x"], image["y"]])
+    distances = []
+    for line in lines:
+        start, along = line[:-1], np.diff(line, axis=0)
+        share = (((place - start) * along).sum(axis=1) / (along**2).sum(axis=1)).clip(0, 1)
+        feet = start + share[:, None] * along
+        distances.append(float(np.hypot(*(place - feet).T).min()))
+    return int(np.argmin(distances)) if min(distances) <= reach else -1
+
+
+def streets_by_path(placed: Rows, nearest: Mapping[int, int]) -> dict[int, int]:
+    """Return the street of each image, -1 where its sequence does not keep to the nearest."""
+    streets = {}
+    for row in placed:
+        path = sorted(
+            (other["captured_at"], other["id"], other["x"], other["y"])
+            for other in placed
+            if other["sequence_id"] == row["sequence_id"] and other["captured_at"] is not None
+        )
+        at = next((number for number, other in enumerate(path) if other[1] == row["id"]), None)
+        neighbours = [] if at is None else path[max(at - 1, 0) : at] + path[at + 1 : at + 2]
+        near = [o[1] for o in neighbours if math.dist(o[2:], (row["x"], row["y"])) <= 30]
+        own = nearest[row["id"]]
+        keeps_to_it = not near or any(nearest[other] == own for other in near)
+        streets[row["id"]] = own if keeps_to_it else -1
+    return streets
+
+
+def drives(
+    frame: gpd.GeoDataFrame, metres_of_error: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return points on streets, and images of two drives along each, beside their true places."""
+    numbers = np.random.default_rng(8)
+    points: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    for street in frame.itertuples():
+        for number in range(12):
+            place = street.geometry.interpolate((number + 0.5) / 12, normalized=True)
+            point = {"id": len(points), "lon": place.x, "lat": place.y, "bearing": 90.0}
+            points.append({**point, "osmid": street.osmid, "street": street.name})
+        for drive, number in product(range(2), range(30)):
+            place = street.geometry.interpolate((number + 0.5) / 30, normalized=True)
+            error = numbers.normal(0, metres_of_error / 111_320, 2)
+            moment = 1_500_000_000_000 + 200_000_000 * len(images)
+            images.append(
+                image(
+                    len(images) + 1,
+                    float(np.clip(place.x + error[0], WEST, EAST)),
+                    float(np.clip(place.y + error[1], SOUTH, NORTH)),
+                    sequence_id=f"drive-{street.osmid}-{drive}",
+                    captured_at=None if numbers.random() < 0.05 else moment,
+                    compass_angle=numbers.uniform(0, 360),
+                    is_pano=False,
+                    creator_id=1,
+                )
+            )
+    return points, images
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"facing": "along", "per_year": True, "assignment": "one_to_one"}], ids=str
+)
+def test_the_same_street_is_that_of_an_exhaustive_computation(
+    database: Postgis, make_city: Callable[..., City], keys: dict[str, Any]
+) -> None:
+    city = make_city(max_distance=50, same_street=True, **keys)
+    fifteen_metres = 15 / 111_320
+    streets: dict[str | None, Sequence[tuple[float, float]]] = {
+        f"{name} {share}": [(WEST, lat + aside), (5.208, lat + aside), (EAST, lat + 2 * aside)]
+        for share in (0.2, 0.5, 0.8)
+        for lat in [SOUTH + (NORTH - SOUTH) * share]
+        for name, aside in (("Main", 0.0), ("Parallel", fifteen_metres))
+    }
+    streets |= {"Cross": [(5.209, SOUTH), (5.209, NORTH)], None: [(5.206, SOUTH), (5.206, NORTH)]}
+    frame = streets_frame(streets)
+    points, images = drives(frame, metres_of_error=6)
+    fill(database, city, points, images)
+    replace_tables(database, city.name, [streets_table(frame, city)])
+    lines = [np.array(line.coords) for line in frame.to_crs(city.projected_srid).geometry]
+    placed = projected(images, city.projected_srid)
+    street_of = streets_by_path(
+        placed, {row["id"]: nearest_street(row, lines, city.max_distance) for row in placed}
+    )
+    own = {point["id"]: point["osmid"] - 100 for point in points}
+    every = exhaustive_selection(points, images, city, ZONE)
+    on_street = [row for row in every if street_of[row["image_id"]] == own[row["street_point_id"]]]
+    removals: list[Removal] = []
+
+    found = select_images(database, city, removals).to_pylist()
+
+    assert 0 < len(on_street) < len(every)
+    assert (removals[0].rule, removals[0].of) == ("same_street", "candidates")
+    assert all(street_of[row["image_id"]] == own[row["street_point_id"]] for row in found)
+    if keys:
+        best = least_costs(on_street, [row["distance"] for row in on_street])
+        total = sum(row["distance"] for row in found)
+        assert (len(found), total) == pytest.approx(best, rel=1e-9)
+    else:
+        assert removals[0].removed == len(every) - len(on_street)
+        nearest: dict[int, int] = {}
+        for row in on_street:
+            nearest.setdefault(row["street_point_id"], row["image_id"])
+        assert {row["street_point_id"]: row["image_id"] for row in found} == nearest
+
+
+def test_a_street_15_metres_away_never_supplies_an_image(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    city = make_city(max_distance=50, same_street=True)
+    aside = 15 / 111_320
+    frame = streets_frame(
+        {
+            "Main": [(WEST, 52.525), (EAST, 52.525)],
+            "Other": [(WEST, 52.525 + aside), (EAST, 52.5252)],
+        }
+    )
+    points, images = drives(frame, metres_of_error=2)
+    fill(database, city, points, images)
+    replace_tables(database, city.name, [streets_table(frame, city)])
+    for row in select_images(database, city).to_pylist():
+        driven = row["sequence_id"].split("-")[1]
+        assert driven == str(points[row["street_point_id"]]["osmid"])
+
+
+def test_without_its_streets_a_city_is_told_to_fetch_them(
+    database: Postgis, make_city: Callable[..., City]
+) -> None:
+    city = make_city(same_street=True)
+    fill(database, city, random_points(3, 1), random_images(30, 1))
+    replace_tables(database, city.name, [streets_table(no_streets(), city)])
+    with pytest.raises(StreetsNotKeptError, match="vsvi materialize town --overwrite"):
+        select_images(database, city)
 
 
 def test_rules_leave_out_images_that_are_selected_for_themselves(
