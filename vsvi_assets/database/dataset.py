@@ -16,9 +16,11 @@ from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisError
 from vsvi_assets.database.photographs import ensure_photographs
 from vsvi_assets.database.queries import (
+    CHOICE,
     has_rejected_image_near,
-    nearest_selected_image,
+    no_choice,
     row_count,
+    selected_images_near,
 )
 from vsvi_assets.database.schema import (
     IMAGES,
@@ -96,6 +98,11 @@ _QUERIED = (
     _Queried(
         sql.Identifier("pair", "sequence_id"),
         Column("sequence_id", pa.string(), "The image's sequence."),
+    ),
+    *(
+        _Queried(sql.Identifier("pair", column.name), column)
+        for column in SELECTED_IMAGES.columns
+        if column.name in CHOICE.names
     ),
     *_lon_lat("image", "image_", "image"),
     *_columns("image", IMAGES, "id", "sequence_id"),
@@ -176,13 +183,13 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
     query = sql.SQL(
         """
         WITH near AS MATERIALIZED (
-            SELECT point.id AS street_point_id, image_id, sequence_id, distance,
+            SELECT point.id AS street_point_id, nearest.*,
                 image_id IS NULL AND {rejected_near} AS rejected_near
             FROM {schema}.street_points AS point LEFT JOIN LATERAL ({nearest}) AS nearest ON true
         ), pair AS (
             SELECT * FROM near
             UNION ALL
-            SELECT DISTINCT NULL::bigint, image_id, sequence_id, NULL::float, false
+            SELECT DISTINCT NULL::bigint, image_id, sequence_id, NULL::float, {no_choice}, false
             FROM {schema}.selected_images AS selected
             WHERE street_point_id IS NULL
                 AND NOT EXISTS (SELECT FROM near WHERE near.image_id = selected.image_id)
@@ -197,7 +204,8 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
         """
     ).format(
         schema=sql.Identifier(city.name),
-        nearest=nearest_selected_image(city),
+        nearest=selected_images_near(city),
+        no_choice=no_choice(),
         rejected_near=has_rejected_image_near(city),
         columns=sql.SQL(", ").join(queried.expression for queried in _QUERIED),
     )

@@ -149,6 +149,41 @@ def nearest_selected_image(city: City) -> sql.Composed:
     return nearest_image(city, among=among.format(schema=schema))
 
 
+CHOICE = SELECTED_IMAGES.arrow_schema(
+    *("rule", "rank", "angle", "candidates", "year", "balanced", "twins")
+)
+"""The columns of `selected_images` that say how an image was chosen."""
+
+
+def selected_images_near(city: City) -> sql.Composed:
+    """Return a subquery for the images selected for the row `point`: with `per_year` several.
+
+    It has `image_id`, `sequence_id`, `distance` (metres) and the columns of `CHOICE`, which are
+    null where images are selected for themselves; then it has the one that is nearest. It takes
+    the parameter `max_distance`.
+    """
+    if city.chooses_for_points:
+        return sql.SQL(
+            "SELECT image_id, sequence_id, distance, {choice} FROM {selected}"
+            " WHERE street_point_id = point.id"
+        ).format(
+            choice=sql.SQL(", ").join(map(sql.Identifier, CHOICE.names)),
+            selected=sql.Identifier(city.name, SELECTED_IMAGES.name),
+        )
+    return sql.SQL(
+        "SELECT image_id, sequence_id, distance, {nulls} FROM ({nearest}) AS nearest"
+    ).format(nulls=no_choice(), nearest=nearest_selected_image(city))
+
+
+def no_choice() -> sql.Composed:
+    """Return nulls in place of the columns of `CHOICE`, of their types."""
+    types = {column.name: column.sql_type for column in SELECTED_IMAGES.columns}
+    return sql.SQL(", ").join(
+        sql.SQL("NULL::{} AS {}").format(sql.SQL(types[name]), sql.Identifier(name))
+        for name in CHOICE.names
+    )
+
+
 def coverage(postgis: Postgis, city: City) -> pa.Table:
     """Return each street point with the nearest selected image within `max_distance`.
 
