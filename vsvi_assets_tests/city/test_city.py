@@ -144,6 +144,11 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
             ["minutes = 1", "unknown key; the keys are metres, seconds"],
         ),
         ({"prefer": "oldest"}, ["prefer = 'oldest'", "'nearest' or 'newest'"]),
+        ({"same_street": "Main"}, ["same_street = 'Main'", "boolean"]),
+        (
+            {"same_street": True, "street_classes": ["primary"]},
+            ["same_street cannot be used with street_classes", "all streets"],
+        ),
         ({"facing": "towards"}, ["facing = 'towards'", "'any', 'along' or 'across'"]),
         (
             {"facing": "along", "facing_tolerance": 120},

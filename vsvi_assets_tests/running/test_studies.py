@@ -4,12 +4,15 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import pytest
+from dagster import AssetKey
 
 from vsvi_assets.city import City, PlaceNotLookedUpError, load_cities
 from vsvi_assets.database.dataset import dataset
+from vsvi_assets.database.selection import read_removals
 from vsvi_assets.running.places import look_up_region
 from vsvi_assets.sandbox import OverpassLimits, Sandbox, demo_world
 from vsvi_assets_tests.project import Project, picture
@@ -82,6 +85,47 @@ def test_a_list_of_schools(studies: Project, sandbox: Sandbox) -> None:
     assert rows["S-121"]["state"] == "gap"  # nobody took a photograph near to it
     assert rows["S-301"]["state"] == "gap"
     assert rows["S-301"]["reason"].startswith("No image within 60 m")
+
+
+def test_a_panel_over_years(studies: Project) -> None:
+    city = study(studies, "panel")
+    run = studies.run_city(city)
+    assert run.success, run.failures
+    table = dataset(studies.postgis, city).read_all().to_pandas()
+    table = table[table["image_id"].notna()]
+    assert not table.duplicated(["street_point_id", "year"]).any()
+    assert table["street_point_id"].duplicated().any()
+    local = table["captured_at"].dt.tz_convert("Europe/Amsterdam")
+    assert (local.dt.year == table["year"]).all()
+    assert set(local.dt.month) <= {4, 5, 6, 7, 8, 9}
+    assert local.dt.hour.between(9, 17).all()
+    years = table.groupby("street_point_id")["year"].transform("nunique")
+    assert (table["balanced"] == (years == table["year"].nunique())).all()
+    removals = read_removals(studies.postgis, city)
+    assert [each.rule for each in removals] == ["months", "hours", "duplicates", "per_year"]
+    event = studies.instance.get_latest_materialization_event(
+        AssetKey(["panel", "selected_image_ids"])
+    )
+    assert event
+    assert event.asset_materialization
+    shown: Any = event.asset_materialization.metadata["rules"].value
+    assert [record.data["removed"] for record in shown.records] == [
+        each.removed for each in removals
+    ]
+
+
+def test_facades(studies: Project) -> None:
+    city = study(studies, "facades")
+    run = studies.run_city(city)
+    assert run.success, run.failures
+    table = dataset(studies.postgis, city).read_all().to_pandas()
+    table = table[table["image_id"].notna()]
+    assert len(table) > 20
+    assert not table["image_id"].duplicated().any()
+    assert set(table["rule"]) == {"newest, one to one"}
+    assert (table["is_pano"].astype(bool) | (table["angle"] >= 60)).all()
+    assert (table["candidates"] >= table["rank"]).all()
+    assert (table["state"] == "stored").all()
 
 
 def test_a_gpx_track(studies: Project, sandbox: Sandbox) -> None:
