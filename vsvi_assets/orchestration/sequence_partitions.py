@@ -11,6 +11,7 @@ status back. So what was materialized and is no longer complete is shown as fail
 that fails with the reason; what became complete is recorded as materialized.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 
@@ -42,6 +43,9 @@ from vsvi_assets.settings import Settings
 MAX_SEQUENCES = 100_000
 """Dagster recommends at most so many partition keys an asset
 (docs.dagster.io/guides/build/partitions-and-backfills/partitioning-assets)."""
+
+RUNS_OF_ALL_BUCKETS = 128
+"""At most so many: Dagster queues about one run of a backfill per second (dagster#28998)."""
 
 UNFINISHED_RUNS = [
     DagsterRunStatus.QUEUED,
@@ -92,7 +96,9 @@ def partition_keys(instance: DagsterInstance, city: City) -> list[str]:
 
 def partitions_per_run(city: City, settings: Settings) -> int:
     """Return how many partitions of photographs a run takes at most."""
-    return 1 if city.sequence_buckets else settings.sequences_per_run
+    if city.sequence_buckets:
+        return math.ceil(city.sequence_buckets / RUNS_OF_ALL_BUCKETS)
+    return settings.sequences_per_run
 
 
 def sequences_of(postgis: Postgis, city: City, keys: Sequence[str]) -> Sequence[str]:

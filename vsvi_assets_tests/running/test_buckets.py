@@ -10,6 +10,7 @@ from vsvi_assets.orchestration.assets import selected_image_ids
 from vsvi_assets.orchestration.common import asset_key
 from vsvi_assets.orchestration.retries import reason
 from vsvi_assets.orchestration.sequence_partitions import sequence_statuses
+from vsvi_assets.running.run_city import partition_ranges
 from vsvi_assets_tests.project import Project
 
 BUCKETS = 7
@@ -115,3 +116,10 @@ def test_more_sequences_than_dagster_keeps_need_buckets(
     assert 'Add "sequence_buckets": 1024 to the city file' in "\n".join(run.failures)
     assert project.sequences(city) == []
     assert project.run_city(project.write_city(sequence_buckets=BUCKETS)).success
+
+
+@pytest.mark.parametrize("number", [1, 7, 128, 129, 1024, 10_000])
+def test_a_backfill_of_all_buckets_is_few_runs(project: Project, number: int) -> None:
+    city = project.write_city(sequence_buckets=number)
+    size = sequence_partitions.partitions_per_run(city, project.settings)
+    assert len(list(partition_ranges(bucket_keys(number), bucket_keys(number), size))) <= 128
