@@ -141,8 +141,15 @@ def split(city_name: str, tiles: int) -> None:
 @main.command()
 @_explaining
 def up() -> None:
-    """Start PostGIS, the server of the reports and, for the cities on it, the sandbox."""
-    for line in start_all().lines:
+    """Start PostGIS, the server of the reports and, for the cities on it, the sandbox.
+
+    Regions that are places are looked up, where they never were.
+    """
+    # osmnx takes a second to load, which other commands need not.
+    from vsvi_assets.running.places import look_up_all
+
+    started = start_all()
+    for line in (*started.lines, *look_up_all(started.settings)):
         click.echo(line)
 
 

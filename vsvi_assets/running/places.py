@@ -1,11 +1,28 @@
 """Places that cities are regions of: looked up once, by whoever runs a city first."""
 
+from collections.abc import Iterator
+
 import pyproj
 
-from vsvi_assets.city import PlaceNotLookedUpError
+from vsvi_assets.city import CityFileError, PlaceNotLookedUpError, load_cities
 from vsvi_assets.city.region import freeze_place
 from vsvi_assets.settings import Settings
+from vsvi_assets.streets.errors import PlaceError
 from vsvi_assets.streets.nominatim import Nominatim, look_up
+
+
+def look_up_all(settings: Settings) -> Iterator[str]:
+    """Look up the places that never were, of all cities; say of each what it is, or what failed."""
+    try:
+        _, broken = load_cities(settings.cities_dir, settings.data_dir)
+    except CityFileError:
+        return  # of which more is said where a city is asked for
+    for city in broken:
+        if isinstance(city.error, PlaceNotLookedUpError):
+            try:
+                yield look_up_region(city.error, settings)
+            except (PlaceError, CityFileError) as error:
+                yield f"{city.name}: {error}"
 
 
 def look_up_region(missing: PlaceNotLookedUpError, settings: Settings) -> str:

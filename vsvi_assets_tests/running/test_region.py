@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from vsvi_assets.city import BrokenCity, City, PlaceNotLookedUpError, load_cities, load_city
 from vsvi_assets.cli import main
 from vsvi_assets.database.audit import wrong_geometries
-from vsvi_assets.running.places import look_up_region
+from vsvi_assets.running.places import look_up_all, look_up_region
 from vsvi_assets.streets.errors import PlaceError
 from vsvi_assets_tests.project import BOX, Project
 
@@ -133,6 +133,21 @@ def test_a_place_is_looked_up_once_and_kept(project: Project) -> None:
         look_up_region(other, project.settings)
 
 
+def test_places_of_all_cities_are_looked_up_where_they_never_were(project: Project) -> None:
+    project.sandbox.world.add_place("Polderstad", L_SHAPE.__geo_interface__, osm_id=47)
+    place_city(project)
+    nowhere = {"region": {"place": "Atlantis"}}
+    (project.settings.cities_dir / "lost.json").write_text(json.dumps(nowhere))
+    project.write_city("plain")
+    lost, town = sorted(look_up_all(project.settings))
+    assert "lost: Nominatim (127.0.0.1) knows nothing of the place 'Atlantis'" in lost
+    assert town.startswith("town: Polderstad is Polderstad (relation 47)")
+    asked = project.sandbox.stats.requests["nominatim"]
+    [again] = look_up_all(project.settings)
+    assert again == lost
+    assert project.sandbox.stats.requests["nominatim"] == asked + 1
+
+
 def test_the_command_looks_up_a_relation(project: Project) -> None:
     project.sandbox.world.add_place("Polderstad", L_SHAPE.__geo_interface__, osm_id=47)
     path = project.settings.cities_dir / "town.json"
@@ -145,3 +160,26 @@ def test_the_command_looks_up_a_relation(project: Project) -> None:
     said = CliRunner().invoke(main, ["region", "town"])
     assert said.exit_code == 0
     assert "The region of town is kept in" in said.output
+
+
+def test_some_classes_of_streets(project: Project) -> None:
+    city = project.write_city(street_classes=["residential", "track"])
+    run = project.materialize(city, "street_points")
+    points = gpd.read_file(city.street_points_path)
+    assert set(points["highway"]) == {"residential"}
+    assert {name.split()[0] for name in points["street"]} == {"Row"}
+    assert run.success
+
+    everything = project.write_city("other")
+    project.materialize(everything, "street_points")
+    others = gpd.read_file(everything.street_points_path)
+    assert "highway" not in others  # the file is what it was before there were classes
+    assert {name.split()[0] for name in others["street"]} == {"Row", "Lane"}
+
+
+def test_a_class_that_no_street_has_is_named_beside_those_there_are(project: Project) -> None:
+    city = project.write_city(street_classes=["residental"])
+    with pytest.raises(
+        Exception, match=r"residental lies in the area\. The classes there are footway, residential"
+    ):
+        project.materialize(city, "street_points")

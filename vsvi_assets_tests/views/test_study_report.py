@@ -149,3 +149,21 @@ def test_a_city_without_a_photograph_has_a_report(project: Project) -> None:
     groups = make_report(nowhere, project.postgis).groups
     assert groups["year"] == []
     assert all(each.covered_points == 0 for each in groups["street class"])
+
+
+def test_the_report_of_places_shows_their_columns(project: Project) -> None:
+    folder = project.settings.data_dir
+    folder.mkdir(exist_ok=True)
+    (folder / "schools.csv").write_text(
+        f"id,name,lon,lat,pupils\ns-1,De <b>Dijk</b>,{WEST + 0.002},{SOUTH + 0.0005},120\n"
+    )
+    city = project.write_city(points_file="schools.csv")
+    project.materialize_metadata(city)
+    write_report(project, city)
+    with opened(city) as report:
+        assert report.shown() == "1 of 1 places shown"
+        report.page.locator("canvas").press("n")
+        panel = report.page.locator("#point")
+        expect(panel).to_contain_text("De <b>Dijk</b>")
+        expect(panel).to_contain_text("120")
+        expect(panel).to_contain_text("s-1")
