@@ -175,7 +175,7 @@ def test_what_is_no_area_of_a_city_is_refused(tmp_path: Path, shapes: list[Any],
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({}, "either bounding_box or region"),
+        ({}, "bounding_box, region or points_file must say"),
         ({"region": "absent.geojson"}, "no such file"),
         ({"region": "text.geojson"}, "GDAL cannot read it"),
         ({"region": "table.csv"}, "has no geometry in it"),
