@@ -229,3 +229,19 @@ def test_a_plan_says_what_share_its_limits_reject(project: Project) -> None:
     text = "\n".join(plan_lines(city, plan))
     assert f"{rejected} of {len(stored)} measured photographs ({rejected / len(stored):.0%}" in text
     assert f"about {round(rejected / len(stored) * plan.images)} of those to download" in text
+
+
+def test_a_plan_says_what_the_rules_left_out(project: Project) -> None:
+    city = project.write_city(months=[7], duplicates="exact", prefer="newest")
+    project.materialize_metadata(city)
+    plan = planned(project, city)
+    months, duplicates = plan.removals
+    assert (months.rule, months.before) == ("months", len(project.sandbox.world.images))
+    assert 0 < months.removed < months.before
+    lines = "\n".join(plan_lines(city, plan))
+    assert f"7 (civil time): leaves out {months.removed} of {months.before} images" in lines
+    assert f"exact: leaves out 0 of {duplicates.before} images" in lines
+
+    without = project.write_city()
+    project.materialize(without, "selected_image_ids")
+    assert not planned(project, without).removals
