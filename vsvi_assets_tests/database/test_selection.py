@@ -174,10 +174,16 @@ def test_each_rule_selects_what_an_exhaustive_computation_does(
 
 
 @pytest.mark.parametrize("keys", [{}, RULES[-1]], ids=str)
-@pytest.mark.parametrize("prefer", ["nearest", "newest"])
+@pytest.mark.parametrize(("prefer", "listed"), [("nearest", 64), ("newest", 64), ("nearest", 1)])
 def test_one_to_one_serves_the_most_points_at_the_least_cost(
-    database: Postgis, make_city: Callable[..., City], keys: dict[str, Any], prefer: str
+    database: Postgis,
+    make_city: Callable[..., City],
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, Any],
+    prefer: str,
+    listed: int,
 ) -> None:
+    monkeypatch.setattr("vsvi_assets.selection.choice.LISTED", listed)
     keys = {**keys, "prefer": prefer, "assignment": "one_to_one"}
     city = make_city(max_distance=60, **keys)
     points, images = random_points(150, 5), random_images(180 if len(keys) < 5 else 900, 6)
