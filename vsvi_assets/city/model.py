@@ -35,7 +35,7 @@ from vsvi_assets.city.quality import QualityRules
 from vsvi_assets.city.region import PlaceNotLookedUpError, RegionKey, buffered, read_region
 from vsvi_assets.city.rules import DayHours, Duplicates, Elevation, MonthList
 from vsvi_assets.city.schedule import check_cron, check_timezone
-from vsvi_assets.city.tiles import parse_tile_key, tile_file_name, tile_key
+from vsvi_assets.city.tiles import Positions, parse_tile_key, tile_file_name, tile_key
 from vsvi_assets.city.views import Views
 
 IMAGE_RULES = ("months", "hours", "daylight", "duplicates", "quality")
@@ -105,6 +105,7 @@ class City(BaseModel):
     imgid_file: UserPath | None = None
     tile_list_file: UserPath | None = None
     failed_imgid_file: UserPath | None = None
+    positions: Positions = "original"
     panorama: Literal["any", "only", "exclude"] = "any"
     captured_after: Annotated[datetime, AfterValidator(_utc)] | None = None
     captured_before: Annotated[datetime, AfterValidator(_utc)] | None = None
@@ -393,6 +394,15 @@ class City(BaseModel):
         """The z14 tiles that meet the area, less those that `tile_list_file` leaves out."""
         return self._tiles
 
+    @property
+    def tile_requests(self) -> int:
+        """How many requests all tiles take: with corrected positions two for each."""
+        return self.requests_for(len(self._tiles))
+
+    def requests_for(self, tiles: int) -> int:
+        """Return how many requests so many tiles take at most."""
+        return tiles * (1 if self.positions == "original" else 2)
+
     @cached_property
     def tile_keys(self) -> list[str]:
         """The tiles' partition keys, `14/x/y`."""
@@ -498,7 +508,7 @@ class City(BaseModel):
 
     def tile_path(self, key: str) -> Path:
         """Return the file of the tile of the partition `key`."""
-        return self.tiles_folder / tile_file_name(parse_tile_key(key))
+        return self.tiles_folder / tile_file_name(parse_tile_key(key), self.positions)
 
     def read_image_ids(self) -> list[int] | None:
         """Read the ids of `imgid_file`; None where the city file names none.

@@ -1,11 +1,15 @@
 """Mapillary's tiles: their zoom level, partition keys and file names."""
 
 import re
+from typing import Literal
 
 import mercantile
 
 ZOOM = 14
 """The zoom level at which Mapillary's tiles hold single images."""
+
+Positions = Literal["original", "computed"]
+"""Where images are: as their cameras say, or as Mapillary corrected it (structure from motion)."""
 
 _FILE_NAME = re.compile(rf"mly1_public_\d{{1,5}}_\d{{1,5}}_{ZOOM}")
 
@@ -21,9 +25,14 @@ def parse_tile_key(key: str) -> mercantile.Tile:
     return mercantile.Tile(x, y, z)
 
 
-def tile_file_name(tile: mercantile.Tile) -> str:
-    """Return the name of a tile's file in the tile cache, as percept-vsvi-filter writes it."""
-    return f"mly1_public_{tile.x}_{tile.y}_{tile.z}"
+def tile_file_name(tile: mercantile.Tile, positions: Positions = "original") -> str:
+    """Return the name of a tile's file in the tile cache.
+
+    With the cameras' own positions it is the one that percept-vsvi-filter writes. Tiles with
+    corrected positions lie beside them, under the name of Mapillary's other tile set.
+    """
+    tile_set = "mly1_public" if positions == "original" else "mly1_computed_public"
+    return f"{tile_set}_{tile.x}_{tile.y}_{tile.z}"
 
 
 def is_tile_file_name(text: str) -> bool:

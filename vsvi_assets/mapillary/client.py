@@ -78,6 +78,7 @@ MAX_BACKOFF = 60.0
 CHUNK_BYTES = 65_536
 
 Authorization = Callable[[requests.PreparedRequest], requests.PreparedRequest]
+TileSet = Literal["mly1_public", "mly1_computed_public"]
 ImageSize = Literal["original", "2048", "1024", "256"]
 T = TypeVar("T")
 
@@ -192,8 +193,18 @@ class Mapillary:
     def _token(self) -> ClientToken:
         return ClientToken(self._services.token())
 
-    def tile_images(self, tile: mercantile.Tile, stop: threading.Event | None = None) -> TileImages:
+    def tile_images(
+        self,
+        tile: mercantile.Tile,
+        stop: threading.Event | None = None,
+        tile_set: TileSet = "mly1_public",
+    ) -> TileImages:
         """Fetch a tile of Mapillary's public coverage and return its images.
+
+        Parameters
+        ----------
+        tile_set
+            `mly1_public`: positions as the cameras say; `mly1_computed_public`: corrected ones.
 
         Raises
         ------
@@ -206,8 +217,11 @@ class Mapillary:
         if self.tile_gate is None:
             raise ValueError("a client without a tile gate asks for no tiles")
         gate = self.tile_gate
-        url = f"{self._services.tiles_url}/maps/vtp/mly1_public/2/{tile.z}/{tile.x}/{tile.y}"
+        path = f"{tile_set}/2/{tile.z}/{tile.x}/{tile.y}"
+        url = f"{self._services.tiles_url}/maps/vtp/{path}"
         name = tile_name(tile)
+        if tile_set != "mly1_public":
+            name += f" of {tile_set}"
 
         def attempt(stop: threading.Event) -> TileImages:
             gate.wait_turn(stop)

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 
 import mercantile
 
+from vsvi_assets.city import Positions
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.errors import (
     AddressBlockedError,
@@ -18,7 +19,7 @@ from vsvi_assets.mapillary.errors import (
     TileNotFoundError,
     TransientError,
 )
-from vsvi_assets.mapillary.tiles import TileImages
+from vsvi_assets.mapillary.tiles import TileImages, with_computed_positions
 from vsvi_assets.mapillary.workers import interruptible_workers
 
 WORKERS = 8
@@ -47,6 +48,7 @@ def fetch_tiles(
     client: Mapillary,
     tiles: Iterable[mercantile.Tile],
     *,
+    positions: Positions = "original",
     not_found_pause: float = NOT_FOUND_PAUSE_SECONDS,
 ) -> Generator[tuple[mercantile.Tile, TileImages], None, None]:
     """Fetch tiles and yield each with its images, in the order of arrival.
@@ -56,6 +58,9 @@ def fetch_tiles(
 
     Parameters
     ----------
+    positions
+        `computed`: each tile that has images is fetched from both tile sets, and its images get
+        the corrected positions as `with_computed_positions` says.
     not_found_pause
         Seconds after which a tile that was answered 404 is asked for again, at most twice.
 
@@ -69,7 +74,7 @@ def fetch_tiles(
         At once.
     """
     with interruptible_workers(WORKERS) as (pool, stop):
-        yield from _Fetching(client, tiles, not_found_pause, pool, stop).run()
+        yield from _Fetching(client, tiles, positions, not_found_pause, pool, stop).run()
 
 
 class _Fetching:
@@ -77,11 +82,13 @@ class _Fetching:
         self,
         client: Mapillary,
         tiles: Iterable[mercantile.Tile],
+        positions: Positions,
         not_found_pause: float,
         pool: Executor,
         stop: threading.Event,
     ) -> None:
         self._client, self._tiles = client, iter(tiles)
+        self._positions = positions
         self._pool, self._stop = pool, stop
         self._not_found_pause = not_found_pause
         self._not_found: Counter[mercantile.Tile] = Counter()
@@ -125,7 +132,14 @@ class _Fetching:
             tile = self._later.popleft()[1] if is_due else next(self._tiles, None)
             if tile is None:
                 return
-            self._running[self._pool.submit(self._client.tile_images, tile, self._stop)] = tile
+            self._running[self._pool.submit(self._fetch, tile)] = tile
+
+    def _fetch(self, tile: mercantile.Tile) -> TileImages:
+        images = self._client.tile_images(tile, self._stop)
+        if self._positions == "original" or not len(images):
+            return images
+        computed = self._client.tile_images(tile, self._stop, "mly1_computed_public")
+        return with_computed_positions(images, computed)
 
     def _ask_later(self, tile: mercantile.Tile, error: TileNotFoundError) -> None:
         self._not_found[tile] += 1

@@ -1,12 +1,13 @@
 """Tile files: GeoJSON FeatureCollections of images, as percept-vsvi-filter keeps them.
 
-What this project writes has a feature per line, and two members after the features:
-`services`, where the tile comes from, and `dropped`, what of it could not be used.
+What this project writes has a feature per line, and members after the features: `services`, where
+the tile comes from, `dropped`, what of it could not be used, and, where corrected positions were
+asked for, `uncorrected`, how many images have none.
 """
 
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,12 @@ def tile_geojson(tile: TileImages, services: str) -> Iterator[bytes | memoryview
         lines = _feature_lines(tile.images.slice(start, _BLOCK_IMAGES))
         is_last = start + _BLOCK_IMAGES >= len(tile)
         yield lines[: -len(b",\n")] if is_last else lines
-    members = {"services": services, "dropped": [asdict(dropped) for dropped in tile.dropped]}
+    members: dict[str, Any] = {
+        "services": services,
+        "dropped": [asdict(dropped) for dropped in tile.dropped],
+    }
+    if tile.uncorrected is not None:
+        members["uncorrected"] = tile.uncorrected
     yield _END
     yield b"," + orjson.dumps(members)[1:] + b"\n"
 
@@ -126,11 +132,17 @@ def _read_lines(data: mmap.mmap, path: Path, services: str) -> TileImages | None
             Dropped(entry["reason"], entry["count"], tuple(entry["examples"]))
             for entry in members.get("dropped", ())
         ]
+        uncorrected = _uncorrected(members)
         blocks = [_read_block(block) for block in _blocks(data, len(_START), end)]
         table = pa.concat_tables(blocks) if blocks else IMAGE_SCHEMA.empty_table()
     except (ValueError, TypeError, KeyError):  # pa.ArrowInvalid is a ValueError
         return None
-    return usable_images(table, str(path), dropped)
+    return replace(usable_images(table, str(path), dropped), uncorrected=uncorrected)
+
+
+def _uncorrected(members: dict[str, Any]) -> int | None:
+    count = members.get("uncorrected")
+    return None if count is None else int(count)
 
 
 def _blocks(data: mmap.mmap, start: int, end: int) -> Iterator[bytes]:
@@ -171,6 +183,7 @@ def _read_features(data: mmap.mmap, path: Path, services: str) -> TileImages:
         features = collection["features"]
         if collection["type"] != "FeatureCollection" or not isinstance(features, list):
             raise TypeError("no FeatureCollection")
+        uncorrected = _uncorrected(collection)
     except (ValueError, TypeError, KeyError) as error:
         raise _not_geojson(path, data[:100]) from error
     _check_services(collection, path, services)
@@ -188,7 +201,8 @@ def _read_features(data: mmap.mmap, path: Path, services: str) -> TileImages:
             unusable = array.null_count - sum(value is None for value in values)
             dropped += unusable_values(field.name, unusable, len(values), str(path))
         arrays.append(array)
-    return usable_images(pa.Table.from_arrays(arrays, schema=IMAGE_SCHEMA), str(path), dropped)
+    table = pa.Table.from_arrays(arrays, schema=IMAGE_SCHEMA)
+    return replace(usable_images(table, str(path), dropped), uncorrected=uncorrected)
 
 
 def _part(feature: object, name: str) -> dict[str, Any]:

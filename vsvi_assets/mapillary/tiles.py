@@ -110,10 +110,14 @@ class TileImages:
         property that the tile has beyond it.
     dropped
         What could not be used, and is not in the table.
+    uncorrected
+        How many images have the camera's own position although corrected ones were asked for;
+        None where they were not.
     """
 
     images: pa.Table
     dropped: tuple[Dropped, ...] = ()
+    uncorrected: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -174,6 +178,40 @@ def decode_tile(data: bytes, tile: mercantile.Tile) -> TileImages:
         raise MalformedTileError(
             f"{where}: not a whole vector tile ({error}), begins with {cut_short(data)}"
         ) from error
+
+
+def with_computed_positions(tile: TileImages, computed: TileImages) -> TileImages:
+    """Give a tile's images the positions that Mapillary corrected by structure from motion.
+
+    An image that the corrected tile does not have keeps the camera's own position, and is counted
+    in `uncorrected`. Such are images without a reconstruction, and the few whose corrected position
+    lies in another tile. All else is that of the first tile, its `compass_angle` too: of the
+    corrected tile set Mapillary documents other geometries and "exactly the same" properties
+    (https://www.mapillary.com/developer/api-documentation#coverage-tiles-computed).
+
+    Parameters
+    ----------
+    tile
+        Of the tile set `mly1_public`.
+    computed
+        The same tile of `mly1_computed_public`.
+
+    Returns
+    -------
+    TileImages
+        Its table has the columns `original_lon` and `original_lat` in addition: the camera's own
+        position in degrees (EPSG:4326) of the images that have a corrected one, null of others.
+    """
+    images = tile.images
+    rows = pc.index_in(images["id"], computed.images["id"].combine_chunks())
+    is_corrected = pc.is_valid(rows)
+    for name in POSITION:
+        own, corrected = images[name], computed.images[name].take(rows)
+        index = images.column_names.index(name)
+        images = images.set_column(
+            index, images.schema.field(index), pc.if_else(is_corrected, corrected, own)
+        ).append_column(f"original_{name}", pc.if_else(is_corrected, own, None))
+    return TileImages(images, tile.dropped, len(images) - pc.sum(is_corrected, min_count=0).as_py())
 
 
 def usable_images(table: pa.Table, where: str, dropped: Sequence[Dropped] = ()) -> TileImages:

@@ -200,7 +200,10 @@ def _silent(subject: str, error: Exception, url: str, setting: str) -> Finding:
 
 def _tile_requests(gate: TileGate, cities: Sequence[City]) -> Iterator[Finding]:
     state = gate.state()
-    absent = sum(not city.tile_path(key).exists() for city in cities for key in city.tile_keys)
+    absent = sum(
+        city.requests_for(sum(not city.tile_path(key).exists() for key in city.tile_keys))
+        for city in cities
+    )
     text = f"to fetch: {state.summary(absent)}"
     if state.is_blocked:
         yield Finding(Verdict.BAD, "tile requests", text, "wait until then")
@@ -236,7 +239,7 @@ def busiest_day(cities: Sequence[City], now: datetime) -> tuple[date, int]:
             for tick in islice(ticks.all_next(datetime), MOST_TICKS):
                 if tick > now + timedelta(days=DAYS_AHEAD):
                     break
-                requests_by_day[tick.astimezone(UTC).date()] += len(city.tile_keys)
+                requests_by_day[tick.astimezone(UTC).date()] += city.tile_requests
     return requests_by_day.most_common(1)[0]
 
 

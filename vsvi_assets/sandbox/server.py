@@ -382,10 +382,10 @@ class Sandbox:
         self.stats.tiles_asked[f"{z}/{x}/{y}"] += 1
         if z != ZOOM:
             return web.Response(status=404, text=f"The sandbox has tiles of zoom {ZOOM} only.")
+        is_computed = request.match_info["computed"]
+        images_in = self.world.corrected_images_in if is_computed else self.world.images_in
         body = self.world.recorded_tiles.get(tile)
-        if body is None and (images := self.world.images_in(tile)):
-            if request.match_info["computed"]:
-                images = [image.corrected() for image in images]
+        if body is None and (images := images_in(tile)):
             body = encode_tile(tile, images)
         if body is not None:
             return web.Response(body=body, content_type="application/x-protobuf")
@@ -442,19 +442,20 @@ class Sandbox:
 
     def _entity(self, image: StreetImage, request: web.Request) -> dict[str, Any]:
         """Return the fields asked for; like the graph, `id` is always among them."""
-        corrected = image.corrected()
         fields = {
             "captured_at": image.captured_at,
             "compass_angle": image.compass_angle,
-            "computed_compass_angle": corrected.compass_angle,
             "geometry": _point(image),
-            "computed_geometry": _point(corrected),
             "is_pano": image.is_pano,
             "sequence": image.sequence_id,
             "creator": {"username": image.creator_username, "id": str(image.creator_id)},
             "width": image.width,
             "height": image.height,
         }
+        if image.is_reconstructed:
+            corrected = image.corrected()
+            fields["computed_compass_angle"] = corrected.compass_angle
+            fields["computed_geometry"] = _point(corrected)
         fields |= {f"thumb_{size}_url": self._link(image, size) for size in IMAGE_SIZES}
         asked = request.query.get("fields", "id").split(",")
         return {name: fields[name] for name in asked if name in fields} | {"id": str(image.id)}

@@ -22,6 +22,7 @@ class StreetImage:
     """One image as Mapillary knows it; EPSG:4326, degrees clockwise from north, Unix ms.
 
     The computed position and angle are those corrected by structure from motion; None: as taken.
+    What is not reconstructed has none of them, and is not in the tiles with corrected positions.
     """
 
     id: int
@@ -39,6 +40,7 @@ class StreetImage:
     computed_lon: float | None = None
     computed_lat: float | None = None
     computed_compass_angle: float | None = None
+    is_reconstructed: bool = True
 
     def corrected(self) -> "StreetImage":
         """Return the image with its computed position and angle in place of the camera's own."""
@@ -155,6 +157,19 @@ class World:
         """Return the images of one tile, in the order in which they were added."""
         with self._lock:
             return list(self._tiles.get(tile, ()))
+
+    def corrected_images_in(self, tile: Tile) -> list[StreetImage]:
+        """Return the images whose corrected positions lie in one tile, at these positions.
+
+        Their own positions are in this tile or in one beside it.
+        """
+        z, x, y = tile
+        steps = (-1, 0, 1)
+        nearby = [
+            each for dx in steps for dy in steps for each in self.images_in((z, x + dx, y + dy))
+        ]
+        corrected = {image.id: image.corrected() for image in nearby if image.is_reconstructed}
+        return [image for image in corrected.values() if tile in self.tiles_of(image)]
 
     def tiles_of(self, image: StreetImage) -> set[Tile]:
         """Return the z14 tiles that an image is in: one, or more where tiles have a buffer."""

@@ -74,8 +74,8 @@ class DownloadPlan:
         The rate at which the latest of them came; None where none came.
     link_requests
         Requests to the Graph API.
-    tiles, tile_state
-        Tiles that a refresh asks for, and how many may be asked for now.
+    tile_requests, tile_state
+        Tile requests of a refresh, and how many may be made now.
     free_bytes, required_free_bytes
         Free on the disk now, and what has to stay free of it.
     removals
@@ -95,7 +95,7 @@ class DownloadPlan:
     sampled: int
     bytes_per_second: float | None
     link_requests: int
-    tiles: int
+    tile_requests: int
     tile_state: TileState
     free_bytes: int
     required_free_bytes: int
@@ -184,7 +184,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
         sampled=len(all_sizes),
         bytes_per_second=latest_rate(postgis, city),
         link_requests=math.ceil(len(left) / IMAGES_PER_REQUEST),
-        tiles=len(city.tiles),
+        tile_requests=city.tile_requests,
         tile_state=client.tile_gate.state(),
         free_bytes=shutil.disk_usage(_existing(city.sequences_folder)).free,
         required_free_bytes=city.required_free_bytes,
@@ -252,7 +252,7 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
         )
         add("time", f"{low} to {high}, at {plan.bytes_per_second / 1e6:,.1f} MB per second")
     add("requests", f"{plan.link_requests:,} for links, {plan.images:,} for images")
-    add("tiles", f"of a refresh: {plan.tile_state.summary(plan.tiles)}")
+    add("tiles", f"of a refresh: {plan.tile_state.summary(plan.tile_requests)}")
     return lines
 
 

@@ -143,6 +143,7 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
             {"duplicates": {"metres": 3, "minutes": 1, "seconds": 1}},
             ["minutes = 1", "unknown key; the keys are metres, seconds"],
         ),
+        ({"positions": "corrected"}, ["positions = 'corrected'", "'original' or 'computed'"]),
         ({"prefer": "oldest"}, ["prefer = 'oldest'", "'nearest' or 'newest'"]),
         ({"same_street": "Main"}, ["same_street = 'Main'", "boolean"]),
         (

@@ -204,6 +204,19 @@ def test_the_corrected_tile_has_the_same_images(services: Services, holds: Check
     )
 
 
+def test_the_corrected_tile_has_the_same_properties(services: Services, holds: Check) -> None:
+    """Its metadata are documented as "exactly the same" as those of mly1_public."""
+    properties = [
+        {
+            name
+            for each in answer.layers().get("image", {"features": []})["features"]
+            for name in each["properties"]
+        }
+        for answer in (services.tile_by_query, services.tile_corrected)
+    ]
+    holds(properties[0] == properties[1], f"{sorted(properties[0])} and {sorted(properties[1])}")
+
+
 def tile_of(sandbox: Sandbox, token: str = TOKEN, **options: object) -> requests.Response:
     url = f"{sandbox.tiles_url}/maps/vtp/mly1_public/2/{DELFT.z}/{DELFT.x}/{DELFT.y}"
     options.setdefault("allow_redirects", False)

@@ -91,6 +91,7 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
     def seconds(bytes_: int) -> str:
         return str(timedelta(seconds=round(plan.seconds(bytes_))))
 
+    requests = plan.tile_requests
     rows = [
         ("images to download", f"{plan.images:,}", f"of {plan.selected:,} selected"),
         ("panoramas among them", f"{plan.panoramas:,}", ""),
@@ -119,7 +120,7 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
             f"{seconds(plan.bytes_low)} to {seconds(plan.bytes_high)}, at the rate of the sample",
         ),
         ("requests for links", f"{plan.link_requests:,}", "at most 10,000 a minute are allowed"),
-        ("tiles of a refresh", f"{plan.tiles:,}", plan.tile_state.summary(plan.tiles)),
+        ("tile requests of a refresh", f"{requests:,}", plan.tile_state.summary(requests)),
     ]
     return {
         "plan": MetadataValue.table(

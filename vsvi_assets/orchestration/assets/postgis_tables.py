@@ -40,12 +40,13 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
         tile_metadata: Mapping[str, TileImages],
     ) -> Output:
         def store() -> Iterator[Sequence[NewTable]]:
-            in_tiles = 0
+            in_tiles = uncorrected = 0
 
             def tiles() -> Iterator[pa.Table]:
-                nonlocal in_tiles
+                nonlocal in_tiles, uncorrected
                 for tile in tile_metadata.values():
                     in_tiles += len(tile)
+                    uncorrected += tile.uncorrected or 0
                     yield tile.images
 
             points, ways = street_points.points, street_points.streets
@@ -54,7 +55,14 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
                 street_points_table(points, city, ways),
                 images_table(tiles(), city),
             ]
-            context.add_asset_metadata({"images in the tiles": in_tiles})
+            counts = {"images in the tiles": in_tiles}
+            if city.positions == "computed":
+                counts["images without a corrected position"] = uncorrected
+                context.log.warning(
+                    f"{uncorrected:,} of {in_tiles:,} images have no corrected position in their "
+                    "tile, and keep the camera's own (positions: computed)"
+                )
+            context.add_asset_metadata(counts)
 
         return Output(store())
 

@@ -53,7 +53,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
 
         def on_disk(key: str, tile: TileImages) -> Partition[TileImages]:
             survey.add(key, tile)
-            return Partition(key, None, {"images": len(tile), "fetched": False})
+            return Partition(key, None, _counts(tile) | {"fetched": False})
 
         def partitions() -> Generator[Partition[TileImages], None, None]:
             for warning in city.warnings:
@@ -79,16 +79,18 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
             with mapillary.client(city) as client:
                 if client.tile_gate:
                     state = client.tile_gate.state()
-                    is_long = state.minutes(len(wanted)) > 2 or state.left_today < len(wanted)
+                    requests = city.requests_for(len(wanted))
+                    is_long = state.minutes(requests) > 2 or state.left_today < requests
                     tell = context.log.warning if is_long else context.log.info
-                    tell(f"{context.asset_key.to_user_string()}: {state.summary(len(wanted))}")
+                    tell(f"{context.asset_key.to_user_string()}: {state.summary(requests)}")
                 try:
-                    for fetched, images in fetch_tiles(client, map(parse_tile_key, wanted)):
+                    tiles = map(parse_tile_key, wanted)
+                    for fetched, images in fetch_tiles(client, tiles, positions=city.positions):
                         advance()
                         key = tile_key(fetched)
                         survey.add(key, images)
                         remaining.remove(key)
-                        yield Partition(key, images, {"images": len(images), "fetched": True})
+                        yield Partition(key, images, _counts(images) | {"fetched": True})
                 except AddressBlockedError as error:
                     serving = sorted(old & remaining)
                     for key in serving:
@@ -109,6 +111,14 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
             yield from survey.results()
 
     return tile_metadata
+
+
+def _counts(tile: TileImages) -> dict[str, int]:
+    """Return what the page of a tile shows."""
+    counts = {"images": len(tile)}
+    if tile.uncorrected is not None:
+        counts["images without a corrected position"] = tile.uncorrected
+    return counts
 
 
 def _read_tile(context: AssetExecutionContext, city: City, key: str) -> TileImages | None:

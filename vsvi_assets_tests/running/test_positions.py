@@ -1,0 +1,129 @@
+"""A city with `positions: computed` goes by the positions that Mapillary corrected."""
+
+from dataclasses import replace
+
+import numpy as np
+import orjson
+import pytest
+from dagster import AssetKey
+from psycopg2 import sql
+
+from vsvi_assets.city import City
+from vsvi_assets.sandbox import StreetImage
+from vsvi_assets.sandbox.world import grid_cell
+from vsvi_assets_tests.project import Project
+
+NORTHWARD = 4e-5
+"""Degrees, 4.4 m, by which the corrected positions differ."""
+
+
+@pytest.fixture
+def corrected(project: Project) -> Project:
+    """Every image has a corrected position, but those of the first sequence."""
+    world = project.sandbox.world
+    world.add_images(
+        replace(
+            image,
+            computed_lat=image.lat + NORTHWARD,
+            is_reconstructed=not image.sequence_id.startswith("sequence-0000"),
+        )
+        for image in list(world.images.values())
+    )
+    return project
+
+
+def positions(project: Project, city: City) -> dict[int, tuple[float, float]]:
+    with project.postgis.transaction() as cursor:
+        table = sql.Identifier(city.name, "images")
+        cursor.execute(sql.SQL("SELECT id, ST_X(geometry), ST_Y(geometry) FROM {}").format(table))
+        return {id_: (lon, lat) for id_, lon, lat in cursor.fetchall()}
+
+
+def is_at(found: tuple[float, float], lon: float, lat: float) -> bool:
+    """Whether a position is in the grid cell of another, or beside it."""
+    return bool(np.abs(np.subtract(grid_cell(*found), grid_cell(lon, lat))).max() <= 1)
+
+
+def changes_tile(project: Project, image: StreetImage) -> bool:
+    world = project.sandbox.world
+    return world.tiles_of(image) != world.tiles_of(image.corrected())
+
+
+def test_images_stand_where_they_were_corrected_to(corrected: Project) -> None:
+    city = corrected.write_city(positions="computed")
+    run = corrected.run_city(city)
+    assert run.success, run.failures
+    images = corrected.sandbox.world.images
+    found = positions(corrected, city)
+    uncorrected = {
+        id_
+        for id_ in found
+        if not images[id_].is_reconstructed or changes_tile(corrected, images[id_])
+    }
+    assert 10 <= len(uncorrected) < len(found) / 2
+    for id_, position in found.items():
+        image = images[id_] if id_ in uncorrected else images[id_].corrected()
+        assert is_at(position, image.lon, image.lat), id_
+    assert is_reported(corrected, city, len(uncorrected))
+
+
+def is_reported(project: Project, city: City, uncorrected: int) -> bool:
+    event = project.instance.get_latest_materialization_event(
+        AssetKey([city.name, "postgis_tables"])
+    )
+    assert event
+    assert event.asset_materialization
+    metadata = event.asset_materialization.metadata
+    return metadata["images without a corrected position"].value == uncorrected
+
+
+def test_both_tile_sets_are_asked_for_once(corrected: Project) -> None:
+    """Tiles lie beside those of cities that take the cameras' positions, and count twice."""
+    own = corrected.write_city("own", tile_cache_dir="tiles")
+    city = corrected.write_city("city", tile_cache_dir="tiles", positions="computed")
+    asked = corrected.sandbox.stats.requests
+    assert corrected.materialize_metadata(own).success
+    assert asked["tiles"] == own.tile_requests == len(own.tiles)
+    before = {path: path.read_bytes() for path in own.tiles_folder.iterdir()}
+
+    assert corrected.materialize_metadata(city).success
+    assert asked["tiles"] == own.tile_requests + city.tile_requests
+    assert city.tile_requests == 2 * len(city.tiles)
+    assert corrected.materialize_metadata(city).success
+    assert asked["tiles"] == own.tile_requests + city.tile_requests
+    assert {path: path.read_bytes() for path in before} == before
+    names = {path.name for path in city.tiles_folder.iterdir()}
+    assert {f"mly1_computed_public_{tile.x}_{tile.y}_14" for tile in city.tiles} < names
+
+    assert positions(corrected, own).keys() == positions(corrected, city).keys()
+    assert positions(corrected, own) != positions(corrected, city)
+    assert all(
+        is_at(position, image.lon, image.lat)
+        for id_, position in positions(corrected, own).items()
+        if (image := corrected.sandbox.world.images[id_])
+    )
+
+
+def test_a_tile_file_keeps_the_cameras_own_positions(corrected: Project) -> None:
+    city = corrected.write_city(positions="computed")
+    assert corrected.materialize_metadata(city).success
+    images = corrected.sandbox.world.images
+    for key in city.tile_keys:
+        tile = orjson.loads(city.tile_path(key).read_bytes())
+        kept = [feature["properties"] for feature in tile["features"]]
+        with_both = [each for each in kept if "original_lon" in each]
+        assert len(kept) - len(with_both) == tile.get("uncorrected", 0)
+        for each in with_both:
+            image = images[each["id"]]
+            assert is_at((each["original_lon"], each["original_lat"]), image.lon, image.lat)
+
+
+def test_a_key_that_is_added_later_moves_the_images(corrected: Project) -> None:
+    city = corrected.write_city()
+    assert corrected.run_city(city).success
+    before = positions(corrected, city)
+    city = corrected.write_city(positions="computed")
+    assert corrected.run_city(city).success
+    after = positions(corrected, city)
+    moved = sum(before[id_] != after[id_] for id_ in before.keys() & after.keys())
+    assert moved > len(before) / 2
