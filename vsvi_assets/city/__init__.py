@@ -5,7 +5,7 @@ from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.model import REPORT_NAME, City
 from vsvi_assets.city.reading import BrokenCity, load_cities, load_city
 from vsvi_assets.city.region import PlaceNotLookedUpError
-from vsvi_assets.city.tiles import ZOOM, Positions, parse_tile_key, tile_file_name, tile_key
+from vsvi_assets.city.tiles import ZOOM, Origin, parse_tile_key, tile_file_name, tile_key
 
 __all__ = [
     "REPORT_NAME",
@@ -15,8 +15,8 @@ __all__ = [
     "BrokenCity",
     "City",
     "CityFileError",
+    "Origin",
     "PlaceNotLookedUpError",
-    "Positions",
     "load_cities",
     "load_city",
     "parse_tile_key",

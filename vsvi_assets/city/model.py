@@ -35,7 +35,7 @@ from vsvi_assets.city.quality import QualityRules
 from vsvi_assets.city.region import PlaceNotLookedUpError, RegionKey, buffered, read_region
 from vsvi_assets.city.rules import DayHours, Duplicates, Elevation, MonthList
 from vsvi_assets.city.schedule import check_cron, check_timezone
-from vsvi_assets.city.tiles import Positions, parse_tile_key, tile_file_name, tile_key
+from vsvi_assets.city.tiles import Origin, parse_tile_key, tile_file_name, tile_key
 from vsvi_assets.city.views import Views
 
 IMAGE_RULES = ("months", "hours", "daylight", "duplicates", "quality")
@@ -105,7 +105,8 @@ class City(BaseModel):
     imgid_file: UserPath | None = None
     tile_list_file: UserPath | None = None
     failed_imgid_file: UserPath | None = None
-    positions: Positions = "original"
+    positions: Origin = "original"
+    heading: Origin = "original"
     panorama: Literal["any", "only", "exclude"] = "any"
     captured_after: Annotated[datetime, AfterValidator(_utc)] | None = None
     captured_before: Annotated[datetime, AfterValidator(_utc)] | None = None
@@ -508,7 +509,8 @@ class City(BaseModel):
 
     def tile_path(self, key: str) -> Path:
         """Return the file of the tile of the partition `key`."""
-        return self.tiles_folder / tile_file_name(parse_tile_key(key), self.positions)
+        name = tile_file_name(parse_tile_key(key), self.positions, self.heading)
+        return self.tiles_folder / name
 
     def read_image_ids(self) -> list[int] | None:
         """Read the ids of `imgid_file`; None where the city file names none.

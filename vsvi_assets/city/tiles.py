@@ -8,8 +8,8 @@ import mercantile
 ZOOM = 14
 """The zoom level at which Mapillary's tiles hold single images."""
 
-Positions = Literal["original", "computed"]
-"""Where images are: as their cameras say, or as Mapillary corrected it (structure from motion)."""
+Origin = Literal["original", "computed"]
+"""Whether a value is the camera's own, or what Mapillary's structure from motion made of it."""
 
 _FILE_NAME = re.compile(rf"mly1_public_\d{{1,5}}_\d{{1,5}}_{ZOOM}")
 
@@ -25,13 +25,18 @@ def parse_tile_key(key: str) -> mercantile.Tile:
     return mercantile.Tile(x, y, z)
 
 
-def tile_file_name(tile: mercantile.Tile, positions: Positions = "original") -> str:
+def tile_file_name(
+    tile: mercantile.Tile, positions: Origin = "original", heading: Origin = "original"
+) -> str:
     """Return the name of a tile's file in the tile cache.
 
-    With the cameras' own positions it is the one that percept-vsvi-filter writes. Tiles with
-    corrected positions lie beside them, under the name of Mapillary's other tile set.
+    With the cameras' own positions and headings it is the one that percept-vsvi-filter writes.
+    Tiles with corrected positions lie beside them, under the name of Mapillary's other tile set,
+    and those with corrected headings under names that say so.
     """
     tile_set = "mly1_public" if positions == "original" else "mly1_computed_public"
+    if heading == "computed":
+        tile_set += "_computed_heading"
     return f"{tile_set}_{tile.x}_{tile.y}_{tile.z}"
 
 

@@ -5,6 +5,7 @@ Source: https://www.mapillary.com/developer/api-documentation
 
 import functools
 import json
+import math
 import random
 import threading
 import time
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import chain
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import mercantile
@@ -93,13 +94,13 @@ class ImageLink:
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """What came of asking for the links of some images: each id is in one of the three.
+class Answers(Generic[T]):
+    """What came of asking the Graph API about some images: each id is in one of the three.
 
     Attributes
     ----------
     found
-        The links, by image id.
+        The answers, by image id.
     absent
         Images that the answers left out. It is no proof that they are gone: the service has
         left out images that exist (https://github.com/mapillary/mapillary-js/issues/460).
@@ -107,7 +108,7 @@ class Links:
         Images whose request failed though each was asked for by itself, with the reason.
     """
 
-    found: dict[int, ImageLink] = field(default_factory=dict)
+    found: dict[int, T] = field(default_factory=dict)
     absent: frozenset[int] = frozenset()
     failed: dict[int, TransientError] = field(default_factory=dict)
 
@@ -116,10 +117,33 @@ class Links:
         """Whether the service answered, and knew none of the images."""
         return bool(self.absent) and not self.found
 
-    def __or__(self, other: "Links") -> "Links":
-        return Links(
+    def __or__(self, other: "Answers[T]") -> "Answers[T]":
+        return Answers(
             self.found | other.found, self.absent | other.absent, self.failed | other.failed
         )
+
+
+Links = Answers[ImageLink]
+"""What came of asking for links."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question(Generic[T]):
+    """What is asked about images.
+
+    Attributes
+    ----------
+    what
+        As messages name it: "links".
+    fields
+        Of the API's entity, besides `id`.
+    read
+        Reads one image of an answer; None where that has nothing of what was asked for.
+    """
+
+    what: str
+    fields: str
+    read: Callable[[dict[str, Any]], T | None]
 
 
 class _Session(requests.Session):
@@ -254,66 +278,95 @@ class Mapillary:
             As `tile_images` does. `TransientError` where it is not for single images: the
             service throttles or cannot be reached, or does not answer for some single images.
         """
-        stop = stop or threading.Event()
+        field_name = f"thumb_{size}_url"
+        question = _Question("links", f"{field_name},creator", lambda each: _link(each, field_name))
+        return self._ask(question, ids, stop or threading.Event())
+
+    def image_headings(
+        self, ids: Sequence[int], stop: threading.Event | None = None
+    ) -> Answers[float]:
+        """Ask for the headings of up to 50 images that Mapillary corrected, in degrees.
+
+        They are the entity's `computed_compass_angle`, "compass angle after running image
+        processing", degrees clockwise from north
+        (https://www.mapillary.com/developer/api-documentation#image). An image that is
+        answered without one gets NaN. Failing images are found as `image_links` does.
+
+        Raises
+        ------
+        MapillaryError
+            As `image_links` does.
+        """
+        question = _Question("headings", "computed_compass_angle", _heading)
+        return self._ask(question, ids, stop or threading.Event())
+
+    def _ask(self, question: _Question[T], ids: Sequence[int], stop: threading.Event) -> Answers[T]:
         try:
-            return self._links_in_one_request(ids, size, stop, self.num_retries)
+            return self._in_one_request(question, ids, stop, self.num_retries)
         except OF_THE_SERVICE:
             raise
         except UnavailableError as error:
-            return self._links_by_halves(ids, size, stop, error)
+            return self._by_halves(question, ids, stop, error)
         except TransientError as error:
-            if not self._answers_for_some(ids, size, stop):
+            if not self._answers_for_some(question, ids, stop):
                 raise
-            return self._links_by_halves(ids, size, stop, error)
+            return self._by_halves(question, ids, stop, error)
 
-    def _links_in_one_request(
-        self, ids: Sequence[int], size: ImageSize, stop: threading.Event, retries: int
-    ) -> Links:
-        field_name = f"thumb_{size}_url"
+    def _in_one_request(
+        self, question: _Question[T], ids: Sequence[int], stop: threading.Event, retries: int
+    ) -> Answers[T]:
         url = (
             f"{self._services.graph_url}/images?image_ids={','.join(map(str, ids))}"
-            f"&fields=id,{field_name},creator"
+            f"&fields=id,{question.fields}"
         )
-        name = f"links of {len(ids)} images from {ids[0]}" if len(ids) > 1 else f"image {ids[0]}"
+        name = f"image {ids[0]}"
+        if len(ids) > 1:
+            name = f"{question.what} of {len(ids)} images from {ids[0]}"
 
-        def attempt(stop: threading.Event) -> dict[int, ImageLink]:
+        def attempt(stop: threading.Event) -> dict[int, T]:
             body = self._body(url, Service.GRAPH, name, stop, MAX_ANSWER_BYTES)
-            links = _links(body, field_name)
-            if links is None:
+            answers = _answers(body, question.read)
+            if answers is None:
                 text = self._token.hidden_in(body[:MAX_ERROR_BYTES].decode("latin-1"))
                 raise TransientError(f"{name}: the answer is no list: {cut_short(text)}")
-            return links
+            return answers
 
-        links = self._retrying(attempt, stop, retries)
-        found = {image_id: links[image_id] for image_id in ids if image_id in links}
-        return Links(found, frozenset(ids) - found.keys())
+        answers = self._retrying(attempt, stop, retries)
+        found = {image_id: answers[image_id] for image_id in ids if image_id in answers}
+        return Answers(found, frozenset(ids) - found.keys())
 
-    def _links_by_halves(
-        self, ids: Sequence[int], size: ImageSize, stop: threading.Event, error: MapillaryError
-    ) -> Links:
+    def _by_halves(
+        self,
+        question: _Question[T],
+        ids: Sequence[int],
+        stop: threading.Event,
+        error: MapillaryError,
+    ) -> Answers[T]:
         """Ask for the halves of a batch that failed, and for the halves of those that fail."""
         if len(ids) == 1:
             if isinstance(error, TransientError):
-                return Links(failed={ids[0]: error})
-            return Links(absent=frozenset(ids))
-        links = Links()
+                return Answers(failed={ids[0]: error})
+            return Answers(absent=frozenset(ids))
+        answers: Answers[T] = Answers()
         for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
             retries = min(RETRIES_ALONE, self.num_retries) if len(half) == 1 else 0
             try:
-                links |= self._links_in_one_request(half, size, stop, retries)
+                answers |= self._in_one_request(question, half, stop, retries)
             except OF_THE_SERVICE:
                 raise
             except (UnavailableError, TransientError) as half_error:
-                links |= self._links_by_halves(half, size, stop, half_error)
-        return links
+                answers |= self._by_halves(question, half, stop, half_error)
+        return answers
 
-    def _answers_for_some(self, ids: Sequence[int], size: ImageSize, stop: threading.Event) -> bool:
+    def _answers_for_some(
+        self, question: _Question[T], ids: Sequence[int], stop: threading.Event
+    ) -> bool:
         """Ask for some images of a batch that failed, one by one, until one is answered."""
         if len(ids) == 1:
             return False
         for image_id in random.sample(ids, min(IMAGES_OF_AN_OUTAGE, len(ids))):
             try:
-                self._links_in_one_request([image_id], size, stop, 0)
+                self._in_one_request(question, [image_id], stop, 0)
             except OF_THE_SERVICE:
                 raise
             except TransientError:
@@ -502,17 +555,32 @@ def _start_of(chunks: Iterator[bytes]) -> bytes:
     return body
 
 
-def _links(body: bytes, field_name: str) -> dict[int, ImageLink] | None:
-    """Read the links from the answer to a request for them; None where it is no list of images."""
-    links = {}
+def _answers(body: bytes, read: Callable[[dict[str, Any]], T | None]) -> dict[int, T] | None:
+    """Read an answer about images, by their ids; None where it is no list of images."""
+    answers = {}
     try:
         for image in json.loads(body)["data"]:
-            if url := image.get(field_name):
-                link = ImageLink(int(image["id"]), str(url), _username(image))
-                links[link.id] = link
+            answer = read(image)
+            if answer is not None:
+                answers[int(image["id"])] = answer
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-    return links
+    return answers
+
+
+def _link(image: dict[str, Any], field_name: str) -> ImageLink | None:
+    url = image.get(field_name)
+    return ImageLink(int(image["id"]), str(url), _username(image)) if url else None
+
+
+def _heading(image: dict[str, Any]) -> float:
+    match image.get("computed_compass_angle"):
+        case bool():
+            return math.nan
+        case int() | float() as heading if math.isfinite(heading):
+            return float(heading)
+        case _:
+            return math.nan
 
 
 def _username(image: dict[str, Any]) -> str | None:

@@ -1,15 +1,16 @@
 """The images of many tiles, fetched several at a time."""
 
+import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 
 import mercantile
 
-from vsvi_assets.city import Positions
-from vsvi_assets.mapillary.client import Mapillary
+from vsvi_assets.city import Origin
+from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, Mapillary
 from vsvi_assets.mapillary.errors import (
     AddressBlockedError,
     InvalidTileError,
@@ -19,10 +20,18 @@ from vsvi_assets.mapillary.errors import (
     TileNotFoundError,
     TransientError,
 )
-from vsvi_assets.mapillary.tiles import TileImages, with_computed_positions
+from vsvi_assets.mapillary.tiles import (
+    TileImages,
+    tile_name,
+    with_computed_headings,
+    with_computed_positions,
+)
 from vsvi_assets.mapillary.workers import interruptible_workers
 
 WORKERS = 8
+HEADING_WORKERS = 4
+"""Requests for the headings of a tile's images at a time."""
+
 NOT_FOUND_ATTEMPTS = 3
 NOT_FOUND_PAUSE_SECONDS = 180.0
 """How often a tile is asked for that is answered 404, and after which time. Such answers pass
@@ -48,7 +57,8 @@ def fetch_tiles(
     client: Mapillary,
     tiles: Iterable[mercantile.Tile],
     *,
-    positions: Positions = "original",
+    positions: Origin = "original",
+    heading: Origin = "original",
     not_found_pause: float = NOT_FOUND_PAUSE_SECONDS,
 ) -> Generator[tuple[mercantile.Tile, TileImages], None, None]:
     """Fetch tiles and yield each with its images, in the order of arrival.
@@ -61,6 +71,9 @@ def fetch_tiles(
     positions
         `computed`: each tile that has images is fetched from both tile sets, and its images get
         the corrected positions as `with_computed_positions` says.
+    heading
+        `computed`: the Graph API is asked for the corrected headings of all images, 50 at a time,
+        and they get them as `with_computed_headings` says.
     not_found_pause
         Seconds after which a tile that was answered 404 is asked for again, at most twice.
 
@@ -74,7 +87,7 @@ def fetch_tiles(
         At once.
     """
     with interruptible_workers(WORKERS) as (pool, stop):
-        yield from _Fetching(client, tiles, positions, not_found_pause, pool, stop).run()
+        yield from _Fetching(client, tiles, positions, heading, not_found_pause, pool, stop).run()
 
 
 class _Fetching:
@@ -82,13 +95,14 @@ class _Fetching:
         self,
         client: Mapillary,
         tiles: Iterable[mercantile.Tile],
-        positions: Positions,
+        positions: Origin,
+        heading: Origin,
         not_found_pause: float,
         pool: Executor,
         stop: threading.Event,
     ) -> None:
         self._client, self._tiles = client, iter(tiles)
-        self._positions = positions
+        self._positions, self._heading = positions, heading
         self._pool, self._stop = pool, stop
         self._not_found_pause = not_found_pause
         self._not_found: Counter[mercantile.Tile] = Counter()
@@ -136,10 +150,43 @@ class _Fetching:
 
     def _fetch(self, tile: mercantile.Tile) -> TileImages:
         images = self._client.tile_images(tile, self._stop)
-        if self._positions == "original" or not len(images):
+        if not len(images):
             return images
-        computed = self._client.tile_images(tile, self._stop, "mly1_computed_public")
-        return with_computed_positions(images, computed)
+        if self._positions == "computed":
+            computed = self._client.tile_images(tile, self._stop, "mly1_computed_public")
+            images = with_computed_positions(images, computed)
+        if self._heading == "computed":
+            images = with_computed_headings(images, self._headings(tile, images))
+        return images
+
+    def _headings(self, tile: mercantile.Tile, images: TileImages) -> dict[int, float]:
+        """Ask for the corrected headings of a tile's images.
+
+        Raises
+        ------
+        TransientError
+            When the answers leave out all of many images, which is no matter of single ones.
+        """
+        ids = images.images["id"].to_pylist()
+        headings: dict[int, float] = {}
+        with ThreadPoolExecutor(HEADING_WORKERS, thread_name_prefix="headings") as pool:
+            batches = [
+                pool.submit(
+                    self._client.image_headings, ids[start : start + IMAGES_PER_REQUEST], self._stop
+                )
+                for start in range(0, len(ids), IMAGES_PER_REQUEST)
+            ]
+            try:
+                for future in batches:
+                    headings |= future.result().found
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        if len(ids) > IMAGES_PER_REQUEST and not headings:
+            raise TransientError(
+                f"{tile_name(tile)}: asked for their headings, the Graph API left out all of its "
+                f"{len(ids):,} images"
+            )
+        return {id_: heading for id_, heading in headings.items() if not math.isnan(heading)}
 
     def _ask_later(self, tile: mercantile.Tile, error: TileNotFoundError) -> None:
         self._not_found[tile] += 1

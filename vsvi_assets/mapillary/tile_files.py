@@ -1,8 +1,8 @@
 """Tile files: GeoJSON FeatureCollections of images, as percept-vsvi-filter keeps them.
 
 What this project writes has a feature per line, and members after the features: `services`, where
-the tile comes from, `dropped`, what of it could not be used, and, where corrected positions were
-asked for, `uncorrected`, how many images have none.
+the tile comes from, `dropped`, what of it could not be used, and, where corrected positions and
+headings were asked for, `uncorrected` and `uncorrected_headings`, how many images have none.
 """
 
 import mmap
@@ -39,6 +39,7 @@ whole, with an object per feature: about 6 bytes for each of its own."""
 SERVICES_OF_UNMARKED_FILES = "mapillary"
 
 _PROPERTIES = [name for name in IMAGE_SCHEMA.names if name not in POSITION]
+_UNCORRECTED = ("uncorrected", "uncorrected_headings")
 _START, _BETWEEN, _END = b'{"type":"FeatureCollection","features":[\n', b"}},\n", b"\n]"
 _MEMBERS_BYTES = 1_000_000
 """The most that follows the features."""
@@ -83,8 +84,7 @@ def tile_geojson(tile: TileImages, services: str) -> Iterator[bytes | memoryview
         "services": services,
         "dropped": [asdict(dropped) for dropped in tile.dropped],
     }
-    if tile.uncorrected is not None:
-        members["uncorrected"] = tile.uncorrected
+    members |= {name: count for name in _UNCORRECTED if (count := getattr(tile, name)) is not None}
     yield _END
     yield b"," + orjson.dumps(members)[1:] + b"\n"
 
@@ -137,12 +137,11 @@ def _read_lines(data: mmap.mmap, path: Path, services: str) -> TileImages | None
         table = pa.concat_tables(blocks) if blocks else IMAGE_SCHEMA.empty_table()
     except (ValueError, TypeError, KeyError):  # pa.ArrowInvalid is a ValueError
         return None
-    return replace(usable_images(table, str(path), dropped), uncorrected=uncorrected)
+    return replace(usable_images(table, str(path), dropped), **uncorrected)
 
 
-def _uncorrected(members: dict[str, Any]) -> int | None:
-    count = members.get("uncorrected")
-    return None if count is None else int(count)
+def _uncorrected(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: int(members[name]) for name in _UNCORRECTED if name in members}
 
 
 def _blocks(data: mmap.mmap, start: int, end: int) -> Iterator[bytes]:
@@ -202,7 +201,7 @@ def _read_features(data: mmap.mmap, path: Path, services: str) -> TileImages:
             dropped += unusable_values(field.name, unusable, len(values), str(path))
         arrays.append(array)
     table = pa.Table.from_arrays(arrays, schema=IMAGE_SCHEMA)
-    return replace(usable_images(table, str(path), dropped), uncorrected=uncorrected)
+    return replace(usable_images(table, str(path), dropped), **uncorrected)
 
 
 def _part(feature: object, name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ https://www.mapillary.com/developer/api-documentation#coverage-tiles.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mercantile
@@ -110,14 +110,15 @@ class TileImages:
         property that the tile has beyond it.
     dropped
         What could not be used, and is not in the table.
-    uncorrected
-        How many images have the camera's own position although corrected ones were asked for;
-        None where they were not.
+    uncorrected, uncorrected_headings
+        How many images have the camera's own position, and heading, although corrected ones were
+        asked for; None where they were not.
     """
 
     images: pa.Table
     dropped: tuple[Dropped, ...] = ()
     uncorrected: int | None = None
+    uncorrected_headings: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -211,7 +212,38 @@ def with_computed_positions(tile: TileImages, computed: TileImages) -> TileImage
         images = images.set_column(
             index, images.schema.field(index), pc.if_else(is_corrected, corrected, own)
         ).append_column(f"original_{name}", pc.if_else(is_corrected, own, None))
-    return TileImages(images, tile.dropped, len(images) - pc.sum(is_corrected, min_count=0).as_py())
+    return replace(tile, images=images, uncorrected=_count_false(is_corrected))
+
+
+def with_computed_headings(tile: TileImages, headings: Mapping[int, float]) -> TileImages:
+    """Give a tile's images the headings that Mapillary corrected by structure from motion.
+
+    An image without one keeps the camera's own, and is counted in `uncorrected_headings`.
+
+    Parameters
+    ----------
+    headings
+        Degrees clockwise from north, by image id.
+
+    Returns
+    -------
+    TileImages
+        Its table has the column `original_compass_angle` in addition: the camera's own heading in
+        degrees of the images that have a corrected one, null of others.
+    """
+    images = tile.images
+    corrected = pa.array(map(headings.get, images["id"].to_pylist()), pa.float64())
+    is_corrected = corrected.is_valid()
+    index = images.column_names.index("compass_angle")
+    own = images["compass_angle"]
+    images = images.set_column(
+        index, images.schema.field(index), pc.if_else(is_corrected, corrected, own)
+    ).append_column("original_compass_angle", pc.if_else(is_corrected, own, None))
+    return replace(tile, images=images, uncorrected_headings=_count_false(is_corrected))
+
+
+def _count_false(values: pa.Array | pa.ChunkedArray) -> int:
+    return len(values) - int(pc.sum(values, min_count=0).as_py())
 
 
 def usable_images(table: pa.Table, where: str, dropped: Sequence[Dropped] = ()) -> TileImages:

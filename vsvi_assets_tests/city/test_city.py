@@ -144,6 +144,7 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
             ["minutes = 1", "unknown key; the keys are metres, seconds"],
         ),
         ({"positions": "corrected"}, ["positions = 'corrected'", "'original' or 'computed'"]),
+        ({"heading": 90}, ["heading = 90", "'original' or 'computed'"]),
         ({"prefer": "oldest"}, ["prefer = 'oldest'", "'nearest' or 'newest'"]),
         ({"same_street": "Main"}, ["same_street = 'Main'", "boolean"]),
         (

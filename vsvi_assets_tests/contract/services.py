@@ -140,6 +140,10 @@ class Services:
         return self._graph_images(self._some_ids(50), IMAGE_FIELDS)
 
     @cached_property
+    def headings_of_fifty_images(self) -> Answer:
+        return self._graph_images(self._some_ids(50), "id,computed_compass_angle")
+
+    @cached_property
     def two_hundred_images(self) -> Answer:
         return self._graph_images(self._some_ids(200), "id")
 

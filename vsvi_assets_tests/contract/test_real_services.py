@@ -307,6 +307,14 @@ def test_fifty_images_are_answered_in_any_order(services: Services, holds: Check
     holds(ids <= asked and len(ids) > 40 and has_links, answer)
 
 
+def test_most_images_have_a_corrected_heading(services: Services, holds: Check) -> None:
+    """/images answers `computed_compass_angle`, a number of degrees, for 50 ids at once."""
+    answer = services.headings_of_fifty_images
+    headings = [image.get("computed_compass_angle") for image in answer.data()]
+    numbers = [each for each in headings if isinstance(each, int | float)]
+    holds(len(numbers) > 25 and all(-360 <= each <= 720 for each in numbers), answer)
+
+
 def test_two_hundred_images_are_not_too_many(services: Services, holds: Check) -> None:
     """/images answers for 200 ids at once, as mapillary-js asks for."""
     holds(len(services.two_hundred_images.data()) > 160, services.two_hundred_images)

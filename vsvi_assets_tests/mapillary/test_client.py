@@ -386,3 +386,16 @@ def test_a_stale_link_is_told_from_other_refusals() -> None:
         (link,) = client.image_links([FIRST_ID], "original").found.values()
         with pytest.raises(StaleLinkError):
             list(client.image_chunks(link, threading.Event()))
+
+
+def test_a_heading_is_a_number_or_unknown() -> None:
+    """What an answer says of an image in another way than as a number of degrees is unknown."""
+    said = {1: "72.5", 2: "361", 3: "-0.5", 4: "null", 5: '"72.5"', 6: "true", 7: "1e999"}
+    images = [f'{{"id":"{id_}","computed_compass_angle":{text}}}' for id_, text in said.items()]
+    body = f'{{"data":[{",".join(images)},{{"id":"8"}}]}}'.encode()
+    with service(lambda request: (200, {}, body)) as url:
+        answers = client_at(url).image_headings(range(1, 10))
+    headings = {id_: found for id_, found in answers.found.items() if not math.isnan(found)}
+    assert headings == {1: 72.5, 2: 361.0, 3: -0.5}
+    assert answers.found.keys() == set(range(1, 9))
+    assert answers.absent == {9}

@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from vsvi_assets.mapillary.errors import (
     OtherServicesError,
 )
 from vsvi_assets.mapillary.tile_files import read_tile, tile_geojson, write_tile
-from vsvi_assets.mapillary.tiles import IMAGE_SCHEMA, Dropped, TileImages, decode_tile
+from vsvi_assets.mapillary.tiles import (
+    IMAGE_SCHEMA,
+    Dropped,
+    TileImages,
+    decode_tile,
+    with_computed_headings,
+    with_computed_positions,
+)
 from vsvi_assets.mapillary.vector_tiles import MAX_FEATURES
 from vsvi_assets_tests.mapillary.parts import tile_of
 
@@ -446,3 +454,44 @@ def _damaged(data: bytes, damages: list[tuple[int, int]]) -> bytes:
     for position, value in damages:
         damaged[position] = value
     return bytes(damaged)
+
+
+def images_at(positions: dict[int, tuple[float, float]]) -> TileImages:
+    columns = {name: [None] * len(positions) for name in IMAGE_SCHEMA.names} | {
+        "id": list(positions),
+        "sequence_id": ["sequence"] * len(positions),
+        "compass_angle": [90.0] * len(positions),
+        "lon": [lon for lon, _ in positions.values()],
+        "lat": [lat for _, lat in positions.values()],
+    }
+    return TileImages(pa.table(columns, IMAGE_SCHEMA), (Dropped("images without id", 3),))
+
+
+IDS = st.integers(1, 40)
+PLACES = st.dictionaries(IDS, st.tuples(st.floats(4, 5), st.floats(52, 53)), min_size=1)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(PLACES, PLACES, st.dictionaries(IDS, st.floats(0, 360)))
+def test_images_take_the_corrected_values_that_there_are(
+    tmp_path: Path,
+    own: dict[int, tuple[float, float]],
+    corrected: dict[int, tuple[float, float]],
+    headings: dict[int, float],
+) -> None:
+    """And a tile's file says the same, and how many images have none."""
+    tile = with_computed_positions(images_at(own), images_at(corrected))
+    tile = with_computed_headings(tile, headings)
+    assert tile.uncorrected == len(own.keys() - corrected.keys())
+    assert tile.uncorrected_headings == len(own.keys() - headings.keys())
+    write_tile(tile, tmp_path / "tile", "mapillary")
+    for read in (tile, read_tile(tmp_path / "tile", "mapillary")):
+        rows = read.images.to_pylist()
+        assert [row["id"] for row in rows] == list(own)
+        for row in rows:
+            assert (row["lon"], row["lat"]) == corrected.get(row["id"], own[row["id"]])
+            assert row["compass_angle"] == headings.get(row["id"], 90.0)
+        assert replace(read, images=tile.images) == tile
+    for row in tile.images.to_pylist():
+        place = (row["original_lon"], row["original_lat"])
+        assert place == (own[row["id"]] if row["id"] in corrected else (None, None))

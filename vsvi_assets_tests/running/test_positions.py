@@ -1,6 +1,7 @@
-"""A city with `positions: computed` goes by the positions that Mapillary corrected."""
+"""Cities that go by the positions and headings that Mapillary corrected."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import orjson
@@ -9,6 +10,7 @@ from dagster import AssetKey
 from psycopg2 import sql
 
 from vsvi_assets.city import City
+from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST
 from vsvi_assets.sandbox import StreetImage
 from vsvi_assets.sandbox.world import grid_cell
 from vsvi_assets_tests.project import Project
@@ -19,12 +21,13 @@ NORTHWARD = 4e-5
 
 @pytest.fixture
 def corrected(project: Project) -> Project:
-    """Every image has a corrected position, but those of the first sequence."""
+    """All images but those of the first sequence are corrected: 4.4 m northward, 180 not 90."""
     world = project.sandbox.world
     world.add_images(
         replace(
             image,
             computed_lat=image.lat + NORTHWARD,
+            computed_compass_angle=180.0,
             is_reconstructed=not image.sequence_id.startswith("sequence-0000"),
         )
         for image in list(world.images.values())
@@ -64,17 +67,16 @@ def test_images_stand_where_they_were_corrected_to(corrected: Project) -> None:
     for id_, position in found.items():
         image = images[id_] if id_ in uncorrected else images[id_].corrected()
         assert is_at(position, image.lon, image.lat), id_
-    assert is_reported(corrected, city, len(uncorrected))
+    assert counted(corrected, city, "images without a corrected position") == len(uncorrected)
 
 
-def is_reported(project: Project, city: City, uncorrected: int) -> bool:
+def counted(project: Project, city: City, what: str) -> object:
     event = project.instance.get_latest_materialization_event(
         AssetKey([city.name, "postgis_tables"])
     )
     assert event
     assert event.asset_materialization
-    metadata = event.asset_materialization.metadata
-    return metadata["images without a corrected position"].value == uncorrected
+    return event.asset_materialization.metadata[what].value
 
 
 def test_both_tile_sets_are_asked_for_once(corrected: Project) -> None:
@@ -127,3 +129,83 @@ def test_a_key_that_is_added_later_moves_the_images(corrected: Project) -> None:
     after = positions(corrected, city)
     moved = sum(before[id_] != after[id_] for id_ in before.keys() & after.keys())
     assert moved > len(before) / 2
+
+
+def column(project: Project, city: City, table: str, *names: str) -> list[tuple[Any, ...]]:
+    columns = sql.SQL(", ").join(map(sql.Identifier, names))
+    query = sql.SQL("SELECT {} FROM {}").format(columns, sql.Identifier(city.name, table))
+    return list(project.postgis.stream(query))
+
+
+def test_images_look_where_they_were_corrected_to(corrected: Project) -> None:
+    """By the cameras all images look along the rows of streets, by Mapillary nearly none."""
+    stats = corrected.sandbox.stats
+    own = corrected.write_city("own", tile_cache_dir="tiles", facing="along", panorama="exclude")
+    assert corrected.materialize_metadata(own).success
+    assert not stats.requests["graph"]
+    assert {angle for (angle,) in column(corrected, own, "images", "compass_angle")} == {90}
+
+    city = corrected.write_city(
+        "city", tile_cache_dir="tiles", facing="across", panorama="exclude", heading="computed"
+    )
+    assert corrected.materialize_metadata(city).success
+    images = corrected.sandbox.world.images
+    for id_, angle in column(corrected, city, "images", "id", "compass_angle"):
+        assert angle == (180 if images[id_].is_reconstructed else 90)
+    chosen = {id_ for (id_,) in column(corrected, city, "selected_images", "image_id")}
+    along = {id_ for (id_,) in column(corrected, own, "selected_images", "image_id")}
+    assert chosen
+    assert chosen != along
+    for id_, angle in column(corrected, city, "selected_images", "image_id", "angle"):
+        assert angle == pytest.approx(90, abs=30), id_
+    uncorrected = [image for image in images.values() if not image.is_reconstructed]
+    assert counted(corrected, city, "images without a corrected heading") == len(uncorrected)
+
+    assert set(stats.graph_ids_asked.values()) == {1}
+    asked = dict(stats.requests)
+    assert corrected.materialize_metadata(city).success
+    assert stats.requests == asked
+    tile = orjson.loads(city.tile_path(city.tile_keys[0]).read_bytes())
+    kept = [feature["properties"] for feature in tile["features"]]
+    assert all(
+        each.get("original_compass_angle") == (90 if images[each["id"]].is_reconstructed else None)
+        for each in kept
+    )
+
+
+def test_an_image_that_the_graph_cannot_answer_keeps_its_own_heading(corrected: Project) -> None:
+    images = corrected.sandbox.world.images
+    failing, gone = frozenset(sorted(images)[-2:]), frozenset(sorted(images)[-4:-2])
+    corrected.sandbox.faults.failing_ids = failing
+    corrected.sandbox.faults.gone_ids = gone
+    city = corrected.write_city(heading="computed", positions="computed", num_retries=1)
+    assert corrected.materialize_metadata(city).success
+    angles = dict(column(corrected, city, "images", "id", "compass_angle"))
+    assert {angles[id_] for id_ in failing | gone} == {90}
+    uncorrected = sum(not image.is_reconstructed for image in images.values())
+    found = counted(corrected, city, "images without a corrected heading")
+    assert found == uncorrected + len(failing | gone)
+    assert city.tile_path(city.tile_keys[0]).name.startswith("mly1_computed_public_computed_head")
+
+
+def test_a_graph_that_knows_no_image_fails_the_tile(corrected: Project) -> None:
+    """It is no answer about headings, and not to be kept for one."""
+    world = corrected.sandbox.world
+    corrected.sandbox.faults.gone_ids = frozenset(world.images)
+    city = corrected.write_city(heading="computed", num_retries=0)
+    result = corrected.materialize(
+        city,
+        "tile_metadata",
+        partitions=(city.tile_keys[0], city.tile_keys[-1]),
+        raise_on_error=False,
+    )
+    assert not result.success
+    sizes = {key: len(world.images_in(tile_of(key))) for key in city.tile_keys}
+    assert max(sizes.values()) > IMAGES_PER_REQUEST
+    for key, images in sizes.items():
+        assert city.tile_path(key).exists() == (images <= IMAGES_PER_REQUEST)
+
+
+def tile_of(key: str) -> tuple[int, int, int]:
+    z, x, y = map(int, key.split("/"))
+    return z, x, y

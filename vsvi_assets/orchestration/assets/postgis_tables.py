@@ -40,13 +40,14 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
         tile_metadata: Mapping[str, TileImages],
     ) -> Output:
         def store() -> Iterator[Sequence[NewTable]]:
-            in_tiles = uncorrected = 0
+            in_tiles = uncorrected = uncorrected_headings = 0
 
             def tiles() -> Iterator[pa.Table]:
-                nonlocal in_tiles, uncorrected
+                nonlocal in_tiles, uncorrected, uncorrected_headings
                 for tile in tile_metadata.values():
                     in_tiles += len(tile)
                     uncorrected += tile.uncorrected or 0
+                    uncorrected_headings += tile.uncorrected_headings or 0
                     yield tile.images
 
             points, ways = street_points.points, street_points.streets
@@ -61,6 +62,12 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
                 context.log.warning(
                     f"{uncorrected:,} of {in_tiles:,} images have no corrected position in their "
                     "tile, and keep the camera's own (positions: computed)"
+                )
+            if city.heading == "computed":
+                counts["images without a corrected heading"] = uncorrected_headings
+                context.log.warning(
+                    f"{uncorrected_headings:,} of {in_tiles:,} images have no corrected heading, "
+                    "and keep the camera's own (heading: computed)"
                 )
             context.add_asset_metadata(counts)
 

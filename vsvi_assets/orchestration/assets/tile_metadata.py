@@ -85,7 +85,9 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
                     tell(f"{context.asset_key.to_user_string()}: {state.summary(requests)}")
                 try:
                     tiles = map(parse_tile_key, wanted)
-                    for fetched, images in fetch_tiles(client, tiles, positions=city.positions):
+                    for fetched, images in fetch_tiles(
+                        client, tiles, positions=city.positions, heading=city.heading
+                    ):
                         advance()
                         key = tile_key(fetched)
                         survey.add(key, images)
@@ -118,6 +120,8 @@ def _counts(tile: TileImages) -> dict[str, int]:
     counts = {"images": len(tile)}
     if tile.uncorrected is not None:
         counts["images without a corrected position"] = tile.uncorrected
+    if tile.uncorrected_headings is not None:
+        counts["images without a corrected heading"] = tile.uncorrected_headings
     return counts
 
 
