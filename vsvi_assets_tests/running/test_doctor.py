@@ -199,6 +199,14 @@ def test_the_busiest_day_counts_the_ticks_of_all_cities(healthy: Project) -> Non
     assert busiest_day([hourly, monthly], now) == (date(2026, 3, 14), 25 * 4)
     assert busiest_day([each_minute], now)[1] == 24 * 60 * 4
     assert busiest_day([healthy.write_city("hamlet")], now)[1] == 0
+    corrected = healthy.write_city("port", schedule="0 3 * * *", positions="computed")
+    assert busiest_day([corrected], now)[1] == 2 * 4
+
+
+def test_tiles_with_corrected_positions_count_twice(healthy: Project) -> None:
+    assert "to fetch: 4 tiles take" in str(found(healthy, "tile requests"))
+    healthy.write_city(positions="computed")
+    assert "to fetch: 8 tiles take" in str(found(healthy, "tile requests"))
 
 
 def test_postgis(

@@ -186,6 +186,12 @@ def test_the_asset_tells_the_plan(project: Project) -> None:
     assert sum(map(int, map(str, counts.values()))) == len(selected)
 
 
+def test_a_plan_counts_the_tiles_of_both_sets(project: Project) -> None:
+    city = project.write_city(positions="computed")
+    project.materialize_metadata(city)
+    assert planned(project, city).tile_requests == 2 * len(city.tiles)
+
+
 def test_the_range_holds_the_true_value_in_nine_of_ten_cases() -> None:
     numbers = np.random.default_rng(0)
     flat = numbers.lognormal(13, 0.4, 10_000).astype(int)
