@@ -209,19 +209,11 @@ def coverage(postgis: Postgis, city: City) -> pa.Table:
 
 
 def points_of_years(postgis: Postgis, city: City) -> pa.Table:
-    """Return `street_point_id` and `year` (UTC) of the images selected for points, each pair once.
-
-    The year is null where the capture time is unknown.
-    """
+    """Return `street_point_id` and `year` of the images of a selection with one per year."""
     query = sql.SQL(
-        """
-        SELECT DISTINCT street_point_id,
-            extract(year FROM to_timestamp(nullif(captured_at, 0) / 1000.0) AT TIME ZONE 'UTC')
-                ::bigint AS year
-        FROM {schema}.selected_images JOIN {schema}.images ON images.id = image_id
-        WHERE street_point_id IS NOT NULL ORDER BY 1, 2
-        """
-    ).format(schema=sql.Identifier(city.name))
+        "SELECT street_point_id, year FROM {}.selected_images"
+        " WHERE street_point_id IS NOT NULL ORDER BY 1, 2"
+    ).format(sql.Identifier(city.name))
     return postgis.read(query, pa.schema({"street_point_id": pa.int64(), "year": pa.int64()}))
 
 

@@ -131,6 +131,7 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
             creators,
             quality,
             street_lines(postgis, city),
+            _years_of_points(city, postgis, points),
         ),
         groups=groups,
         points=len(points),
@@ -209,6 +210,15 @@ def _by_year(
     return found
 
 
+def _years_of_points(city: City, postgis: Postgis, points: pa.Table) -> dict[str, NDArray[Any]]:
+    """Return of how many years each point has an image; no column where that is not chosen."""
+    if not city.per_year:
+        return {}
+    ids = points["street_point_id"].combine_chunks()
+    rows = pc.index_in(points_of_years(postgis, city)["street_point_id"], ids)
+    return {"years": np.bincount(rows.to_numpy(), minlength=len(points)).astype(np.int32)}
+
+
 def _positions(values: pa.Array, of: pa.Array) -> NDArray[np.int32]:
     """Return where in `of` each value stands, -1 for null."""
     return pc.fill_null(pc.index_in(values, of), NO_IMAGE).to_numpy().astype(np.int32)
@@ -257,6 +267,7 @@ def _page(
     creators: list[str | None],
     quality: Mapping[str, NDArray[Any]],
     lines: pa.Table,
+    years: Mapping[str, NDArray[Any]],
 ) -> str:
     streets = points["street"].dictionary_encode().combine_chunks()
     sequences = images["sequence_id"].dictionary_encode().combine_chunks()
@@ -303,6 +314,7 @@ def _page(
             metres=_float64(points["metres"]).astype(np.float32),
             highway=_positions(points["highway"].combine_chunks(), classes),
             district=district.astype(np.int32),
+            **years,
         ),
         "images": _packed(
             id=images["image_id"].to_numpy().astype(np.int64),

@@ -167,3 +167,26 @@ def test_the_report_of_places_shows_their_columns(project: Project) -> None:
         expect(panel).to_contain_text("De <b>Dijk</b>")
         expect(panel).to_contain_text("120")
         expect(panel).to_contain_text("s-1")
+
+
+def test_the_report_of_a_panel_counts_the_years_of_each_point(project: Project) -> None:
+    city = project.write_city(per_year=True, max_distance=25)
+    project.materialize_metadata(city)
+    write_report(project, city)
+    with project.postgis.transaction() as cursor:
+        cursor.execute(
+            "SELECT years, count(*) FROM ("
+            " SELECT count(DISTINCT year) AS years FROM town.street_points AS point"
+            " LEFT JOIN town.selected_images ON street_point_id = point.id GROUP BY point.id"
+            ") AS of_points GROUP BY years"
+        )
+        of_years: dict[int, int] = dict(cursor.fetchall())
+    assert {0, 1, 2} <= of_years.keys()
+    with opened(city) as report:
+        classes = report.classes()
+        names = {0: "none", 1: "1 year"}
+        for years, points in of_years.items():
+            assert classes[names.get(years, f"{years} years")] == points
+        report.page.get_by_label("none", exact=False).last.uncheck()
+        report.page.get_by_label("1 year", exact=False).last.uncheck()
+        assert report.shown().startswith(f"{of_years[2]} of {sum(of_years.values())} ")
