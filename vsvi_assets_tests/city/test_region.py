@@ -213,6 +213,26 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, keys: dict[str, Any], said:
     assert said in refusal(tmp_path, **keys)
 
 
+@pytest.mark.parametrize(
+    ("districts", "said"),
+    [
+        ("absent.gpkg", "no such file"),
+        ("points.geojson", "made of polygons, and a Point"),
+        ("twice.gpkg", "two districts are called 'West'; give each its own name"),
+        ({"file": "twice.gpkg", "layer": "east"}, "has no layer 'east'"),
+    ],
+)
+def test_districts_that_cannot_be_used_are_refused(
+    tmp_path: Path, districts: object, said: str
+) -> None:
+    write_shapes(tmp_path, shapely.Point(4.3, 52), name="points.geojson")
+    twice = gpd.GeoDataFrame({"name": ["West", "West"]}, geometry=[SQUARE, SQUARE], crs=4326)
+    twice.to_file(tmp_path / "twice.gpkg", layer="west")
+    refused = refusal(tmp_path, bounding_box=BOX, districts=districts)
+    assert said in refused
+    assert "districts = " in refused
+
+
 def test_a_place_that_was_not_looked_up_says_how(tmp_path: Path) -> None:
     with pytest.raises(PlaceNotLookedUpError, match="`vsvi region town` asks once"):
         town(tmp_path, region={"place": "Delft"})
