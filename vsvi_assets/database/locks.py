@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import psycopg2.extensions
@@ -43,7 +43,13 @@ def advisory_lock(postgis: Postgis, name: str, *, wait: bool) -> Iterator[None]:
                 # It may have been released just now.
                 holder, since = _holder(cursor, name) or ("another process", None)
                 raise LockHeldError(name, holder or "another process", since)
-        yield
+        try:
+            yield
+        finally:
+            # The end of the session frees the lock too, but only once the server has noticed it;
+            # of a session that is lost already there is nothing left to free.
+            with suppress(psycopg2.Error):
+                cursor.execute("SELECT pg_advisory_unlock_all()")
 
 
 def is_locked(postgis: Postgis, name: str) -> bool:

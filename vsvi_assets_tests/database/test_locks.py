@@ -41,6 +41,13 @@ def test_a_lock_that_is_held_is_refused_and_says_by_whom(postgis_url: str) -> No
         pass
 
 
+def test_a_lock_is_free_as_soon_as_it_is_left(postgis_url: str) -> None:
+    postgis = Postgis(postgis_url)
+    for _ in range(300):
+        with advisory_lock(postgis, "city town", wait=False):
+            pass
+
+
 def test_a_lock_ends_with_the_process_that_held_it(postgis_url: str) -> None:
     context = multiprocessing.get_context("spawn")
     held = context.Event()

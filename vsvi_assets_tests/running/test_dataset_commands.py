@@ -16,8 +16,8 @@ from vsvi_assets_tests.project import Project
 @pytest.fixture
 def vsvi(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a command on the project's own services, which are started already."""
-    monkeypatch.setattr(cli, "_start_postgis", lambda: project.settings)
-    monkeypatch.setattr(cli, "_start_all", lambda: services.Started({}, []))
+    monkeypatch.setattr(cli, "start_postgis", lambda: project.settings)
+    monkeypatch.setattr(cli, "start_all", lambda: services.Started({}, []))
 
     def run(*arguments: object) -> Result:
         return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
