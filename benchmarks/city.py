@@ -64,16 +64,37 @@ def prepare(
 
 
 def project_chain(clock: Clock, home: Home, environment: Mapping[str, str]) -> None:
-    """Materialize the city up to its selection and plan, recorded in Postgres."""
-    run_of_the_city = run(clock, home, environment, plan_only=True)
-    assert run_of_the_city.success, run_of_the_city.failures
+    """Materialize points, tiles, tables and selection in one run, recorded in Postgres.
+
+    Not by `run_city`, whose plan downloads a sample of photographs.
+    """
+    city = _city(home)
+    settle({**home.environment, **environment})
+    from dagster import DagsterInstance
+
+    from vsvi_assets.orchestration.build import build_cities_defs
+    from vsvi_assets.orchestration.common import asset_key
+    from vsvi_assets.settings import Settings
+
+    job = build_cities_defs(
+        [city], Settings.from_environment()
+    ).resolve_implicit_global_asset_job_def()
+    names = ("street_points", "tile_metadata", "postgis_tables", "selected_image_ids")
+    with DagsterInstance.get() as instance, clock:
+        job.execute_in_process(
+            asset_selection=[asset_key(city, name) for name in names],
+            instance=instance,
+            tags={
+                "dagster/asset_partition_range_start": city.tile_keys[0],
+                "dagster/asset_partition_range_end": city.tile_keys[-1],
+            },
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
     postgis = Postgis(home.postgis.vsvi_url)
-    clock.facts = {"points": row_count(postgis, _city(home), STREET_POINTS)}
+    clock.facts = {"points": row_count(postgis, city, STREET_POINTS)}
 
 
-def run(
-    clock: Clock, home: Home, environment: Mapping[str, str], *, plan_only: bool = False
-) -> "CityRun":
+def run(clock: Clock, home: Home, environment: Mapping[str, str]) -> "CityRun":
     """Run the city as `vsvi materialize` does; loading the modules is not measured."""
     settle({**home.environment, **environment})
     from dagster import DagsterInstance
@@ -84,9 +105,7 @@ def run(
 
     settings = Settings.from_environment()
     with DagsterInstance.get() as instance, clock:
-        return run_city(
-            _city(home), settings, instance, progress=LogProgress(), plan_only=plan_only
-        )
+        return run_city(_city(home), settings, instance, progress=LogProgress())
 
 
 def project_load(clock: Clock, home: Home) -> None:
@@ -173,7 +192,7 @@ def metropolis(folder: Path, images: int, repeat: int) -> Iterator[Row]:
     memory = chain.memory + chain.facts["server"]
     yield Row(
         f"{len(size.tiles)} tiles, {images:,} images, {points:,} points: "
-        "streets and tiles to selection and plan through Dagster",
+        "streets and tiles to selection through Dagster",
         seconds(theirs),
         seconds(chain.seconds),
         f"{theirs / chain.seconds:.1f}",
