@@ -7,7 +7,7 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.queries import nearest_selected_image
+from vsvi_assets.database.queries import has_selected_image_near
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS, Table
 
 EXAMPLES = 10
@@ -159,7 +159,7 @@ def points_without_image(postgis: Postgis, city: City) -> WrongRows:
         STREET_POINTS,
         """
         SELECT id AS "street point", street, ST_X(geometry) AS lon, ST_Y(geometry) AS lat
-        FROM {schema}.street_points AS point WHERE NOT EXISTS ({nearest})
+        FROM {schema}.street_points AS point WHERE NOT {selected}
         """,
         max_distance=city.max_distance,
     )
@@ -170,7 +170,7 @@ def _wrong_rows(
 ) -> WrongRows:
     """Return the rows of `query`, compared with the number of rows of `table`."""
     schema = sql.Identifier(city.name)
-    wrong = sql.SQL(query).format(schema=schema, nearest=nearest_selected_image(city))
+    wrong = sql.SQL(query).format(schema=schema, selected=has_selected_image_near(city))
     with postgis.transaction() as cursor:
         cursor.execute(
             sql.SQL(

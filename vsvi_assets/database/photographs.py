@@ -222,7 +222,7 @@ def selected_sizes_shuffled(postgis: Postgis, city: City) -> pa.Table:
     """Return `is_pano` (bool) and `bytes` (int64) of selected images that were asked for.
 
     The bytes are those of the city's `image_size`, 0 where there is no file. The order is that
-    of `selected_images_shuffled`.
+    of `images_shuffled`.
     """
     query = sql.SQL(
         """

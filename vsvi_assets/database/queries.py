@@ -1,11 +1,15 @@
 """What is asked of a city's tables, each question a function."""
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 import pyarrow as pa
 from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import PostgisMissingError, PrivilegeMissingError
+from vsvi_assets.database.replacement import unreplaced
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS, STREETS, Table
 from vsvi_assets.photographs.states import State
 
@@ -23,6 +27,19 @@ COVERAGE_SCHEMA = pa.schema(
         pa.field("image_lat", pa.float64()),
     ]
 )
+
+
+SEARCHES = 4
+"""Connections that read tables, or look for nearest images, at a time. PostgreSQL has no parallel
+plan for either."""
+
+
+def in_shares(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the parameters of a query for each of its shares: `searches` is their number.
+
+    The query takes the rows of the share `search`, such as those whose id has this remainder.
+    """
+    return [{**parameters, "searches": SEARCHES, "search": number} for number in range(SEARCHES)]
 
 
 def usable_versions(postgis: Postgis) -> str:
@@ -113,25 +130,40 @@ def has_rejected_image_near(city: City) -> sql.Composable:
     """
     if city.quality is None:
         return sql.SQL("false")
+    return _has_image_near(city, rejected_images(city))
+
+
+def has_selected_image_near(city: City) -> sql.Composable:
+    """Return a condition on the row `point`: a selected image is within `max_distance`.
+
+    It takes the parameter `max_distance`.
+    """
+    selected = sql.Identifier(city.name, SELECTED_IMAGES.name)
+    if city.chooses_for_points:
+        return sql.SQL("EXISTS (SELECT FROM {} WHERE street_point_id = point.id)").format(selected)
+    return _has_image_near(city, sql.SQL("SELECT image_id FROM {}").format(selected))
+
+
+def _has_image_near(city: City, ids: sql.Composable) -> sql.Composed:
     return sql.SQL(
         """
         EXISTS (
-            SELECT FROM {schema}.images AS image
-            WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s) AND id IN ({rejected})
+            SELECT FROM {images} AS image
+            WHERE ST_DWithin(image.geo, point.geo, %(max_distance)s) AND id IN ({ids})
         )
         """
-    ).format(schema=sql.Identifier(city.name), rejected=rejected_images(city))
+    ).format(images=sql.Identifier(city.name, IMAGES.name), ids=ids)
 
 
 def points_without_good_image(postgis: Postgis, city: City) -> pa.ChunkedArray:
     """Return the ids (int64) of the street points whose images near are not good enough."""
     query = sql.SQL(
         "SELECT id FROM {schema}.street_points AS point"
-        " WHERE {rejected} AND NOT EXISTS ({nearest}) ORDER BY id"
+        " WHERE {rejected} AND NOT {selected} ORDER BY id"
     ).format(
         schema=sql.Identifier(city.name),
         rejected=has_rejected_image_near(city),
-        nearest=nearest_selected_image(city),
+        selected=has_selected_image_near(city),
     )
     schema = STREET_POINTS.arrow_schema("id")
     return postgis.read(query, schema, {"max_distance": city.max_distance})["id"]
@@ -202,10 +234,14 @@ def coverage(postgis: Postgis, city: City) -> pa.Table:
         FROM {schema}.street_points AS point
         LEFT JOIN LATERAL ({nearest}) AS nearest ON true
         LEFT JOIN {schema}.images AS image ON image.id = nearest.image_id
-        ORDER BY point.id
+        WHERE point.id %% %(searches)s = %(search)s
         """
     ).format(schema=sql.Identifier(city.name), nearest=nearest_selected_image(city))
-    return postgis.read(query, COVERAGE_SCHEMA, {"max_distance": city.max_distance})
+    with unreplaced(postgis, city.name):
+        found = postgis.read_in_parallel(
+            query, COVERAGE_SCHEMA, in_shares({"max_distance": city.max_distance})
+        )
+    return found.sort_by("street_point_id")
 
 
 def points_of_years(postgis: Postgis, city: City) -> pa.Table:
@@ -237,8 +273,8 @@ def street_lines(postgis: Postgis, city: City) -> pa.Table:
 def count_points_without_image(postgis: Postgis, city: City) -> int:
     """Count the street points that have no selected image within `max_distance`."""
     query = sql.SQL(
-        "SELECT count(*) FROM {schema}.street_points AS point WHERE NOT EXISTS ({nearest})"
-    ).format(schema=sql.Identifier(city.name), nearest=nearest_selected_image(city))
+        "SELECT count(*) FROM {schema}.street_points AS point WHERE NOT {selected}"
+    ).format(schema=sql.Identifier(city.name), selected=has_selected_image_near(city))
     with postgis.transaction() as cursor:
         cursor.execute(query, {"max_distance": city.max_distance})
         [(count,)] = cursor.fetchall()
@@ -253,17 +289,17 @@ def selected_ids(postgis: Postgis, city: City) -> pa.ChunkedArray:
     return postgis.read(query, SELECTED_IMAGES.arrow_schema("image_id"))["image_id"]
 
 
-def selected_images_shuffled(postgis: Postgis, city: City) -> pa.Table:
-    """Return `id` (int64) and `is_pano` (bool) of the selected images, as if at random.
+def images_shuffled(postgis: Postgis, city: City, image_ids: Collection[int]) -> pa.Table:
+    """Return `id` (int64) and `is_pano` (bool) of images of the table, as if at random.
 
     The order is that of a hash, so that a selection that changes a little keeps most of the
     images at its head. An image of unknown kind counts as flat.
     """
     query = sql.SQL(
         """
-        SELECT id, is_pano IS TRUE FROM {schema}.images
-        WHERE id IN (SELECT image_id FROM {schema}.selected_images)
+        SELECT id, is_pano IS TRUE FROM {}.images WHERE id = ANY(%(ids)s)
         ORDER BY md5(%(city)s || id)
         """
-    ).format(schema=sql.Identifier(city.name))
-    return postgis.read(query, IMAGES.arrow_schema("id", "is_pano"), {"city": city.name})
+    ).format(sql.Identifier(city.name))
+    schema = IMAGES.arrow_schema("id", "is_pano")
+    return postgis.read(query, schema, {"city": city.name, "ids": sorted(image_ids)})

@@ -1,7 +1,6 @@
 """The selection of a city: made of its tables by its rules, and asked for what comes next."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +12,13 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import StreetsNotKeptError
 from vsvi_assets.database.photographs import apply_quality_rules
-from vsvi_assets.database.queries import nearest_image, rejected_images, row_count
+from vsvi_assets.database.queries import in_shares, nearest_image, rejected_images, row_count
 from vsvi_assets.database.replacement import NewTable, unreplaced
 from vsvi_assets.database.schema import IMAGES, SELECTION_RULES, STREET_POINTS
 from vsvi_assets.database.tables import SELECTION_SCHEMA
 from vsvi_assets.selection.choice import choose
 from vsvi_assets.selection.rules import Removal, usable_images
 from vsvi_assets.selection.streets import NO_STREET, streets_of_images
-
-SEARCHES = 4
-"""Connections that read tables, or look for nearest images, at a time. PostgreSQL has no parallel
-plan for either."""
 
 _STREET_SCHEMA = pa.schema({"key": pa.string(), "line": pa.string()})
 _POINT_SCHEMA = pa.schema(
@@ -136,7 +131,7 @@ def _nearest_images(postgis: Postgis, city: City) -> pa.Table:
         """
     ).format(schema=sql.Identifier(city.name), nearest=nearest_image(city, among=sql.SQL("true")))
     with unreplaced(postgis, city.name):
-        shares = _shares({"max_distance": city.max_distance})
+        shares = in_shares({"max_distance": city.max_distance})
         found = postgis.read_in_parallel(query, SELECTION_SCHEMA, shares)
     return found.sort_by("street_point_id")
 
@@ -219,8 +214,4 @@ def _read_images(postgis: Postgis, city: City, listed: Sequence[int] | None) -> 
         images=sql.Identifier(city.name, IMAGES.name),
         condition=sql.SQL("true" if listed is None else "id = ANY(%(ids)s)"),
     )
-    return postgis.read_in_parallel(query, _IMAGE_SCHEMA, _shares({"ids": listed}))
-
-
-def _shares(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{**values, "searches": SEARCHES, "search": number} for number in range(SEARCHES)]
+    return postgis.read_in_parallel(query, _IMAGE_SCHEMA, in_shares({"ids": listed}))

@@ -42,6 +42,19 @@ class MeasuredQuality:
     over_exposure: Sequence[float]
     nights: int
 
+    def summary(self) -> str:
+        """Say what values the photographs have, for those who look for a limit."""
+        values = (
+            ("sharpness", self.sharpness, "{:.0f}"),
+            ("brightness", self.brightness, "{:.2f}"),
+            ("over-exposure", self.over_exposure, "{:.2f}"),
+        )
+        texts = [
+            f"{name} {' / '.join(pattern.format(value) for value in percentiles)}"
+            for name, percentiles, pattern in values
+        ]
+        return f"{', '.join(texts)} (10 / 50 / 90 % are below), {self.nights:,} at night"
+
     @property
     def share_range(self) -> tuple[float, float]:
         """The range that holds the share of rejected photographs in 9 of 10 cases.

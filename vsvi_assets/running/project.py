@@ -18,7 +18,6 @@ from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.progress import progress_on
 from vsvi_assets.running import services
 from vsvi_assets.settings import Settings
-from vsvi_assets.views.plan import plan_lines
 from vsvi_assets.views.status import CityStatus, city_status, status_lines
 
 if TYPE_CHECKING:
@@ -36,6 +35,9 @@ class Outcome:
     def lines(self) -> list[str]:
         """Say it in lines for people, but for the failures."""
         if self.run.plan:
+            # Here, since what a plan needs takes a while to load, which a status need not wait for.
+            from vsvi_assets.views.plan import plan_lines
+
             return [*plan_lines(self.city, self.run.plan), *self.run.lines()]
         if self.status:
             return [*status_lines(self.city, self.status), *self.run.lines()]

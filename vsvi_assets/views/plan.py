@@ -22,7 +22,7 @@ from vsvi_assets.database.photographs import (
     selected_sizes_shuffled,
     take_inventory,
 )
-from vsvi_assets.database.queries import selected_images_shuffled
+from vsvi_assets.database.queries import images_shuffled
 from vsvi_assets.database.selection import read_removals
 from vsvi_assets.database.summaries import MeasuredQuality, measured_quality
 from vsvi_assets.database.tables import selected_images_of
@@ -141,11 +141,8 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
     """
     inventory = take_inventory(city, postgis)
     missing = set(chain.from_iterable(inventory.missing.values())).difference(inventory.unread)
-    shuffled = selected_images_shuffled(postgis, city)
-    kinds = {
-        is_pano: [image_id for image_id in ids if image_id in missing]
-        for is_pano, ids in _by_kind(shuffled["is_pano"], shuffled["id"]).items()
-    }
+    shuffled = images_shuffled(postgis, city, missing)
+    kinds = _by_kind(shuffled["is_pano"], shuffled["id"])
     sizes = _known_sizes(city, postgis)
     sample = [
         image_id
@@ -233,7 +230,7 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
     add("to download", f"{plan.images:,} images, {plan.panoramas:,} of them panoramas")
     if plan.quality:
         add("rejected", rejected_text(plan))
-        add("measured", measured_text(plan.quality))
+        add("measured", plan.quality.summary())
     if plan.sampled and plan.images:
         add(
             "room",
@@ -270,20 +267,6 @@ def rejected_text(plan: DownloadPlan) -> str:
         f"{low:.0%} to {high:.0%} in 9 of 10 cases), about {round(share * plan.images):,} of those "
         f"to download, in whose place others are tried: {reasons}"
     )
-
-
-def measured_text(quality: MeasuredQuality) -> str:
-    """Say what values the photographs have, for those who look for a limit."""
-    values = (
-        ("sharpness", quality.sharpness, "{:.0f}"),
-        ("brightness", quality.brightness, "{:.2f}"),
-        ("over-exposure", quality.over_exposure, "{:.2f}"),
-    )
-    texts = [
-        f"{name} {' / '.join(pattern.format(value) for value in percentiles)}"
-        for name, percentiles, pattern in values
-    ]
-    return f"{', '.join(texts)} (10 / 50 / 90 % are below), {quality.nights:,} at night"
 
 
 def fit_message(city: City, plan: DownloadPlan, needed: str, fits: bool) -> str:

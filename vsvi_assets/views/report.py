@@ -33,6 +33,7 @@ from vsvi_assets.database.queries import (
     points_without_good_image,
     street_lines,
 )
+from vsvi_assets.photographs.inventory import Inventory
 
 ON_DISK, GAP, MISSING, UNAVAILABLE, NOT_GOOD_ENOUGH = range(5)
 """What a street point has: a photograph, none near it, one yet to come, one that is gone, and only
@@ -84,6 +85,8 @@ class CoverageReport:
         enough; one that is yet to be downloaded; one that Mapillary has no longer.
     images
         Number of photographs that the points share.
+    inventory
+        What the city has of its selection.
     """
 
     html: str
@@ -94,6 +97,7 @@ class CoverageReport:
     missing: int
     unavailable: int
     images: int
+    inventory: Inventory
 
 
 def report_link(city: City, pages_url: str | None) -> str:
@@ -112,7 +116,8 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
     image_ids = pc.unique(points["image_id"].combine_chunks().drop_null()).sort()
     image_of_point = _positions(points["image_id"].combine_chunks(), image_ids)
     images = points.take(pc.index_in(image_ids, points["image_id"].combine_chunks()))
-    states, creators = _what_became_of(city, postgis, images)
+    inventory = take_inventory(city, postgis)
+    states, creators = _what_became_of(city, postgis, inventory, images)
     point_states = np.append(states, np.uint8(GAP))[image_of_point]
     if city.quality:
         not_good = points_without_good_image(postgis, city)
@@ -140,6 +145,7 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
         missing=counts[MISSING],
         unavailable=counts[UNAVAILABLE],
         images=len(images),
+        inventory=inventory,
     )
 
 
@@ -225,10 +231,9 @@ def _positions(values: pa.Array, of: pa.Array) -> NDArray[np.int32]:
 
 
 def _what_became_of(
-    city: City, postgis: Postgis, images: pa.Table
+    city: City, postgis: Postgis, inventory: Inventory, images: pa.Table
 ) -> tuple[NDArray[np.uint8], list[str | None]]:
     """Return the state of each image, and who took those on disk."""
-    inventory = take_inventory(city, postgis)
     missing = set(chain(inventory.not_answered, inventory.rejected, *inventory.missing.values()))
     unavailable = {*inventory.unavailable, *inventory.refused}
     creators = creators_of_selected(postgis, city)

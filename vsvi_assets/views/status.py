@@ -21,7 +21,6 @@ from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.jpeg import MAX_PIXELS
 from vsvi_assets.photographs.verification import Verification
-from vsvi_assets.views.plan import measured_text
 
 SHOWN = 10
 """At most so many images or reasons of one kind are listed."""
@@ -130,7 +129,7 @@ def status_lines(city: City, status: CityStatus, tile_state: TileState | None = 
         add("refused", f"{len(inventory.refused):,} that cannot be used:")
         lines += _most_frequent(inventory.refused)
     if quality := status.quality:
-        add("measured", f"{quality.photographs:,} photographs: {measured_text(quality)}")
+        add("measured", f"{quality.photographs:,} photographs: {quality.summary()}")
     if inventory.unmeasured:
         count = sum(map(len, inventory.unmeasured.values()))
         add("not measured", f"{count:,} of those on disk; the next run measures them")

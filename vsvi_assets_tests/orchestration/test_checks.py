@@ -32,11 +32,14 @@ WARNINGS = {
 def evaluations(project: Project, city: City, asset: str) -> dict[str, AssetCheckEvaluation]:
     """Run the checks of one asset and return their results by name.
 
-    The checks of `tile_metadata` are part of the asset, which reads the tiles that are there.
+    The checks of `tile_metadata` and `coverage_report` are part of these assets, which look at
+    what is there.
     """
     job = project.defs().resolve_implicit_global_asset_job_def()
     if asset == "tile_metadata":
         result = project.materialize(city, asset, partitions=city.tile_keys)
+    elif asset == "coverage_report":
+        result = project.materialize(city, asset)
     else:
         keys = {
             key

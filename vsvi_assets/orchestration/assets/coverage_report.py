@@ -1,10 +1,11 @@
 """Where the city has photographs and where none, as a page to look at."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dagster import (
+    AssetCheckResult,
     AssetExecutionContext,
     AssetsDefinition,
     MetadataValue,
@@ -15,19 +16,23 @@ from dagster import (
 
 from vsvi_assets.city import City
 from vsvi_assets.database.tables import selected_sequences
+from vsvi_assets.orchestration.checks.coverage_report import PhotographRules
 from vsvi_assets.orchestration.columns import COVERAGE_REPORT
 from vsvi_assets.orchestration.common import asset_key, identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
+from vsvi_assets.orchestration.sequence_partitions import sequence_statuses
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import contact_sheet, markdown_picture
-from vsvi_assets.views.report import Covered, make_report, report_link
+from vsvi_assets.views.report import CoverageReport, Covered, make_report, report_link
 
 THUMBNAILS = 20
 """How many photographs a contact sheet shows at most."""
 
 
 def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
+    rules = PhotographRules(city)
+
     @asset(
         **identity(city, "coverage_report", {"html"}),
         ins=upstream(city, "selected_image_ids"),
@@ -39,35 +44,40 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
         ),
         metadata={"dagster/column_schema": COVERAGE_REPORT},
         io_manager_key="coverage_report_file",
+        check_specs=rules.specs,
     )
-    @retry_boundary()
     def coverage_report(
         context: AssetExecutionContext, selected_image_ids: PostgisSchema
-    ) -> Output[str]:
-        report = make_report(city, selected_image_ids.postgis)
-        sequences = selected_sequences(selected_image_ids.postgis, city)
-        if shown := _some_photographs(city, sequences):
-            sheet = markdown_picture(contact_sheet(shown), "contact sheet")
-            context.add_asset_metadata({"contact sheet": MetadataValue.md(sheet)})
-        return Output(
-            report.html,
-            metadata={
-                "link": MetadataValue.url(report_link(city, settings.pages_url)),
-                "street points": report.points,
-                "with a photograph": report.on_disk,
-                "gaps": report.gaps,
-                "not downloaded yet": report.missing,
-                "no longer at Mapillary": report.unavailable,
-                "photographs": report.images,
-                **{
-                    f"by {name}": _table(name, groups)
-                    for name, groups in report.groups.items()
-                    if groups  # none of a year where there is no photograph
-                },
-            },
-        )
+    ) -> Iterator[Output[str] | AssetCheckResult]:
+        with retry_boundary():
+            report = make_report(city, selected_image_ids.postgis)
+            sequences = selected_sequences(selected_image_ids.postgis, city)
+            if shown := _some_photographs(city, sequences):
+                sheet = markdown_picture(contact_sheet(shown), "contact sheet")
+                context.add_asset_metadata({"contact sheet": MetadataValue.md(sheet)})
+            yield Output(report.html, metadata=_metadata(report, settings.pages_url, city))
+            yield from rules.results(report.inventory, sequence_statuses(context.instance, city))
 
     return coverage_report
+
+
+def _metadata(
+    report: CoverageReport, pages_url: str | None, city: City
+) -> dict[str, int | MetadataValue]:
+    return {
+        "link": MetadataValue.url(report_link(city, pages_url)),
+        "street points": report.points,
+        "with a photograph": report.on_disk,
+        "gaps": report.gaps,
+        "not downloaded yet": report.missing,
+        "no longer at Mapillary": report.unavailable,
+        "photographs": report.images,
+        **{
+            f"by {name}": _table(name, groups)
+            for name, groups in report.groups.items()
+            if groups  # none of a year where there is no photograph
+        },
+    }
 
 
 def _table(name: str, groups: Sequence[Covered]) -> MetadataValue:

@@ -33,7 +33,6 @@ from vsvi_assets.views.plan import (
     DownloadPlan,
     fit_message,
     make_plan,
-    measured_text,
     rejected_text,
 )
 
@@ -98,7 +97,7 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
         *(
             [
                 ("rejected of the sample", f"{plan.quality.rejected:,}", rejected_text(plan)),
-                ("measured", f"{plan.quality.photographs:,}", measured_text(plan.quality)),
+                ("measured", f"{plan.quality.photographs:,}", plan.quality.summary()),
             ]
             if plan.quality
             else []

@@ -1,72 +1,64 @@
-"""What must hold for all photographs of a city together, looked at once the report is made."""
+"""What must hold for all photographs of a city together, found as the report is made."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping, Sequence
 
-from dagster import (
-    AssetCheckExecutionContext,
-    AssetCheckResult,
-    AssetChecksDefinition,
-    AssetCheckSeverity,
-    AssetPartitionStatus,
-    multi_asset_check,
-)
+from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, AssetPartitionStatus
 
 from vsvi_assets.city import City
 from vsvi_assets.database.audit import WrongRows
-from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.orchestration.checks.rules import Rule
 from vsvi_assets.orchestration.common import asset_key
-from vsvi_assets.orchestration.resources import PostgisResource
-from vsvi_assets.orchestration.retries import retry_boundary
-from vsvi_assets.orchestration.sequence_partitions import partition_of, sequence_statuses
+from vsvi_assets.orchestration.sequence_partitions import partition_of
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.states import BELIEVED_AFTER
 
 HOURS = BELIEVED_AFTER.total_seconds() / 3600
 
 
-def build_coverage_report_checks(city: City) -> AssetChecksDefinition:
-    asset = asset_key(city, "coverage_report")
-    on_disk = Rule(
-        asset,
-        "on_disk",
-        "Every selected image of the sequences downloaded so far is on disk, as long as when it "
-        "was found to be whole, or cannot be fetched. (`vsvi status CITY --verify` reads all "
-        "files.)",
-    )
-    answered = Rule(
-        asset,
-        "answered",
-        "Mapillary's answers leave out no selected image. One that they leave out is asked for "
-        f"again by the first run after {HOURS:g} hours, and then counts as unavailable.",
-        AssetCheckSeverity.WARN,
-    )
-    usable = Rule(
-        asset,
-        "usable",
-        "Every selected image that was fetched is a JPEG that can be used.",
-        AssetCheckSeverity.WARN,
-    )
+class PhotographRules:
+    """The rules of the photographs, applied to the inventory that the report is made of."""
 
-    @multi_asset_check(
-        name=f"{city.group}__coverage_report_checks",
-        specs=[on_disk.spec, answered.spec, usable.spec],
-    )
-    def coverage_report_checks(
-        context: AssetCheckExecutionContext, postgis: PostgisResource
-    ) -> Iterator[AssetCheckResult]:
-        with retry_boundary():
-            inventory = take_inventory(city, postgis.database())
-            complete = {
-                key
-                for key, status in sequence_statuses(context.instance, city).items()
-                if status == AssetPartitionStatus.MATERIALIZED
-            }
-            yield on_disk.result(_missing(city, inventory, complete), _details(inventory))
-            yield answered.result(_not_answered(inventory))
-            yield usable.result(_refused(inventory))
+    def __init__(self, city: City) -> None:
+        asset = asset_key(city, "coverage_report")
+        self._city = city
+        self._on_disk = Rule(
+            asset,
+            "on_disk",
+            "Every selected image of the sequences downloaded so far is on disk, as long as when "
+            "it was found to be whole, or cannot be fetched. (`vsvi status CITY --verify` reads "
+            "all files.)",
+        )
+        self._answered = Rule(
+            asset,
+            "answered",
+            "Mapillary's answers leave out no selected image. One that they leave out is asked "
+            f"for again by the first run after {HOURS:g} hours, and then counts as unavailable.",
+            AssetCheckSeverity.WARN,
+        )
+        self._usable = Rule(
+            asset,
+            "usable",
+            "Every selected image that was fetched is a JPEG that can be used.",
+            AssetCheckSeverity.WARN,
+        )
 
-    return coverage_report_checks
+    @property
+    def specs(self) -> Sequence[AssetCheckSpec]:
+        """The checks as Dagster knows them before they run."""
+        return [rule.spec for rule in (self._on_disk, self._answered, self._usable)]
+
+    def results(
+        self, inventory: Inventory, statuses: Mapping[str, AssetPartitionStatus | None]
+    ) -> Sequence[AssetCheckResult]:
+        """Return what the checks found; `statuses` are those of the partitions of sequences."""
+        complete = {
+            key for key, status in statuses.items() if status == AssetPartitionStatus.MATERIALIZED
+        }
+        return [
+            self._on_disk.result(_missing(self._city, inventory, complete), _details(inventory)),
+            self._answered.result(_not_answered(inventory)),
+            self._usable.result(_refused(inventory)),
+        ]
 
 
 def _missing(city: City, inventory: Inventory, complete: Collection[str]) -> WrongRows:

@@ -88,11 +88,15 @@ def build_selected_image_ids_checks(city: City) -> AssetChecksDefinition:
 
 
 def _ids_file_differences(postgis: Postgis, city: City) -> WrongRows:
+    ids = selected_ids(postgis, city)
+    expected = "".join(f"{image_id}\n" for image_id in ids.to_pylist())
+    if city.selected_image_ids_path.read_text() == expected:
+        return WrongRows(0, len(ids), [])
     wrong = lines = 0
     examples: list[Mapping[str, object]] = []
     with city.selected_image_ids_path.open() as file:
         listed = (line.rstrip("\n") for line in file)
-        selected = map(str, selected_ids(postgis, city))
+        selected = map(str, ids)
         for lines, (line, image_id) in enumerate(zip_longest(listed, selected), 1):
             if line != image_id:
                 wrong += 1
