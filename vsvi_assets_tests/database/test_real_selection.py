@@ -26,8 +26,8 @@ from vsvi_assets_tests.database.test_selection import (
     streets_by_path,
 )
 from vsvi_assets_tests.selection.exhaustive import (
+    assert_chosen,
     exhaustive_selection,
-    least_costs,
     projected,
 )
 
@@ -146,11 +146,4 @@ def test_a_real_tile_on_the_streets_of_delft(
     found = select_images(database, city).to_pylist()
     assert candidates
     assert all(street_of[row["image_id"]] == own[row["street_point_id"]] for row in found)
-    if "assignment" in keys:
-        best = least_costs(candidates, [row["distance"] for row in candidates])
-        assert (len(found), sum(row["distance"] for row in found)) == pytest.approx(best)
-    else:
-        first: dict[int, int] = {}
-        for row in candidates:
-            first.setdefault(row["street_point_id"], row["image_id"])
-        assert {row["street_point_id"]: row["image_id"] for row in found} == first
+    assert_chosen(found, candidates, city.assignment)

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import ephem
 import geopandas as gpd
 import numpy as np
+import pytest
 from scipy.optimize import linear_sum_assignment
 
 from vsvi_assets.city import City
@@ -203,3 +204,17 @@ def least_costs(
     chosen = table[linear_sum_assignment(table)]
     served = chosen[chosen < without]
     return len(served), float(served.sum())
+
+
+def assert_chosen(
+    found: Sequence[Mapping[str, Any]], candidates: Sequence[Mapping[str, Any]], assignment: str
+) -> None:
+    """Compare the rows of a selection with what its candidates, in their order, allow."""
+    if assignment == "one_to_one":
+        best = least_costs(candidates, [row["distance"] for row in candidates])
+        assert (len(found), sum(row["distance"] for row in found)) == pytest.approx(best)
+        return
+    first: dict[int, int] = {}
+    for row in candidates:
+        first.setdefault(row["street_point_id"], row["image_id"])
+    assert {row["street_point_id"]: row["image_id"] for row in found} == first

@@ -11,7 +11,7 @@ from vsvi_assets.city import City
 from vsvi_assets.selection.choice import choose
 from vsvi_assets.selection.rules import usable_images
 from vsvi_assets_tests.project import BOX
-from vsvi_assets_tests.selection.exhaustive import least_costs
+from vsvi_assets_tests.selection.exhaustive import assert_chosen
 
 
 @pytest.mark.parametrize("assignment", ["independent", "one_to_one"])
@@ -51,12 +51,5 @@ def test_rejected_images_are_replaced_within_the_tries(assignment: str, tmp_path
     usable, _ = usable_images(images, city)
     found = choose(points, usable, city)[0].to_pylist()
 
-    if assignment == "one_to_one":
-        best = least_costs(candidates, [row["distance"] for row in candidates])
-        assert (len(found), sum(row["distance"] for row in found)) == pytest.approx(best)
-    else:
-        first: dict[int, int] = {}
-        for row in candidates:
-            first.setdefault(row["street_point_id"], row["image_id"])
-        assert {row["street_point_id"]: row["image_id"] for row in found} == first
+    assert_chosen(found, candidates, assignment)
     assert not rejected[[row["image_id"] for row in found]].any()

@@ -86,15 +86,9 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
             lines, box, city.projected_srid, city.interval, within=city.area.polygons
         )
         ways = streets_within(lines, box, city.projected_srid, within=city.area.polygons)
-        picture = street_points_map(
-            ways.geometry.to_numpy(),
-            points.geometry.x.to_numpy(),
-            points.geometry.y.to_numpy(),
-            city.area,
-        )
         context.add_output_metadata(
             {
-                "map": MetadataValue.md(markdown_picture(picture, "street points")),
+                "map": _map(city, points, ways, "street points"),
                 "dagster/row_count": len(points),
                 "streets (km)": round(float(ways["metres"].sum()) / 1000, 1),
                 "classes": _classes(ways, points),
@@ -120,15 +114,9 @@ def _places(context: AssetExecutionContext, city: City) -> StreetsAndPoints:
         lines = _of_chosen_classes(context, city, lines)
         ways = streets_within(lines, box, city.projected_srid, within=city.area.polygons)
     points = with_nearest_street(places, ways, city.projected_srid, city.max_distance)
-    picture = street_points_map(
-        ways.geometry.to_numpy(),
-        points.geometry.x.to_numpy(),
-        points.geometry.y.to_numpy(),
-        city.area,
-    )
     context.add_output_metadata(
         {
-            "map": MetadataValue.md(markdown_picture(picture, "places")),
+            "map": _map(city, points, ways, "places"),
             "dagster/row_count": len(points),
             "places": MetadataValue.path(str(city.points_path)),
             "places outside": int(city.places_outside.sum()),
@@ -136,6 +124,18 @@ def _places(context: AssetExecutionContext, city: City) -> StreetsAndPoints:
         }
     )
     return StreetsAndPoints(points, ways)
+
+
+def _map(
+    city: City, points: gpd.GeoDataFrame, ways: gpd.GeoDataFrame, called: str
+) -> MetadataValue:
+    picture = street_points_map(
+        ways.geometry.to_numpy(),
+        points.geometry.x.to_numpy(),
+        points.geometry.y.to_numpy(),
+        city.area,
+    )
+    return MetadataValue.md(markdown_picture(picture, called))
 
 
 def _of_chosen_classes(
