@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -197,8 +197,6 @@ class Mapillary:
         own_urls = (services.tiles_url, services.graph_url)
         self._schemes = {"https", *(urlsplit(url).scheme for url in own_urls)}
         self._paces = shared_paces(services.tiles_url, services.graph_url)
-        # In one thread: several would be no faster, and keep the memory of a large tile each.
-        self._decoder = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._session = _Session()
         self._session.headers["User-Agent"] = services.user_agent
         adapter = HTTPAdapter(pool_maxsize=MAX_CONNECTIONS)
@@ -211,7 +209,6 @@ class Mapillary:
     def __exit__(self, *exception: object) -> None:
         """Close the connections that are kept open."""
         self._session.close()
-        self._decoder.shutdown(wait=False)
 
     @functools.cached_property
     def _token(self) -> ClientToken:
@@ -222,6 +219,8 @@ class Mapillary:
         tile: mercantile.Tile,
         stop: threading.Event | None = None,
         tile_set: TileSet = "mly1_public",
+        *,
+        decoder: Executor | None = None,
     ) -> TileImages:
         """Fetch a tile of Mapillary's public coverage and return its images.
 
@@ -229,6 +228,8 @@ class Mapillary:
         ----------
         tile_set
             `mly1_public`: positions as the cameras say; `mly1_computed_public`: corrected ones.
+        decoder
+            Decodes the tile; None: this thread does.
 
         Raises
         ------
@@ -251,15 +252,12 @@ class Mapillary:
             gate.wait_turn(stop)
             data = self._body(url, Service.TILES, name, stop, MAX_TILE_BYTES)
             try:
-                return self._decoder.submit(decode, data, stop).result()
+                if decoder is None:
+                    return decode_tile(data, tile)
+                return decoder.submit(decode_tile, data, tile).result()
             except MalformedTileError as error:
                 failure = TransientError(self._token.hidden_in(str(error)))
             raise failure
-
-        def decode(data: bytes, stop: threading.Event) -> TileImages:
-            if stop.is_set():
-                raise StoppedError(f"{name}: stopped")
-            return decode_tile(data, tile)
 
         return self._retrying(attempt, stop)
 

@@ -59,14 +59,58 @@ class DaemonThreads(Executor):
 
     def _work(self) -> None:
         while task := self._tasks.get():
-            future, run = task
-            if future.set_running_or_notify_cancel():
-                try:
-                    result = run()
-                except BaseException as error:  # noqa: BLE001 - raised by result()
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
+            _run(*task)
+
+
+class CallsToThisThread(Executor):
+    """Collects what other threads want this one to do, which does it one after the other."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Callable[[], object], Future[Any] | None]] = SimpleQueue()
+        self._is_open = True
+        self._lock = threading.Lock()
+
+    def submit(self, task: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
+        """Have a task run for the thread that submits it, and waits for its result."""
+        future: Future[T] = Future()
+        run = partial(_run, future, partial(task, *arguments, **options))
+        with self._lock:
+            if self._is_open:
+                self._calls.put((run, future))
+            else:
+                future.cancel()
+        return future
+
+    def call(self, task: Callable[..., object], /, *arguments: Any) -> None:
+        """Have a task run whose errors are raised in this thread."""
+        self._calls.put((partial(task, *arguments), None))
+
+    def run_next(self, timeout: float | None) -> None:
+        """Run what comes next, for which it waits up to so many seconds."""
+        with suppress(Empty):
+            run, _ = self._calls.get(timeout=timeout)
+            run()
+
+    def close(self) -> None:
+        """Cancel what was submitted and has not run, and what will be."""
+        with self._lock:
+            self._is_open = False
+        with suppress(Empty):
+            while True:
+                _, future = self._calls.get_nowait()
+                if future:
+                    future.cancel()
+
+
+def _run(future: Future[T], task: Callable[[], T]) -> None:
+    """Run a task for those who wait for the future."""
+    if future.set_running_or_notify_cancel():
+        try:
+            result = task()
+        except BaseException as error:  # noqa: BLE001 - raised by result()
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
 
 @contextmanager

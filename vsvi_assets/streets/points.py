@@ -193,12 +193,13 @@ def metres_of_points(
     line, x, y, _, _ = _divide(lines, _PART)
     parts = np.column_stack([x, y])
     length = (shapely.length(lines) / np.bincount(line, minlength=len(lines)))[line]
-    class_of_part = streets["highway"].to_numpy()[line]
-    class_of_point = points["highway"].to_numpy()
-    for highway in pd.unique(class_of_part):
-        own = np.flatnonzero(_equal(class_of_point, highway))
+    # An unknown class is None or NaN, by where it comes from.
+    classes, names = pd.factorize(streets["highway"].fillna(""))
+    class_of_point = points["highway"].fillna("").to_numpy()
+    for number, name in enumerate(names):
+        own = np.flatnonzero(class_of_point == name)
         own = own if own.size else np.arange(len(points))
-        of_class = _equal(class_of_part, highway)
+        of_class = classes[line] == number
         nearest = own[cKDTree(places[own]).query(parts[of_class])[1]]
         metres += np.bincount(nearest, length[of_class], minlength=len(points))
     return metres
@@ -255,10 +256,6 @@ def with_nearest_street(
     )
     own = ["id", "osmid", "street", "bearing", "highway"]
     return result[[*own, *(name for name in result.columns if name not in own)]]
-
-
-def _equal(values: NDArray[np.object_], value: object) -> NDArray[np.bool_]:
-    return pd.isna(values) if value is None else np.asarray(values == value, bool)
 
 
 def _clip(streets: gpd.GeoDataFrame, box: Box, within: Polygons | None) -> pd.DataFrame:

@@ -115,6 +115,26 @@ def as_pbf(extract: Path) -> Path:
     return packed
 
 
+def test_streets_without_a_class_count_as_a_class_of_their_own(tmp_path: Path) -> None:
+    streets = gpd.GeoDataFrame(
+        {"osmid": [1, 2], "name": None, "highway": ["residential", None]},
+        geometry=[
+            shapely.LineString([(7.42, 43.73), (7.42, 43.74)]),
+            shapely.LineString([(7.421, 43.73), (7.421, 43.74)]),
+        ],
+        crs=4326,
+    )
+    points = street_points(streets, MONACO, SRID, 50)
+    # As they come back from disk, where an unknown class is NaN.
+    streets_within(streets, MONACO, SRID).to_parquet(tmp_path / "streets.parquet")
+    kept = gpd.read_parquet(tmp_path / "streets.parquet")
+
+    metres = metres_of_points(points, kept, SRID)
+
+    assert metres[points["highway"].isna()].sum() == pytest.approx(kept["metres"].sum() / 2, 1e-4)
+    assert metres.sum() == pytest.approx(kept["metres"].sum())
+
+
 def test_a_pbf_file_has_the_streets_of_the_same_extract(tmp_path: Path) -> None:
     nodes = "".join(
         f"<node id='{i}' version='1' lat='{43.73 + i % 7 * 0.001:.7f}'"
