@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import mercantile
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from vsvi_assets.streets.points import street_points, streets_within
 from vsvi_assets_tests.database.test_selection import (
     comparable,
     fill,
-    nearest_street,
+    nearest_lines,
     streets_by_path,
 )
 from vsvi_assets_tests.selection.exhaustive import (
@@ -82,68 +84,119 @@ def test_the_twins_of_a_recorded_answer_collapse(
             assert removals[0].removed > 173
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """The streets of a place, and the images of a real tile laid over them.
+
+    The tiles are of other places; the images keep their pattern.
+    """
+
+    streets: gpd.GeoDataFrame
+    images: list[dict[str, Any]]
+    zone: str
+
+
+@pytest.fixture(scope="module", params=["Delft", "Monaco"])
+def recorded(request: pytest.FixtureRequest) -> Recorded:
+    streets, tile, lon, lat, zone = {
+        "Delft": ("Delft.graphml", "mapillary_2024_xy_unknown.mvt", 4.36, 52.01, "Amsterdam"),
+        "Monaco": ("monaco.osm.gz", "mly1_public_8574_5735_14.mvt", 7.42, 43.735, "Monaco"),
+    }[request.param]
+    data = (REAL_DATA / "tiles" / tile).read_bytes()
+    decoded = decode_tile(data, mercantile.tile(lon, lat, 14)).images
+    images = decoded.drop_columns("organization_id").sort_by("sequence_id").to_pylist()[:700]
+    return Recorded(read_streets(REAL_DATA / "osm" / streets, "all"), images, f"Europe/{zone}")
+
+
+EVERY_RULE: dict[str, Any] = {
+    "same_street": True,
+    "duplicates": {"metres": 3, "seconds": 2},
+    "facing": "along",
+    "months": [4, 5, 6, 7, 8, 9, 10],
+    "hours": "06:00-21:00",
+    "daylight": 5,
+}
+
+
 @pytest.mark.parametrize(
     "keys",
     [
+        {"months": [4, 6, 7, 10, 12]},
+        {"hours": "07:30-13:00"},
+        {"hours": "16:00-09:00", "clock": "solar"},
+        {"daylight": 30},
+        {"duplicates": "exact"},
+        {"duplicates": {"metres": 3, "seconds": 5}},
+        {"prefer": "newest"},
+        {"per_year": True},
+        {"facing": "along"},
+        {"facing": "across", "facing_tolerance": 20},
         {"same_street": True},
-        {
-            "same_street": True,
-            "duplicates": "exact",
-            "facing": "along",
-            "months": [4, 5, 6, 7, 8, 9, 10],
-            "daylight": 5,
-            "assignment": "one_to_one",
-        },
+        {"assignment": "one_to_one"},
+        EVERY_RULE,
+        {**EVERY_RULE, "assignment": "one_to_one"},
+        {**EVERY_RULE, "assignment": "one_to_one", "per_year": True},
+        {**EVERY_RULE, "prefer": "newest", "per_year": True, "clock": "solar"},
     ],
     ids=str,
 )
-def test_a_real_tile_on_the_streets_of_delft(
-    database: Postgis, make_city: Callable[..., City], keys: dict[str, Any]
+def test_each_rule_on_real_streets_and_images_selects_what_an_exhaustive_computation_does(
+    database: Postgis, make_city: Callable[..., City], recorded: Recorded, keys: dict[str, Any]
 ) -> None:
-    # The tile's own place is not recorded; its points keep their pattern.
-    tile = mercantile.tile(4.36, 52.01, 14)
-    data = (REAL_DATA / "tiles" / "mapillary_2024_xy_unknown.mvt").read_bytes()
-    decoded = decode_tile(data, tile).images.sort_by([("sequence_id", "ascending")])
-    images = decoded.select(
-        [
-            *("id", "sequence_id", "captured_at", "compass_angle", "is_pano", "creator_id"),
-            *("lon", "lat"),
-        ]
-    ).to_pylist()[:700]
+    images = recorded.images
     places = np.array([(image["lon"], image["lat"]) for image in images])
     city = city_around(places, make_city, max_distance=40, **keys)
-    lines = read_streets(REAL_DATA / "osm" / "Delft.graphml", "all")
     box, srid = city.area.bounds, city.projected_srid
-    streets = streets_within(lines, box, srid)
-    along = street_points(lines, box, srid, 100)
     points = [
         {
             **{"id": row.id, "lon": row.geometry.x, "lat": row.geometry.y},
             **{"bearing": row.bearing, "osmid": row.osmid, "street": row.street},
         }
-        for row in along.itertuples()
+        for row in street_points(recorded.streets, box, srid, 30).itertuples()
     ]
     fill(database, city, points, images)
-    replace_tables(database, city.name, [streets_table(streets, city)])
+    is_of_street = None
+    if city.same_street:
+        streets = streets_within(recorded.streets, box, srid)
+        replace_tables(database, city.name, [streets_table(streets, city)])
+        is_of_street = same_street(streets, points, images, city)
+    candidates = exhaustive_selection(points, images, city, recorded.zone, is_of_street)
+    removals: list[Removal] = []
+
+    found = select_images(database, city, removals).to_pylist()
+
+    assert len(found) > 5
+    if city.assignment == "one_to_one":
+        by_pair = {(row["street_point_id"], row["image_id"]): row for row in candidates}
+        rows = [by_pair[row["street_point_id"], row["image_id"]] for row in found]
+        assert_chosen(found, candidates, city.assignment)
+        assert max(row["rank"] for row in found) > 1
+    else:
+        rows = [row for row in candidates if row["rank"] == 1]
+    assert comparable(found) == comparable(rows)
+    assert {removal.rule for removal in removals} == set(keys) - {
+        *("clock", "prefer", "facing_tolerance")
+    }
+
+
+def same_street(
+    streets: gpd.GeoDataFrame,
+    points: Sequence[Mapping[str, Any]],
+    images: Sequence[Mapping[str, Any]],
+    city: City,
+) -> Callable[[Mapping[str, Any], Mapping[str, Any]], bool]:
+    """Return a function that says whether an image was taken along a point's street."""
     names = [
         name if isinstance(name, str) else osmid
         for name, osmid in zip(streets["name"], streets["osmid"], strict=True)
     ]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    shapes = [np.array(line.coords) for line in streets.to_crs(srid).geometry]
-    placed = projected(images, srid)
-    nearest = {}
-    for each in placed:
-        line = nearest_street(each, shapes, city.max_distance)
-        nearest[each["id"]] = -1 if line < 0 else numbers[names[line]]
-    street_of = streets_by_path(placed, nearest)
-    own = {point["id"]: numbers.get(point["street"] or point["osmid"], -2) for point in points}
-    candidates = [
-        row
-        for row in exhaustive_selection(points, images, city, "Europe/Amsterdam")
-        if street_of[row["image_id"]] == own[row["street_point_id"]]
-    ]
-    found = select_images(database, city).to_pylist()
-    assert candidates
-    assert all(street_of[row["image_id"]] == own[row["street_point_id"]] for row in found)
-    assert_chosen(found, candidates, city.assignment)
+    lines = [np.array(line.coords) for line in streets.to_crs(city.projected_srid).geometry]
+    placed = projected(images, city.projected_srid)
+    number = {name: row for row, name in enumerate(names)}
+    nearest = {
+        image_id: -1 if line < 0 else number[names[line]]
+        for image_id, line in nearest_lines(placed, lines, city.max_distance).items()
+    }
+    of_image = streets_by_path(placed, nearest)
+    of_point = {point["id"]: number.get(point["street"] or point["osmid"], -2) for point in points}
+    return lambda image, point: of_image[image["id"]] == of_point[point["id"]]

@@ -229,16 +229,22 @@ def streets_frame(streets: Mapping[str | None, Sequence[tuple[float, float]]]) -
     )
 
 
-def nearest_street(image: Mapping[str, Any], lines: Sequence[np.ndarray], reach: float) -> int:
-    """Return the row of the line nearest to a place, by the distances to all their segments."""
-    place = np.array([image["x"], image["y"]])
-    distances = []
-    for line in lines:
-        start, along = line[:-1], np.diff(line, axis=0)
+def nearest_lines(placed: Rows, lines: Sequence[np.ndarray], reach: float) -> dict[int, int]:
+    """Return of each image the row of the nearest line, by the distances to all their segments.
+
+    It is -1 where no line is within reach.
+    """
+    start = np.concatenate([line[:-1] for line in lines])
+    along = np.concatenate([np.diff(line, axis=0) for line in lines])
+    owner = np.repeat(np.arange(len(lines)), [len(line) - 1 for line in lines])
+    nearest = {}
+    for row in placed:
+        place = np.array([row["x"], row["y"]])
         share = (((place - start) * along).sum(axis=1) / (along**2).sum(axis=1)).clip(0, 1)
-        feet = start + share[:, None] * along
-        distances.append(float(np.hypot(*(place - feet).T).min()))
-    return int(np.argmin(distances)) if min(distances) <= reach else -1
+        distances = np.hypot(*(place - start - share[:, None] * along).T)
+        first = int(np.argmin(distances))
+        nearest[row["id"]] = int(owner[first]) if distances[first] <= reach else -1
+    return nearest
 
 
 def streets_by_path(placed: Rows, nearest: Mapping[int, int]) -> dict[int, int]:
@@ -311,9 +317,7 @@ def test_the_same_street_is_that_of_an_exhaustive_computation(
     replace_tables(database, city.name, [streets_table(frame, city)])
     lines = [np.array(line.coords) for line in frame.to_crs(city.projected_srid).geometry]
     placed = projected(images, city.projected_srid)
-    street_of = streets_by_path(
-        placed, {row["id"]: nearest_street(row, lines, city.max_distance) for row in placed}
-    )
+    street_of = streets_by_path(placed, nearest_lines(placed, lines, city.max_distance))
     own = {point["id"]: point["osmid"] - 100 for point in points}
     every = exhaustive_selection(points, images, city, ZONE)
     on_street = [row for row in every if street_of[row["image_id"]] == own[row["street_point_id"]]]

@@ -6,7 +6,7 @@ and distances are between all pairs.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -21,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from vsvi_assets.city import City
 
 Image = Mapping[str, Any]
+Point = Mapping[str, Any]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -106,14 +107,14 @@ def without_twins(images: Sequence[Image], city: City) -> dict[int, tuple[Image,
     return kept
 
 
-def turn(image: Image, point: Mapping[str, Any]) -> float | None:
+def turn(image: Image, point: Point) -> float | None:
     """Return the angle between the lines of an image's heading and of a point's street."""
     if image["compass_angle"] is None or point["bearing"] is None:
         return None
     return abs((image["compass_angle"] - point["bearing"] + 90) % 180 - 90)
 
 
-def faces(image: Image, point: Mapping[str, Any], city: City) -> bool:
+def faces(image: Image, point: Point, city: City) -> bool:
     if city.facing == "any" or image["is_pano"]:
         return True
     angle = turn(image, point)
@@ -134,7 +135,11 @@ def projected(images: Iterable[Image], srid: int) -> list[dict[str, Any]]:
 
 
 def exhaustive_selection(
-    points: Sequence[Mapping[str, Any]], images: Iterable[Image], city: City, zone: str
+    points: Sequence[Point],
+    images: Iterable[Image],
+    city: City,
+    zone: str,
+    is_of_street: Callable[[Image, Point], bool] | None = None,
 ) -> list[dict[str, Any]]:
     """Return all candidates of all points, in the order of points, years and ranks.
 
@@ -144,6 +149,8 @@ def exhaustive_selection(
         `id`, `lon`, `lat`, `bearing`.
     images
         As rows of the table `images`, with `lon` and `lat`.
+    is_of_street
+        Whether an image counts for a point, with `same_street`.
     """
     passing = [
         image for image in projected(images, city.projected_srid) if in_time(image, city, zone)
@@ -155,6 +162,8 @@ def exhaustive_selection(
         for image, twins in kept.values():
             distance = float(np.hypot(image["x"] - point["x"], image["y"] - point["y"]))
             if distance > city.max_distance or not faces(image, point, city):
+                continue
+            if is_of_street and not is_of_street(image, point):
                 continue
             if not city.per_year:
                 by_year[None].append((distance, image, twins))
