@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 MAX_DISTANCE = 100.0
 NAME = "metropolis"
 
+STUDY = {
+    "months": [3, 4, 5, 6, 7, 8, 9, 10],
+    "hours": "08:00-18:00",
+    "daylight": 5,
+    "duplicates": {"metres": 1, "seconds": 2},
+    "prefer": "newest",
+    "per_year": True,
+    "assignment": "one_to_one",
+    "same_street": True,
+    "facing": "along",
+}
+"""Every rule that a city file can have for its images."""
+
 
 def world(tiles_folder: Path) -> World:
     """Make a world that serves the tiles of a folder as they are."""
@@ -45,22 +58,29 @@ def prepare(
     clock: Clock, size: SyntheticCity, home: Home, tiles_folder: Path, selection: str = "nearest"
 ) -> None:
     """Write the city file, the streets, and the tiles that the sandbox serves."""
-    streets = home.folder / "cities" / "streets.osm"
-    size.write_extract(streets)
-    size.write(
-        home.folder / "cities",
-        NAME,
-        interval=INTERVAL,
-        max_distance=MAX_DISTANCE,
-        selection=selection,
-        streets_file=str(streets),
-    )
+    size.write_extract(_streets(home))
+    _write_city_file(size, home, selection=selection)
     tiles_folder.mkdir()
     largest = 0
     for tile, data in size.vector_tiles():
         (tiles_folder / f"{tile.x}_{tile.y}").write_bytes(data)
         largest = max(largest, len(data))
     clock.facts = {"largest tile": largest}
+
+
+def _streets(home: Home) -> Path:
+    return home.folder / "cities" / "streets.osm"
+
+
+def _write_city_file(size: SyntheticCity, home: Home, **keys: object) -> None:
+    size.write(
+        home.folder / "cities",
+        NAME,
+        interval=INTERVAL,
+        max_distance=MAX_DISTANCE,
+        streets_file=str(_streets(home)),
+        **keys,
+    )
 
 
 def project_chain(clock: Clock, home: Home, environment: Mapping[str, str]) -> None:
@@ -200,6 +220,16 @@ def metropolis(folder: Path, images: int, repeat: int) -> Iterator[Row]:
         ">= 12; under 1.5 GB",
         theirs >= 12 * chain.seconds and memory < 1500,
     )
+    study = step["study"]
+    yield Row(
+        "the same with every rule for images that a city file can have",
+        f"{seconds(chain.seconds)} without rules",
+        seconds(study.seconds),
+        f"{study.seconds / chain.seconds:.1f}",
+        f"{megabytes(study.memory)}, and the server {megabytes(study.facts['server'])}",
+        "<= 3",
+        study.seconds <= 3 * chain.seconds,
+    )
 
 
 def growth(folder: Path, images: Sequence[int], repeat: int) -> Iterator[Row]:
@@ -232,8 +262,12 @@ def _chain(place: Home, environment: Mapping[str, str]) -> Measured:
 
 def _round(place: Home, size: SyntheticCity, environment: Mapping[str, str]) -> dict[str, Measured]:
     """Measure every step once, the project's and the reference's in turn."""
+    _write_city_file(size, place, **STUDY)
+    study = _chain(place, environment)
+    _write_city_file(size, place)
     with emptied(place.folder / "reference") as files:
         return {
+            "study": study,
             "chain": _chain(place, environment),
             "reference points": measure(reference_points, size),
             "reference tiles": measure(reference_tiles, environment, size, files),
