@@ -122,7 +122,7 @@ EVERY_RULE: dict[str, Any] = {
     "keys",
     [
         {"months": [4, 6, 7, 10, 12]},
-        {"hours": "07:30-13:00"},
+        {"hours": "08:00-18:00"},
         {"hours": "16:00-09:00", "clock": "solar"},
         {"daylight": 30},
         {"duplicates": "exact"},
