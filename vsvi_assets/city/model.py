@@ -396,6 +396,11 @@ class City(BaseModel):
         return self._tiles
 
     @property
+    def goes_by_corrections(self) -> bool:
+        """Whether positions or headings are those that Mapillary corrected."""
+        return "computed" in (self.positions, self.heading)
+
+    @property
     def tile_requests(self) -> int:
         """How many requests all tiles take: with corrected positions two for each."""
         return self.requests_for(len(self._tiles))

@@ -186,6 +186,32 @@ IMAGES = Table(
     indexes=(("gist", "geometry"), ("gist", "geo")),
 )
 
+CORRECTIONS = Table(
+    "corrections",
+    "What Mapillary corrected of the images in the tiles, in a city that goes by that.",
+    (
+        Column("images", pa.int64(), "How many there are in the tiles.", nullable=False),
+        Column(
+            "without_position",
+            pa.int64(),
+            "How many have no corrected position, and keep the camera's own.",
+            nullable=False,
+        ),
+        Column(
+            "without_heading",
+            pa.int64(),
+            "How many have no corrected heading, and keep the camera's own.",
+            nullable=False,
+        ),
+        Column(
+            "heading_requests",
+            pa.int64(),
+            "Requests to the Graph API that the headings of all tiles take.",
+            nullable=False,
+        ),
+    ),
+)
+
 SELECTED_IMAGES = Table(
     "selected_images",
     "The images to download, and the street points they are selected for.",

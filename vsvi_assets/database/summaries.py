@@ -11,7 +11,9 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.schema import PHOTOGRAPHS
+from vsvi_assets.database.queries import row_count
+from vsvi_assets.database.schema import CORRECTIONS, PHOTOGRAPHS
+from vsvi_assets.mapillary.corrections import Corrections
 from vsvi_assets.photographs.states import State
 
 GRID_CELLS = 160
@@ -83,6 +85,19 @@ class CaptureYears:
         years = sorted({*self.flat, *self.panoramas})
         totals = {str(year): self.flat.get(year, 0) + self.panoramas.get(year, 0) for year in years}
         return totals | ({"unknown": self.unknown} if self.unknown else {})
+
+
+def read_corrections(postgis: Postgis, city: City) -> Corrections | None:
+    """Return what is corrected of the images in the tiles; None where it was not counted."""
+    if not row_count(postgis, city, CORRECTIONS):
+        return None
+    columns = CORRECTIONS.arrow_schema()
+    query = sql.SQL("SELECT {} FROM {}").format(
+        sql.SQL(", ").join(map(sql.Identifier, columns.names)),
+        sql.Identifier(city.name, CORRECTIONS.name),
+    )
+    [row] = postgis.read(query, columns).to_pylist()
+    return Corrections(**row)
 
 
 def image_density(postgis: Postgis, city: City) -> NDArray[np.int64]:

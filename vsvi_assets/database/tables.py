@@ -25,12 +25,14 @@ from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.errors import SelectionOutdatedError
 from vsvi_assets.database.replacement import NewTable
 from vsvi_assets.database.schema import (
+    CORRECTIONS,
     IMAGES,
     SELECTED_IMAGES,
     SELECTED_IMAGES_HASHED,
     STREET_POINTS,
     STREETS,
 )
+from vsvi_assets.mapillary.corrections import Corrections
 from vsvi_assets.mapillary.tiles import POSITION
 from vsvi_assets.streets.points import metres_of_points
 
@@ -134,6 +136,15 @@ def images_table(tiles: Iterable[pa.Table], city: City) -> NewTable:
     reach the database. An image that several tiles hold is kept once.
     """
     return NewTable(IMAGES, city, (_placed(wanted_images(tile, city)) for tile in tiles))
+
+
+def corrections_table(corrections: Corrections, city: City) -> NewTable:
+    """Describe the table `corrections`, of what is counted by the time it is stored."""
+
+    def rows() -> Iterator[pa.Table]:
+        yield pa.Table.from_pylist([vars(corrections)], CORRECTIONS.arrow_schema())
+
+    return NewTable(CORRECTIONS, city, rows())
 
 
 def _placed(rows: pa.Table) -> pa.Table:

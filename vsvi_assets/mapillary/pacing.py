@@ -45,11 +45,9 @@ class TileState:
 
     def summary(self, tiles: int) -> str:
         """Return in words what so many tile requests take, and whether they may be made."""
-        minutes = self.minutes(tiles)
-        duration = f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "a minute at most"
         words = (
-            f"{tiles:,} tiles take {duration} at {self.per_minute:,} per minute; "
-            f"{self.left_today:,} of {self.per_day:,} requests are left today"
+            f"{tiles:,} tiles take {duration(self.minutes(tiles))} at {self.per_minute:,} per "
+            f"minute; {self.left_today:,} of {self.per_day:,} requests are left today"
         )
         if self.is_blocked:
             assert self.blocked_since
@@ -60,6 +58,11 @@ class TileState:
                 f"UTC ({self.block_reason})"
             )
         return words
+
+
+def duration(minutes: float) -> str:
+    """Say how long something takes that takes so many minutes on average."""
+    return f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "a minute at most"
 
 
 class TileGate(Protocol):

@@ -24,7 +24,7 @@ from vsvi_assets.database.photographs import (
 )
 from vsvi_assets.database.queries import images_shuffled
 from vsvi_assets.database.selection import read_removals
-from vsvi_assets.database.summaries import MeasuredQuality, measured_quality
+from vsvi_assets.database.summaries import MeasuredQuality, measured_quality, read_corrections
 from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskFullError, DiskGuard, gigabytes
 from vsvi_assets.mapillary.client import (
@@ -32,8 +32,9 @@ from vsvi_assets.mapillary.client import (
     REQUESTS_PER_SECOND,
     Mapillary,
 )
+from vsvi_assets.mapillary.corrections import Corrections
 from vsvi_assets.mapillary.errors import Service, TransientError
-from vsvi_assets.mapillary.pacing import TileState
+from vsvi_assets.mapillary.pacing import TileState, duration
 from vsvi_assets.photographs.attribution import write_attribution
 from vsvi_assets.photographs.downloads import MAX_WITNESSES, SequenceJob, download_sequences
 from vsvi_assets.photographs.inventory import Inventory
@@ -48,6 +49,9 @@ SIZES_OF_A_KIND = 500
 
 RANGE_PERCENTILES = (5, 95)
 RESAMPLINGS = 2000
+
+
+_GRAPH_PER_SECOND = REQUESTS_PER_SECOND[Service.GRAPH]
 
 
 class SampleFailedError(TransientError):
@@ -82,6 +86,8 @@ class DownloadPlan:
         What each rule of the city file left out at the selection.
     quality
         What was measured of the photographs in store; None where nothing was.
+    corrections
+        What Mapillary corrected of the images in the tiles; None where the city does not go by it.
     """
 
     selected: int
@@ -101,6 +107,7 @@ class DownloadPlan:
     required_free_bytes: int
     removals: Sequence[Removal] = ()
     quality: MeasuredQuality | None = None
+    corrections: Corrections | None = None
 
     @property
     def usable_bytes(self) -> int:
@@ -117,9 +124,20 @@ class DownloadPlan:
         """Whether the upper end of the range fits too."""
         return not self.images or self.bytes_high < self.usable_bytes
 
+    @property
+    def headings(self) -> str | None:
+        """What the headings of a refresh take, in words; None where none are asked for."""
+        if not self.corrections or not self.corrections.heading_requests:
+            return None
+        requests, per_minute = self.corrections.heading_requests, 60 * _GRAPH_PER_SECOND
+        return (
+            f"{requests:,} requests take {duration(requests / per_minute)} at "
+            f"{per_minute:,.0f} per minute"
+        )
+
     def seconds(self, bytes_: int) -> float:
         """Return how long so many bytes take at the latest rate, in seconds."""
-        links = self.link_requests / REQUESTS_PER_SECOND[Service.GRAPH]
+        links = self.link_requests / _GRAPH_PER_SECOND
         return max(bytes_ / self.bytes_per_second, links) if self.bytes_per_second else links
 
 
@@ -187,6 +205,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
         required_free_bytes=city.required_free_bytes,
         removals=read_removals(postgis, city),
         quality=measured_quality(postgis, city) if city.quality else None,
+        corrections=read_corrections(postgis, city) if city.goes_by_corrections else None,
     )
 
 
@@ -225,6 +244,8 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
         f"{plan.selected:,} images, {plan.on_disk:,} of them on disk, "
         f"{plan.unavailable:,} not available any more",
     )
+    for sentence in plan.corrections.sentences(city) if plan.corrections else ():
+        add("corrections", sentence)
     for removal in plan.removals:
         add(removal.rule, f"{removal.setting}: {removal}")
     add("to download", f"{plan.images:,} images, {plan.panoramas:,} of them panoramas")
@@ -250,6 +271,8 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
         add("time", f"{low} to {high}, at {plan.bytes_per_second / 1e6:,.1f} MB per second")
     add("requests", f"{plan.link_requests:,} for links, {plan.images:,} for images")
     add("tiles", f"of a refresh: {plan.tile_state.summary(plan.tile_requests)}")
+    if plan.headings:
+        add("headings", f"of a refresh: {plan.headings}")
     return lines
 
 

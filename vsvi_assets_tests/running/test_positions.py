@@ -13,6 +13,7 @@ from vsvi_assets.city import City
 from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST
 from vsvi_assets.sandbox import StreetImage
 from vsvi_assets.sandbox.world import grid_cell
+from vsvi_assets.views.plan import plan_lines
 from vsvi_assets_tests.project import Project
 
 NORTHWARD = 4e-5
@@ -171,6 +172,34 @@ def test_images_look_where_they_were_corrected_to(corrected: Project) -> None:
         each.get("original_compass_angle") == (90 if images[each["id"]].is_reconstructed else None)
         for each in kept
     )
+
+
+def test_a_plan_counts_the_requests_for_headings_and_the_images_without(
+    corrected: Project,
+) -> None:
+    images = corrected.sandbox.world.images
+    city = corrected.write_city(positions="computed", heading="computed")
+    assert corrected.materialize_metadata(city).success
+    asked = corrected.sandbox.stats.requests["graph"]
+    run = corrected.run_city(city, plan_only=True)
+    assert run.success, run.failures
+    assert run.plan
+    found = run.plan.corrections
+    assert found
+    assert found.heading_requests == asked >= len(images) / IMAGES_PER_REQUEST
+    uncorrected = sum(not image.is_reconstructed for image in images.values())
+    assert found.images == len(images)
+    assert found.without_heading == uncorrected
+    assert found.without_position == counted(corrected, city, "images without a corrected position")
+    lines = "\n".join(plan_lines(city, run.plan))
+    assert f"{uncorrected:,} of {len(images):,} images in the tiles have no corrected head" in lines
+    assert f"of a refresh: {asked} requests take a minute at most at 4,500 per minute" in lines
+
+    own = corrected.write_city(tile_cache_dir="tiles")
+    plan = corrected.run_city(own, plan_only=True).plan
+    assert plan
+    assert plan.corrections is None
+    assert "headings" not in "\n".join(plan_lines(own, plan))
 
 
 def test_an_image_that_the_graph_cannot_answer_keeps_its_own_heading(corrected: Project) -> None:

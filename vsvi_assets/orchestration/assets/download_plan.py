@@ -90,7 +90,7 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
     def seconds(bytes_: int) -> str:
         return str(timedelta(seconds=round(plan.seconds(bytes_))))
 
-    requests = plan.tile_requests
+    requests, corrections = plan.tile_requests, plan.corrections
     rows = [
         ("images to download", f"{plan.images:,}", f"of {plan.selected:,} selected"),
         ("panoramas among them", f"{plan.panoramas:,}", ""),
@@ -120,6 +120,11 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
         ),
         ("requests for links", f"{plan.link_requests:,}", "at most 10,000 a minute are allowed"),
         ("tile requests of a refresh", f"{requests:,}", plan.tile_state.summary(requests)),
+        *(
+            [("heading requests of a refresh", f"{corrections.heading_requests:,}", plan.headings)]
+            if corrections and plan.headings
+            else []
+        ),
     ]
     return {
         "plan": MetadataValue.table(

@@ -8,7 +8,13 @@ from dagster import AssetExecutionContext, AssetsDefinition, Output, asset
 from vsvi_assets.city import City
 from vsvi_assets.database.replacement import NewTable
 from vsvi_assets.database.schema import IMAGES, STREET_POINTS, STREETS
-from vsvi_assets.database.tables import images_table, street_points_table, streets_table
+from vsvi_assets.database.tables import (
+    corrections_table,
+    images_table,
+    street_points_table,
+    streets_table,
+)
+from vsvi_assets.mapillary.corrections import Corrections
 from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.columns import table_schema
 from vsvi_assets.orchestration.common import identity, upstream
@@ -40,36 +46,29 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
         tile_metadata: Mapping[str, TileImages],
     ) -> Output:
         def store() -> Iterator[Sequence[NewTable]]:
-            in_tiles = uncorrected = uncorrected_headings = 0
+            corrections = Corrections()
 
             def tiles() -> Iterator[pa.Table]:
-                nonlocal in_tiles, uncorrected, uncorrected_headings
                 for tile in tile_metadata.values():
-                    in_tiles += len(tile)
-                    uncorrected += tile.uncorrected or 0
-                    uncorrected_headings += tile.uncorrected_headings or 0
+                    corrections.add(tile)
                     yield tile.images
 
             points, ways = street_points.points, street_points.streets
-            yield [
+            tables = [
                 streets_table(ways, city),
                 street_points_table(points, city, ways),
                 images_table(tiles(), city),
             ]
-            counts = {"images in the tiles": in_tiles}
-            if city.positions == "computed":
-                counts["images without a corrected position"] = uncorrected
-                context.log.warning(
-                    f"{uncorrected:,} of {in_tiles:,} images have no corrected position in their "
-                    "tile, and keep the camera's own (positions: computed)"
-                )
-            if city.heading == "computed":
-                counts["images without a corrected heading"] = uncorrected_headings
-                context.log.warning(
-                    f"{uncorrected_headings:,} of {in_tiles:,} images have no corrected heading, "
-                    "and keep the camera's own (heading: computed)"
-                )
-            context.add_asset_metadata(counts)
+            if city.goes_by_corrections:
+                tables.append(corrections_table(corrections, city))
+            yield tables
+            for sentence in corrections.sentences(city):
+                context.log.warning(sentence)
+            uncorrected = corrections.uncorrected(city).items()
+            context.add_asset_metadata(
+                {"images in the tiles": corrections.images}
+                | {f"images without a corrected {what}": count for what, count in uncorrected}
+            )
 
         return Output(store())
 
