@@ -31,7 +31,14 @@ from vsvi_assets.database.server import (
 )
 from vsvi_assets.database.tile_requests import paced_client
 from vsvi_assets.dataset.errors import DatasetError
-from vsvi_assets.files import DiskFullError, DiskGuard, TextFileError, atomic_write
+from vsvi_assets.files import (
+    DiskFullError,
+    DiskGuard,
+    TextFileError,
+    atomic_write,
+    in_store,
+    local_copy,
+)
 from vsvi_assets.mapillary.errors import RefusedTokenError
 from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.progress import progress_on
@@ -52,6 +59,7 @@ from vsvi_assets.settings import (
     Settings,
     TokenMissingError,
 )
+from vsvi_assets.store import StoreError, StoreRefusedError
 from vsvi_assets.streets.errors import PlaceError
 from vsvi_assets.views.qgis import qgis_project
 from vsvi_assets.views.status import verification_lines
@@ -67,6 +75,8 @@ ERRORS_FOR_PEOPLE = (
     RefusedTokenError,
     SandboxMissingError,
     SettingError,
+    StoreError,
+    StoreRefusedError,
     TextFileError,
     TokenMissingError,
     services.ServiceError,
@@ -175,7 +185,7 @@ def region(city_name: str) -> None:
 def install_postgis() -> None:
     """Unpack a PostGIS server where none is installed, without root (Debian and Ubuntu)."""
     settings = Settings.from_environment()
-    if settings.postgres_url or LocalPostgis(settings.data_dir).is_installed():
+    if settings.postgres_url or LocalPostgis(settings.machine_dir).is_installed():
         return
     click.echo(f"Unpacking PostgreSQL and PostGIS into {UNPACKED}")
     unpack_postgis()
@@ -252,12 +262,12 @@ def qgis(city_name: str) -> None:
     """Write a QGIS project of CITY's tables, and print how to open it."""
     settings = start_postgis()
     city = find_city(city_name)
-    city.folder.mkdir(parents=True, exist_ok=True)
+    city.qgis_project_path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(city.qgis_project_path) as file:
         file.write(qgis_project(city, settings.postgres_url).encode())
     command = f"qgis {shlex.quote(str(city.qgis_project_path))}"
     if settings.postgres_url is None:
-        service_file = LocalPostgis(settings.data_dir).service_file
+        service_file = LocalPostgis(settings.machine_dir).service_file
         command = f"PGSERVICEFILE={shlex.quote(str(service_file))} {command}"
     click.echo(command)
 
@@ -288,16 +298,17 @@ def export(
     city = find_city(city_name)
     rows = _export(city)
     path = output or city.dataset_path.with_suffix(f".{ending}")
-    if path != city.dataset_path:
-        convert_table(city.dataset_path, path)
-    click.echo(f"{path}: {rows:,} rows; `file` lies below {city.sequences_folder}")
-    if shards:
-        written = write_shards(city.dataset_path, city.sequences_folder, shards)
-        click.echo(f"{shards}: {len(written):,} shards")
-    if copies:
-        heading_at = city.views.heading_at if city.views else "centre"
-        count = write_described_copies(city.dataset_path, city.sequences_folder, copies, heading_at)
-        click.echo(f"{copies}: {count:,} photographs with EXIF and XMP")
+    with local_copy(city.dataset_path) as table:
+        if path != city.dataset_path:
+            convert_table(table, path)
+        click.echo(f"{path}: {rows:,} rows; `file` lies below {city.sequences_folder}")
+        if shards:
+            written = write_shards(table, city.sequences_folder, shards)
+            click.echo(f"{shards}: {len(written):,} shards")
+        if copies:
+            heading_at = city.views.heading_at if city.views else "centre"
+            count = write_described_copies(table, city.sequences_folder, copies, heading_at)
+            click.echo(f"{copies}: {count:,} photographs with EXIF and XMP")
 
 
 @main.command()
@@ -315,16 +326,17 @@ def freeze(city_name: str, output: Path | None, without_photographs: bool) -> No
     now = datetime.now(UTC)
     path = output or Path.cwd() / f"{city.name}-{now:%Y-%m-%d}"
     _export(city)
-    manifest = freeze_dataset(
-        path,
-        city=city.name,
-        city_file=city.model_dump(mode="json", exclude_unset=True),
-        services=city.services,
-        tiles=frozen_tiles(city),
-        table=city.dataset_path,
-        photographs=None if without_photographs else city.sequences_folder,
-        now=now,
-    )
+    with local_copy(city.dataset_path) as table:
+        manifest = freeze_dataset(
+            path,
+            city=city.name,
+            city_file=city.model_dump(mode="json", exclude_unset=True),
+            services=city.services,
+            tiles=frozen_tiles(city),
+            table=table,
+            photographs=None if without_photographs else city.sequences_folder,
+            now=now,
+        )
     counts = manifest.counts
     click.echo(
         f"{path}: {counts.street_points:,} street points, {counts.gaps:,} gaps, "
@@ -380,6 +392,12 @@ def percept(city_name: str) -> None:
     from vsvi_assets.dataset.percept import write_percept_inputs
 
     city = find_city(city_name)
+    if in_store(city.sequences_folder):
+        raise click.ClickException(
+            "percept-vsvi-filter reads files, and the photographs are in the object store "
+            f"{city.sequences_folder}. Copy them to this machine, for example by "
+            f"`vsvi freeze {city.name}`, or keep this city's data in a folder (VSVI_DATA_DIR)."
+        )
     _export(city)
     folder = city.folder / "percept"
     inputs = write_percept_inputs(city.dataset_path, city.sequences_folder, city.name, folder)

@@ -1,18 +1,28 @@
-"""Files that are either whole or absent, text from any editor, and the room that must stay free."""
+"""Files that are either whole or absent, text from any editor, and the room that must stay free.
+
+A path in the data folder is a `pathlib.Path`, or a `UPath` where the data folder is an object store
+(see `vsvi_assets.store`). What differs between the two is here; all else is the same for both.
+"""
 
 import codecs
 import errno
 import fcntl
+import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
+
+from vsvi_assets import store
+from vsvi_assets.store import DataPath, in_store
 
 PART_SUFFIX = ".part"
+NO_LIMIT = "object store: no limit known"
 
 
 class DiskFullError(Exception):
@@ -21,7 +31,7 @@ class DiskFullError(Exception):
     `required` is None where a write found no room, whatever was to stay free.
     """
 
-    def __init__(self, path: Path, free: int, required: int | None = None) -> None:
+    def __init__(self, path: DataPath, free: int, required: int | None = None) -> None:
         wanted = "more" if required is None else f"{required / 1e9:.3f} GB"
         super().__init__(
             f"{path}: {free / 1e9:.3f} GB free, {wanted} required. "
@@ -68,45 +78,80 @@ def gigabytes(bytes_: int) -> str:
     return f"{bytes_ / 1e3:,.1f} kB"
 
 
+def machine_folder(data_dir: DataPath) -> Path:
+    """Return the folder for what belongs to this machine, as its database and addresses.
+
+    It is the data folder, or `data` in the current folder where that is an object store.
+    """
+    return Path("data").absolute() if in_store(data_dir) else data_dir
+
+
+def free_bytes(folder: DataPath) -> int | None:
+    """Return how many bytes a folder can take; None in an object store, which has no known limit.
+
+    The folder need not exist yet.
+    """
+    if in_store(folder):
+        return None
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
 @dataclass(frozen=True)
 class DiskGuard:
-    """Keeps `required` bytes free on the disk that holds `folder`."""
+    """Keeps `required` bytes free on the disk that holds `folder`; an object store has no limit."""
 
-    folder: Path
+    folder: DataPath
     required: int
 
     def check(self) -> None:
         """Raise `DiskFullError` when less than `required` bytes are free."""
+        if in_store(self.folder):
+            return
         free = shutil.disk_usage(self.folder).free
         if free < self.required:
             raise DiskFullError(self.folder, free, self.required)
 
 
 @contextmanager
-def writing_in(folder: Path) -> Iterator[None]:
-    """Raise `DiskFullError` where a write in `folder` finds no room."""
+def writing_in(folder: DataPath) -> Iterator[None]:
+    """Raise `DiskFullError` where a write in `folder` finds no room.
+
+    What goes to an object store may first be in a temporary file.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if in_store(folder):
+            folder = Path(tempfile.gettempdir())
         raise DiskFullError(folder, shutil.disk_usage(folder).free) from error
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: DataPath) -> Iterator[BinaryIO]:
     """Open a file to write that appears under `path` whole, or not at all.
 
     The bytes go to a temporary name in the same folder, are synced to the disk and then
     renamed, so neither a crash nor a power cut leaves half a file under `path`. The
     temporary file is locked for as long as it is written, by which
-    `remove_abandoned_parts` knows a live one.
+    `remove_abandoned_parts` knows a live one. In an object store they go to a temporary file
+    without a name, and from there up as one object.
 
     Raises
     ------
     DiskFullError
         When the disk runs full meanwhile.
+    StoreError, StoreRefusedError
+        When the object store does not take it.
     """
+    if in_store(path):
+        with writing_in(path.parent), tempfile.TemporaryFile() as unnamed:
+            yield unnamed
+            unnamed.flush()
+            store.put(path, unnamed)
+        return
     part = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}{PART_SUFFIX}")
     try:
         with writing_in(path.parent), _locked(part) as file:
@@ -129,8 +174,10 @@ def _locked(part: Path) -> BinaryIO:
         file.close()
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: DataPath) -> None:
     """Make the names in `folder` survive a power cut (fsync of the directory)."""
+    if in_store(folder):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -138,11 +185,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_abandoned_parts(folder: Path) -> int:
+def remove_abandoned_parts(folder: DataPath) -> int:
     """Delete temporary files in `folder` that no process writes any more; return how many.
 
-    Those of other users, and those that disappear meanwhile, are left alone.
+    Those of other users, and those that disappear meanwhile, are left alone. An object store has
+    none.
     """
+    if in_store(folder):
+        return 0
     removed = 0
     for part in folder.glob(f".*{PART_SUFFIX}"):
         try:
@@ -155,19 +205,134 @@ def remove_abandoned_parts(folder: Path) -> int:
     return removed
 
 
-def update_lines(path: Path, *, added: Iterable[str], removed: Iterable[str]) -> None:
-    """Add lines to a sorted text file and remove others, in one step for all processes.
+class Entry(Protocol):
+    """What a folder has under a name."""
 
-    The file is made where it is missing and there is something to add.
+    @property
+    def name(self) -> str: ...
+    def is_dir(self) -> bool: ...
+    def stat(self) -> os.stat_result: ...
+
+
+def entries_in(folder: DataPath) -> Mapping[str, Entry]:
+    """Return what is in a folder, by name.
+
+    Raises
+    ------
+    OSError
+        When it cannot be listed. In an object store a folder that is not there is an empty one.
+    """
+    if in_store(folder):
+        return {entry.name: entry for entry in store.entries_in(folder)}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry for entry in entries}
+
+
+def is_writable(folder: DataPath) -> bool:
+    """Return whether files may be made in a folder; an object store says so when they are."""
+    return in_store(folder) or os.access(folder, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def content_of(path: DataPath) -> Iterator[bytes | mmap.mmap]:
+    """Give the content of a file; of a large one without reading it into memory.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    OSError
+        When it cannot be read.
+    """
+    if in_store(path):
+        with tempfile.TemporaryFile() as unnamed:
+            store.get(path, unnamed)
+            unnamed.flush()
+            with mapped(unnamed) as content:
+                yield content
+        return
+    with path.open("rb") as file, mapped(file) as content:
+        yield content
+
+
+@contextmanager
+def mapped(file: BinaryIO) -> Iterator[bytes | mmap.mmap]:
+    """Give the content of an open file without reading it into memory."""
+    if os.fstat(file.fileno()).st_size == 0:
+        yield b""
+        return
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
+
+
+@contextmanager
+def local_copy(path: DataPath) -> Iterator[Path]:
+    """Give a file for programs that read no other: of an object a copy, which is then removed.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such object.
+    OSError
+        When it cannot be read.
+    """
+    if not in_store(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="vsvi-") as folder:
+        copy = Path(folder, path.name)
+        with copy.open("wb") as file:
+            store.get(path, file)
+        yield copy
+
+
+@contextmanager
+def local_folder(folder: DataPath) -> Iterator[Path]:
+    """Give a folder on this machine to work in: this one, or beside a store a passing one."""
+    if not in_store(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="vsvi-") as passing:
+        yield Path(passing)
+
+
+def copy_files(source: DataPath, target: DataPath) -> None:
+    """Copy all files of a folder, and of the folders in it, each whole or not at all."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name, entry in entries_in(source).items():
+        if entry.is_dir():
+            copy_files(source / name, target / name)
+            continue
+        copy_file(source / name, target / name)
+
+
+def copy_file(source: DataPath, target: DataPath) -> None:
+    """Copy a file, whole or not at all."""
+    with content_of(source) as content, atomic_write(target) as file:
+        file.write(content)
+
+
+def remove_folder(folder: DataPath) -> None:
+    """Delete a folder and all that is in it, if it is there."""
+    if not in_store(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for name, _ in store.objects_below(folder):
+        (folder / name).unlink()
+
+
+def update_lines(path: DataPath, *, added: Iterable[str], removed: Iterable[str]) -> None:
+    """Add lines to a sorted text file and remove others.
+
+    The file is made where it is missing and there is something to add. Of several processes that
+    do so, all must hold the same lock.
     """
     added, removed = set(added), set(removed)
     if not added and not path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        before = path.read_text().split() if path.exists() else None
-        lines = sorted({*(before or ())} - removed | added)
-        if lines != before:
-            with atomic_write(path) as file:
-                file.writelines(f"{line}\n".encode() for line in lines)
+    before = path.read_text().split() if path.exists() else None
+    lines = sorted({*(before or ())} - removed | added)
+    if lines != before:
+        with atomic_write(path) as file:
+            file.writelines(f"{line}\n".encode() for line in lines)

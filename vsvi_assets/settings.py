@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from vsvi_assets.files import TextFileError, read_text
+from vsvi_assets.files import DataPath, TextFileError, machine_folder, read_text
+from vsvi_assets.store import StoreSettingsError
 
 ServicesName = Literal["mapillary", "sandbox"]
 """The key `services` of a city file."""
@@ -104,6 +105,8 @@ class Settings:
 
     Attributes
     ----------
+    data_dir
+        A folder, or a path in an object store.
     tiles_url, graph_url, overpass_url, nominatim_url
         Of the services `mapillary`; `services_of` returns those of a city.
     sandbox_url
@@ -131,7 +134,7 @@ class Settings:
     """
 
     cities_dir: Path
-    data_dir: Path
+    data_dir: DataPath
     token_file: Path
     tiles_url: str
     graph_url: str
@@ -163,7 +166,7 @@ class Settings:
         environ = os.environ if environment is None else environment
         return cls(
             cities_dir=_path(environ, "VSVI_CITIES_DIR", "cities"),
-            data_dir=_path(environ, "VSVI_DATA_DIR", "data"),
+            data_dir=_data_path(environ),
             token_file=_path(environ, "MAPILLARY_TOKEN_FILE", "token.txt"),
             tiles_url=_url(environ, "MAPILLARY_TILES_URL", "https://tiles.mapillary.com"),
             graph_url=_url(environ, "MAPILLARY_GRAPH_URL", "https://graph.mapillary.com"),
@@ -187,6 +190,11 @@ class Settings:
             notifications=_notifications(environ),
             _environment=environ,
         )
+
+    @property
+    def machine_dir(self) -> Path:
+        """The folder for what belongs to this machine; see `files.machine_folder`."""
+        return machine_folder(self.data_dir)
 
     @property
     def user_agent(self) -> str:
@@ -285,6 +293,19 @@ def _path(environ: Mapping[str, str], name: str, default: str) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
         raise SettingError(f"{name} = {text!r}: no such user's home folder") from error
+
+
+def _data_path(environ: Mapping[str, str]) -> DataPath:
+    name = "VSVI_DATA_DIR"
+    if "://" not in environ.get(name, ""):
+        return _path(environ, name, "data")
+    # What an object store needs takes a while to load.
+    from vsvi_assets.bucket import store_path
+
+    try:
+        return store_path(environ[name], environ)
+    except StoreSettingsError as error:
+        raise SettingError(f"{name} = {error}") from error
 
 
 def _url(environ: Mapping[str, str], name: str, default: str) -> str:

@@ -18,6 +18,7 @@ from psycopg2 import sql
 from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.mapillary.client import shared_paces
 from vsvi_assets.sandbox import OverpassLimits, Sandbox
+from vsvi_assets_tests.object_store import ObjectStore, running_object_store
 from vsvi_assets_tests.project import Project, small_world
 
 
@@ -96,6 +97,13 @@ def sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """The session's object store, running."""
+    with running_object_store() as store:
+        yield store
+
+
 @pytest.fixture
 def project(
     tmp_path: Path, sandbox: Sandbox, postgis_url: str, monkeypatch: pytest.MonkeyPatch
@@ -115,3 +123,15 @@ def project(
         monkeypatch.setenv(name, value)
     with DagsterInstance.ephemeral() as instance:
         yield Project(tmp_path, sandbox, instance)
+
+
+@pytest.fixture
+def project_in_store(
+    project: Project, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> Project:
+    """The same project with its data in the object store, in a folder of its own."""
+    environment = {**object_store.environ, "VSVI_DATA_DIR": str(object_store.new_folder())}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(project.folder)
+    return project

@@ -95,7 +95,7 @@ class Project:
     @property
     def resources(self) -> Mapping[str, object]:
         """The resources that differ from the project's own: a client that soon tries again."""
-        mapillary = MapillaryResource(data_dir=str(self.settings.data_dir), backoff=0.01)
+        mapillary = MapillaryResource(data_dir=str(self.settings.machine_dir), backoff=0.01)
         return {"mapillary": mapillary, "overpass": OverpassResource(pause=0.01)}
 
     def defs(self) -> Definitions:

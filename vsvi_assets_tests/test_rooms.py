@@ -8,7 +8,7 @@ import vsvi_assets
 
 PACKAGE = Path(vsvi_assets.__file__).parent
 ROOMS = [
-    *("files", "settings", "progress", "proxies"),
+    *("proxies", "store", "bucket", "files", "settings", "progress"),
     *("city", "streets", "mapillary", "photographs", "selection"),
     *("database", "views", "dataset"),
     *("orchestration", "running", "definitions", "api", "cli", "__main__"),

@@ -37,6 +37,7 @@ from vsvi_assets.city.rules import DayHours, Duplicates, Elevation, MonthList
 from vsvi_assets.city.schedule import check_cron, check_timezone
 from vsvi_assets.city.tiles import Origin, parse_tile_key, tile_file_name, tile_key
 from vsvi_assets.city.views import Views
+from vsvi_assets.files import DataPath, Entry, entries_in, in_store, machine_folder
 
 IMAGE_RULES = ("months", "hours", "daylight", "duplicates", "quality")
 """Keys by which images are left out, each by itself or because of others."""
@@ -69,6 +70,14 @@ def _utc(moment: datetime) -> datetime:
 
 def _text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
+
+
+def _require_inside(path: Path, key: str, data_dir: DataPath) -> None:
+    if path.is_absolute() or ".." in path.parts:
+        raise CityFileError(
+            f"{key} = {path}: the data folder is the object store {data_dir}, in which everything "
+            "of a city has to lie; give a relative path, or leave it out"
+        )
 
 
 StreetClass = Annotated[str, Field(pattern="^[a-z_:;]+$")]
@@ -135,7 +144,7 @@ class City(BaseModel):
     sequence_buckets: int | None = Field(None, ge=1, le=10_000)
 
     _name: str = PrivateAttr()
-    _data_dir: Path = PrivateAttr()
+    _data_dir: DataPath = PrivateAttr()
     _area: Area = PrivateAttr()
     _districts: tuple[District, ...] = PrivateAttr(())
     _places: Places | None = PrivateAttr(None)
@@ -203,9 +212,10 @@ class City(BaseModel):
         return self
 
     @classmethod
-    def parse(cls, content: Mapping[str, Any], *, name: str, data_dir: Path) -> "City":
+    def parse(cls, content: Mapping[str, Any], *, name: str, data_dir: DataPath) -> "City":
         """Make the city `name` from a file's content; relative paths lie under `data_dir`.
 
+        Where that is an object store, the user's own files lie under `data` in the current folder.
         The files that the content names are read once, to find mistakes in them early.
 
         Raises
@@ -236,11 +246,11 @@ class City(BaseModel):
         city._look_at_places()
         if city.districts:
             city._districts, warnings = read_districts(
-                data_dir / file_of(city.districts), layer_of(city.districts)
+                city._files_dir / file_of(city.districts), layer_of(city.districts)
             )
             city._warnings += warnings
         if city.tile_list_file:
-            city._keep_listed_tiles(data_dir / city.tile_list_file)
+            city._keep_listed_tiles(city._files_dir / city.tile_list_file)
         city.read_image_ids()
         if city.streets_path:
             try:
@@ -252,7 +262,7 @@ class City(BaseModel):
         return city
 
     @classmethod
-    def find_area(cls, content: Mapping[str, Any], *, name: str, data_dir: Path) -> Area:
+    def find_area(cls, content: Mapping[str, Any], *, name: str, data_dir: DataPath) -> Area:
         """Return where a file's content puts the city `name`, however large that is.
 
         Raises
@@ -276,7 +286,7 @@ class City(BaseModel):
             return Area(self.bounding_box)
         if self.region is None:
             return self._area_of_places()
-        region = read_region(self.region, self._data_dir, self.region_path)
+        region = read_region(self.region, self._files_dir, self.region_path)
         if region is None:
             raise PlaceNotLookedUpError(self._name, self.services, self.region, self.region_path)
         polygons, warnings = region
@@ -321,8 +331,11 @@ class City(BaseModel):
 
     def _require_own_folders(self) -> None:
         for key in ("tile_cache_dir", "seqdir", "failed_imgid_file"):
-            if path := getattr(self, key):
-                below = Path(os.path.relpath(self._data_dir / path, self._data_dir))
+            path = getattr(self, key)
+            if path and in_store(self._data_dir):
+                _require_inside(path, key, self._data_dir)
+            if path:
+                below = Path(os.path.relpath(str(self._data_dir / path), str(self._data_dir)))
                 if below.parts and below.parts[0].lower() in PROJECT_FOLDERS:
                     raise CityFileError(
                         f"{key} = {path}: {self._data_dir / below.parts[0]} is the project's own "
@@ -433,64 +446,69 @@ class City(BaseModel):
         return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     @property
-    def folder(self) -> Path:
+    def _files_dir(self) -> Path:
+        """The folder under which the user's own files lie, where they are relative."""
+        return machine_folder(self._data_dir)
+
+    @property
+    def folder(self) -> DataPath:
         """The folder of the city's own small files."""
         return self._data_dir / self._name
 
     @property
-    def tiles_folder(self) -> Path:
+    def tiles_folder(self) -> DataPath:
         return self._data_dir / (self.tile_cache_dir or Path(self._name, "tiles"))
 
     @property
-    def sequences_folder(self) -> Path:
+    def sequences_folder(self) -> DataPath:
         return self._data_dir / (self.seqdir or Path(self._name, "sequences"))
 
     @property
-    def region_path(self) -> Path:
+    def region_path(self) -> DataPath:
         """Where Nominatim's answer about the place of `region` is kept."""
         return self.folder / "region.geojson"
 
     @property
-    def street_points_path(self) -> Path:
+    def street_points_path(self) -> DataPath:
         return self.folder / "street_points.geojson"
 
     @property
-    def streets_table_path(self) -> Path:
+    def streets_table_path(self) -> DataPath:
         """Where the streets are kept on which the points stand."""
         return self.folder / "streets.parquet"
 
     @property
-    def selected_image_ids_path(self) -> Path:
+    def selected_image_ids_path(self) -> DataPath:
         return self.folder / "selected_image_ids.txt"
 
     @property
-    def absent_image_ids_path(self) -> Path:
+    def absent_image_ids_path(self) -> DataPath:
         """Where the ids of `imgid_file` are listed that the city's tables do not have."""
         return self.folder / "absent_image_ids.txt"
 
     @property
-    def coverage_report_path(self) -> Path:
+    def coverage_report_path(self) -> DataPath:
         return self.folder / REPORT_NAME
 
     @property
-    def dataset_path(self) -> Path:
+    def dataset_path(self) -> DataPath:
         return self.folder / "dataset.parquet"
 
     @property
-    def views_folder(self) -> Path:
+    def views_folder(self) -> DataPath:
         return self.folder / "views"
 
     @property
     def qgis_project_path(self) -> Path:
-        return self.folder / f"{self._name}.qgs"
+        return self._files_dir / self._name / f"{self._name}.qgs"
 
     @property
     def streets_path(self) -> Path | None:
-        return self._data_dir / file_of(self.streets_file) if self.streets_file else None
+        return self._files_dir / file_of(self.streets_file) if self.streets_file else None
 
     @property
     def points_path(self) -> Path | None:
-        return self._data_dir / file_of(self.points_file) if self.points_file else None
+        return self._files_dir / file_of(self.points_file) if self.points_file else None
 
     @property
     def streets_layer(self) -> str | None:
@@ -498,7 +516,7 @@ class City(BaseModel):
         return layer_of(self.streets_file)
 
     @property
-    def failed_image_ids_path(self) -> Path | None:
+    def failed_image_ids_path(self) -> DataPath | None:
         return self._data_dir / self.failed_imgid_file if self.failed_imgid_file else None
 
     @property
@@ -512,10 +530,19 @@ class City(BaseModel):
         local = now.astimezone(ZoneInfo(self.timezone))
         return croniter(self.schedule, local).get_prev(datetime)
 
-    def tile_path(self, key: str) -> Path:
+    def tile_path(self, key: str) -> DataPath:
         """Return the file of the tile of the partition `key`."""
         name = tile_file_name(parse_tile_key(key), self.positions, self.heading)
         return self.tiles_folder / name
+
+    def stored_tiles(self) -> dict[str, Entry]:
+        """Return the files of the tiles that are there, by partition key."""
+        try:
+            entries = entries_in(self.tiles_folder)
+        except FileNotFoundError:
+            return {}
+        names = {key: self.tile_path(key).name for key in self.tile_keys}
+        return {key: entries[name] for key, name in names.items() if name in entries}
 
     def read_image_ids(self) -> list[int] | None:
         """Read the ids of `imgid_file`; None where the city file names none.
@@ -525,4 +552,4 @@ class City(BaseModel):
         CityFileError
             When the file cannot be read, or an entry is not an image id.
         """
-        return read_image_ids(self._data_dir / self.imgid_file) if self.imgid_file else None
+        return read_image_ids(self._files_dir / self.imgid_file) if self.imgid_file else None

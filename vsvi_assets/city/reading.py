@@ -17,7 +17,7 @@ from vsvi_assets.city.model import PROJECT_FOLDERS, City
 from vsvi_assets.city.region import PlaceNotLookedUpError, RegionSource
 from vsvi_assets.city.rules import NearTwins
 from vsvi_assets.city.views import Views
-from vsvi_assets.files import TextFileError, read_text
+from vsvi_assets.files import DataPath, TextFileError, read_text
 
 CITY_FILE_SUFFIXES = (".json", ".yaml", ".yml")
 
@@ -50,7 +50,7 @@ class BrokenCity:
     error: CityFileError
 
 
-def load_city(path: Path, data_dir: Path) -> City:
+def load_city(path: Path, data_dir: DataPath) -> City:
     """Read one city file.
 
     Raises
@@ -125,7 +125,7 @@ def _describe(path: Path, error: ValidationError) -> Iterator[str]:
         yield f"{path}: {key}{shown}: {message}" if key else f"{path}: {message}"
 
 
-def load_cities(cities_dir: Path, data_dir: Path) -> tuple[list[City], list[BrokenCity]]:
+def load_cities(cities_dir: Path, data_dir: DataPath) -> tuple[list[City], list[BrokenCity]]:
     """Read every city file of a folder; one that cannot be used does not stop the others.
 
     Cities that would get in each other's way (the same name except for case, `-` and `_`, or
@@ -179,7 +179,7 @@ def _clashes(
         ),
         (lambda city: city.group, lambda city: f"{city.group}, its name in Dagster, is the same"),
         (
-            lambda city: os.path.realpath(city.sequences_folder),
+            lambda city: os.path.realpath(str(city.sequences_folder)),
             lambda city: f"seqdir = {city.sequences_folder} is the same folder",
         ),
     )

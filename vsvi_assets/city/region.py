@@ -14,8 +14,9 @@ from vsvi_assets.city.area import Polygons
 from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.paths import UserPath
 from vsvi_assets.city.vector_files import read_features
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import DataPath, atomic_write, local_copy
 from vsvi_assets.settings import ServicesName
+from vsvi_assets.store import StoreError, StoreRefusedError
 
 CURVE_SEGMENTS = 16
 """Of a quarter of a circle around a corner of a region with a buffer."""
@@ -79,7 +80,9 @@ class PlaceNotLookedUpError(CityFileError):
         Where the answer is to be kept.
     """
 
-    def __init__(self, name: str, services: ServicesName, source: RegionSource, path: Path) -> None:
+    def __init__(
+        self, name: str, services: ServicesName, source: RegionSource, path: DataPath
+    ) -> None:
         super().__init__(
             f"region = {source}: Nominatim was not asked for this place yet. "
             f"`vsvi region {name}` asks once, and keeps the answer."
@@ -94,12 +97,12 @@ class Region(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def read_region(source: RegionSource, data_dir: Path, frozen: Path) -> Region | None:
+def read_region(source: RegionSource, files_dir: Path, frozen: DataPath) -> Region | None:
     """Read the polygons of a region.
 
     Parameters
     ----------
-    data_dir
+    files_dir
         The folder that a relative file lies under.
     frozen
         The file in which Nominatim's answer is kept.
@@ -115,18 +118,22 @@ def read_region(source: RegionSource, data_dir: Path, frozen: Path) -> Region | 
         When the file holds anything but polygons.
     """
     if source.file:
-        path = data_dir / source.file
+        path = files_dir / source.file
         return polygons_of(read_features(path, "region", source.layer), f"region = {path}")
-    if not frozen.exists():
-        return None
-    answer = read_features(frozen, "region")
+    try:
+        if not frozen.exists():
+            return None
+        with local_copy(frozen) as copy:
+            answer = read_features(copy, "region")
+    except (StoreError, StoreRefusedError) as error:
+        raise CityFileError(f"region = {source}: {error}") from error
     question = source.model_dump_json(exclude_none=True)
     if list(answer.get("question", ())) != [question]:
         return None
     return polygons_of(answer, f"region = {source} ({frozen})")
 
 
-def freeze_place(path: Path, source: RegionSource, answer: gpd.GeoDataFrame) -> None:
+def freeze_place(path: DataPath, source: RegionSource, answer: gpd.GeoDataFrame) -> None:
     """Keep Nominatim's answer about a place as GeoJSON, to be read by `read_region`.
 
     Raises

@@ -14,10 +14,10 @@ from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.model import City
 from vsvi_assets.city.reading import CITY_FILE_SUFFIXES, load_city, read_content
 from vsvi_assets.city.tiles import ZOOM
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import DataPath, atomic_write, machine_folder
 
 
-def split_city(name: str, cities_dir: Path, data_dir: Path, max_tiles: int) -> list[City]:
+def split_city(name: str, cities_dir: Path, data_dir: DataPath, max_tiles: int) -> list[City]:
     """Write city files for the parts of a city's area, and return the cities.
 
     The cuts are edges of tiles, and the parts share the city's tile cache, so no tile is fetched
@@ -114,12 +114,12 @@ def _clipped(area: Area, bounds: tuple[float, float, float, float]) -> Area | No
     return Area.of_polygons(shapely.union_all(shapes)) if shapes else None
 
 
-def _where(part: Area, name: str, data_dir: Path) -> dict[str, Any]:
+def _where(part: Area, name: str, data_dir: DataPath) -> dict[str, Any]:
     """Return the keys that say where a part is; polygons are written to a file of their own."""
     if part.polygons is None:
         return {"bounding_box": part.box.model_dump()}
     file = Path(name, "area.geojson")
-    _write_polygons(part.polygons, data_dir / file)
+    _write_polygons(part.polygons, machine_folder(data_dir) / file)
     return {"region": str(file)}
 
 

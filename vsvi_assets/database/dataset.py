@@ -1,8 +1,7 @@
 """A city's dataset: one row per street point and image, gaps included."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import orjson
 import psycopg2
@@ -30,8 +29,9 @@ from vsvi_assets.database.schema import (
     Column,
     Table,
 )
+from vsvi_assets.files import DataPath
 from vsvi_assets.photographs.attribution import LICENCE
-from vsvi_assets.photographs.inventory import file_sizes
+from vsvi_assets.photographs.inventory import SequenceFolders
 from vsvi_assets.photographs.sidecar import IMAGE_PAGE
 from vsvi_assets.photographs.states import State
 
@@ -229,15 +229,15 @@ def _batches(postgis: Postgis, city: City, query: sql.Composed) -> Iterator[pa.R
 class _Files:
     """The sizes of the files of one sequence at a time, by name."""
 
-    def __init__(self, sequences_folder: Path) -> None:
-        self._folder = sequences_folder
+    def __init__(self, sequences_folder: DataPath) -> None:
+        self._folders = SequenceFolders(sequences_folder, all_of_them=True)
         self._sequence_id: str | None = None
-        self._sizes: dict[str, int] = {}
+        self._sizes: Mapping[str, int] = {}
 
     def size(self, sequence_id: str, name: str) -> int | None:
         if sequence_id != self._sequence_id:
             self._sequence_id = sequence_id
-            self._sizes = file_sizes(f"{self._folder}/{sequence_id}")
+            self._sizes = self._folders.sizes(sequence_id)
         return self._sizes.get(name)
 
 

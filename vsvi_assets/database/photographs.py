@@ -16,12 +16,13 @@ from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
+from vsvi_assets.database.locks import advisory_lock
 from vsvi_assets.database.replacement import mark_as_own, own_table
 from vsvi_assets.database.schema import PHOTOGRAPHS
+from vsvi_assets.files import update_lines
 from vsvi_assets.photographs.inventory import (
     Inventory,
     compare_with_store,
-    holds_photographs,
     sequences_on_disk,
 )
 from vsvi_assets.photographs.jpeg import MAX_PIXELS
@@ -49,6 +50,7 @@ class PhotographRecords:
     def __init__(self, postgis: Postgis, city: City) -> None:
         self._postgis, self._city = postgis, city
         self._rows: list[Photograph] = []
+        self._failed, self._others = set[int](), set[int]()
 
     def __enter__(self) -> Self:
         ensure_photographs(self._postgis, self._city)
@@ -60,15 +62,27 @@ class PhotographRecords:
     def add(self, sequence_id: str, sidecar: Sidecar) -> None:
         """Take note of what a sequence's sidecar says."""
         self._rows += photographs_of(sequence_id, sidecar)
+        self._failed |= sidecar.failed.keys()
+        self._others |= sidecar.ids - sidecar.failed.keys()
         if len(self._rows) >= BATCH_ROWS:
             self.store()
 
     def store(self) -> None:
-        """Store what was added until now, in one transaction."""
+        """Store what was added until now, in one transaction, and note what failed."""
         if self._rows:
             with self._postgis.transaction() as cursor:
                 _upsert(cursor, self._city, self._rows)
-            self._rows.clear()
+            self._note_failed_ids()
+            for noted in (self._rows, self._failed, self._others):
+                noted.clear()
+
+    def _note_failed_ids(self) -> None:
+        """Keep the `failed_imgid_file`, which other processes may keep at the same time."""
+        path = self._city.failed_image_ids_path
+        if path is None:
+            return
+        with advisory_lock(self._postgis, f"failed images of {self._city.name}", wait=True):
+            update_lines(path, added=map(str, self._failed), removed=map(str, self._others))
 
 
 def ensure_photographs(postgis: Postgis, city: City) -> None:
@@ -169,10 +183,12 @@ def take_inventory(
     )
     parameters = {"sequences": None if sequence_ids is None else list(sequence_ids)}
     rows = postgis.stream(query, parameters)
-    inventory = compare_with_store(rows, city.sequences_folder, now or datetime.now(UTC))
-    if sequence_ids is None:
-        inventory.orphaned = _orphaned(city, postgis)
-    return inventory
+    return compare_with_store(
+        rows,
+        city.sequences_folder,
+        now or datetime.now(UTC),
+        all_of_them=sequence_ids is None,
+    )
 
 
 def sequences_in_state(postgis: Postgis, city: City, *states: State) -> set[str]:
@@ -287,21 +303,6 @@ def quality_of_selected(postgis: Postgis, city: City) -> pa.Table:
         "SELECT {} FROM {} WHERE sharpness IS NOT NULL AND image_id IN (SELECT image_id FROM {})"
     ).format(_names(names), _table(city), sql.Identifier(city.name, "selected_images"))
     return postgis.read(query, PHOTOGRAPHS.arrow_schema(*names))
-
-
-def _orphaned(city: City, postgis: Postgis) -> list[str]:
-    query = sql.SQL(
-        """
-        SELECT name FROM unnest(%(names)s::text[]) AS name
-        WHERE NOT EXISTS (SELECT FROM {} WHERE sequence_id = name) ORDER BY name COLLATE "C"
-        """
-    ).format(sql.Identifier(city.name, "selected_images"))
-    names = sequences_on_disk(city.sequences_folder)
-    return [
-        name
-        for (name,) in postgis.stream(query, {"names": names})
-        if holds_photographs(city.sequences_folder / name)
-    ]
 
 
 def _fill(cursor: psycopg2.extensions.cursor, city: City) -> None:

@@ -525,7 +525,7 @@ def project_database(settings: Settings) -> Postgis:
         When the project has no server yet.
     """
     url = settings.postgres_url
-    return Postgis(url) if url else LocalPostgis(settings.data_dir).database()
+    return Postgis(url) if url else LocalPostgis(settings.machine_dir).database()
 
 
 def _program_folders() -> Iterator[Path]:

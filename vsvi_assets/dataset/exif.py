@@ -5,6 +5,7 @@ Sources: CIPA DC-008 (Exif 2.32); Adobe XMP specification, parts 1 and 3; Google
 XMP (GPano); Creative Commons' recommendation for XMP.
 """
 
+import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from vsvi_assets.city.views import HeadingAt
 from vsvi_assets.dataset.errors import MissingPhotographError
 from vsvi_assets.dataset.manifest import photographs_on_disk
 from vsvi_assets.dataset.perspective import heading_of_centre
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import DataPath, atomic_write, in_store
 from vsvi_assets.photographs.attribution import LICENCE, LICENCE_PAGE
 from vsvi_assets.photographs.sidecar import IMAGE_PAGE, ImageRecord
 
@@ -56,7 +57,7 @@ for _prefix, _uri in _NAMESPACES.items():
 
 
 def write_described_copy(
-    photograph: Path, copy: Path, image: ImageRecord, heading_at: HeadingAt = "centre"
+    photograph: DataPath, copy: Path, image: ImageRecord, heading_at: HeadingAt = "centre"
 ) -> None:
     """Copy a photograph and add EXIF and XMP data; all bytes of its picture stay the same.
 
@@ -70,7 +71,7 @@ def write_described_copy(
     ValueError
         When the photograph is no JPEG, or copy and photograph are the same file.
     """
-    if copy.exists() and copy.samefile(photograph):
+    if not in_store(photograph) and copy.exists() and copy.samefile(photograph):
         raise ValueError(f"{photograph}: a copy must be another file than the photograph")
     data = photograph.read_bytes()
     direction = None
@@ -79,7 +80,7 @@ def write_described_copy(
         if image.is_pano:
             direction = heading_of_centre(image.compass_angle, heading_at)
     segments = list(_segments(data, photograph))
-    described = [_exif(photograph, image, direction), _XMP + _xmp(image, direction)]
+    described = [_exif(data, image, direction), _XMP + _xmp(image, direction)]
     # JFIF wants its segment to be the first, which readers of Exif accept.
     before = [data[start:end] for marker, start, end in segments if marker == _APP0]
     after = [
@@ -99,7 +100,7 @@ def write_described_copy(
 
 
 def write_described_copies(
-    table: Path, photographs: Path, folder: Path, heading_at: HeadingAt, workers: int = 8
+    table: Path, photographs: DataPath, folder: Path, heading_at: HeadingAt, workers: int = 8
 ) -> int:
     """Write copies of all photographs of a table, by sequence; return their number.
 
@@ -146,7 +147,7 @@ def _record(row: Mapping[str, Any]) -> ImageRecord:
     )
 
 
-def _segments(data: bytes, path: Path) -> Iterator[tuple[int, int, int]]:
+def _segments(data: bytes, path: DataPath) -> Iterator[tuple[int, int, int]]:
     """Yield marker, start and end of each segment that lies before the picture's scans."""
     if data[:2] != b"\xff\xd8":
         raise ValueError(f"{path}: not a JPEG")
@@ -168,9 +169,9 @@ def _is_description(marker: int, payload: bytes) -> bool:
     return marker == _APP1 and payload.startswith((_EXIF, _XMP))
 
 
-def _exif(photograph: Path, image: ImageRecord, direction: float | None) -> bytes:
+def _exif(photograph: bytes, image: ImageRecord, direction: float | None) -> bytes:
     exif = Image.Exif()
-    with Image.open(photograph) as opened:
+    with Image.open(io.BytesIO(photograph)) as opened:
         own = opened.getexif()
         exif.update({tag: own[tag] for tag in _KEPT_TAGS if tag in own})
         width, height = opened.size

@@ -14,13 +14,13 @@ import pyarrow.parquet
 import pyogrio
 import pyproj
 
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import DataPath, atomic_write, in_store
 
 _ROWS_PER_GROUP = 65_536
 _SRID = 4326
 
 
-def write_table(rows: pa.RecordBatchReader, path: Path) -> int:
+def write_table(rows: pa.RecordBatchReader, path: DataPath) -> int:
     """Write a table of places to a file that appears whole or not at all; return its rows.
 
     The file's ending names the format: `.parquet` (GeoParquet 1.1), `.gpkg` (GeoPackage) or
@@ -37,7 +37,7 @@ def write_table(rows: pa.RecordBatchReader, path: Path) -> int:
     ValueError
         When the ending names none of these formats.
     """
-    writers: dict[str, Callable[[pa.RecordBatchReader, Path], int]] = {
+    writers: dict[str, Callable[[pa.RecordBatchReader, DataPath], int]] = {
         ".parquet": _write_geoparquet,
         ".gpkg": _write_geopackage,
         ".csv": _write_csv,
@@ -48,7 +48,7 @@ def write_table(rows: pa.RecordBatchReader, path: Path) -> int:
     return writers[path.suffix](rows, path)
 
 
-def convert_table(table: Path, path: Path) -> int:
+def convert_table(table: Path, path: DataPath) -> int:
     """Write a GeoParquet file of `write_table` once more, in the format of the path's ending."""
     with pyarrow.parquet.ParquetFile(table) as file:
         names = [name for name in file.schema_arrow.names if name != "geometry"]
@@ -57,7 +57,7 @@ def convert_table(table: Path, path: Path) -> int:
         return write_table(pa.RecordBatchReader.from_batches(schema, batches), path)
 
 
-def _write_geoparquet(rows: pa.RecordBatchReader, path: Path) -> int:
+def _write_geoparquet(rows: pa.RecordBatchReader, path: DataPath) -> int:
     """Write GeoParquet 1.1.0 (https://geoparquet.org/releases/v1.1.0/), geometry as WKB."""
     bounds = _Bounds()
     schema = _with_geometry(rows.schema)
@@ -85,7 +85,7 @@ def _write_geoparquet(rows: pa.RecordBatchReader, path: Path) -> int:
     return count
 
 
-def _write_geopackage(rows: pa.RecordBatchReader, path: Path) -> int:
+def _write_geopackage(rows: pa.RecordBatchReader, path: DataPath) -> int:
     schema = _with_geometry(rows.schema)
     count = 0
 
@@ -101,8 +101,9 @@ def _write_geopackage(rows: pa.RecordBatchReader, path: Path) -> int:
             failure = error
             raise
 
+    beside = None if in_store(path) else path.parent
     # GDAL wants a path of its own to write to, with the ending that it knows.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".") as folder:
         written = Path(folder, path.name)
         try:
             pyogrio.raw.write_arrow(
@@ -125,7 +126,7 @@ def _write_geopackage(rows: pa.RecordBatchReader, path: Path) -> int:
     return count
 
 
-def _write_csv(rows: pa.RecordBatchReader, path: Path) -> int:
+def _write_csv(rows: pa.RecordBatchReader, path: DataPath) -> int:
     count = 0
     with atomic_write(path) as file, pa.csv.CSVWriter(file, rows.schema) as writer:
         for batch in rows:

@@ -30,6 +30,7 @@ from vsvi_assets.dataset.manifest import (
     frozen_photographs,
     table_rows,
 )
+from vsvi_assets.files import DataPath
 from vsvi_assets.photographs.sidecar import sha256_of
 from vsvi_assets.settings import PROJECT_PAGE
 
@@ -44,7 +45,7 @@ def freeze(
     services: str,
     tiles: Sequence[FrozenTile],
     table: Path,
-    photographs: Path | None,
+    photographs: DataPath | None,
     now: datetime,
 ) -> Manifest:
     """Write a bag of a city's dataset to `path`, a folder or, ending in `.zip`, a zip file.
@@ -111,15 +112,13 @@ def freeze(
 
 def frozen_tiles(city: City) -> list[FrozenTile]:
     """Return when each of a city's tiles on disk was fetched, and the SHA-256 of its file."""
-    paths = {key: city.tile_path(key) for key in city.tile_keys}
     return [
         FrozenTile(
             tile=key,
-            fetched_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
-            sha256=sha256_of(path),
+            fetched_at=datetime.fromtimestamp(entry.stat().st_mtime, UTC),
+            sha256=sha256_of(city.tile_path(key)),
         )
-        for key, path in paths.items()
-        if path.exists()
+        for key, entry in city.stored_tiles().items()
     ]
 
 

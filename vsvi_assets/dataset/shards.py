@@ -16,14 +16,14 @@ import pyarrow.parquet
 
 from vsvi_assets.dataset.errors import MissingPhotographError
 from vsvi_assets.dataset.manifest import photographs_on_disk
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import DataPath, atomic_write
 
 IMAGES_PER_SHARD = 10_000
 
 
 def write_shards(
     table: Path,
-    photographs: Path,
+    photographs: DataPath,
     folder: Path,
     images_per_shard: int = IMAGES_PER_SHARD,
 ) -> list[Path]:
@@ -63,7 +63,9 @@ def _samples(table: Path) -> Iterator[list[dict[str, Any]]]:
     return photographs_on_disk(table, names)
 
 
-def _write_shard(path: Path, samples: Iterable[list[dict[str, Any]]], photographs: Path) -> None:
+def _write_shard(
+    path: Path, samples: Iterable[list[dict[str, Any]]], photographs: DataPath
+) -> None:
     with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w|") as shard:
         for rows in samples:
             photograph = photographs / rows[0]["file"]

@@ -4,10 +4,11 @@ Beside the views of each sequence, `views.geojson` says of each where it looks a
 made of. Flat photographs are taken along as they are.
 """
 
+import io
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -26,7 +27,7 @@ from vsvi_assets.dataset.perspective import (
     View,
     heading_of_centre,
 )
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import DataPath, atomic_write, content_of, copy_file, in_store
 from vsvi_assets.photographs.attribution import LICENCE
 from vsvi_assets.photographs.sidecar import IMAGE_PAGE
 
@@ -71,7 +72,7 @@ class ViewsMade:
 
 
 def write_views(
-    table: Path, photographs: Path, folder: Path, rules: Views, workers: int
+    table: Path, photographs: DataPath, folder: DataPath, rules: Views, workers: int
 ) -> Iterator[ViewsMade]:
     """Write the views of each sequence to `<folder>/<sequence_id>/`, sequence by sequence.
 
@@ -95,7 +96,7 @@ def write_views(
 
             def make(
                 image: dict[str, Any],
-                target: Path = target,
+                target: DataPath = target,
                 known: Mapping[str, dict[str, Any]] = known,
             ) -> tuple[list[dict[str, Any]], ViewsMade]:
                 return _make_views(image, photographs, target, rules, known)
@@ -148,8 +149,8 @@ def _images(table: Path) -> Iterator[dict[str, Any]]:
 
 def _make_views(
     image: dict[str, Any],
-    photographs: Path,
-    target: Path,
+    photographs: DataPath,
+    target: DataPath,
     rules: Views,
     known: Mapping[str, dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], ViewsMade]:
@@ -195,7 +196,7 @@ def _make_views(
         centre = heading_of_centre(image["compass_angle"], rules.heading_at)
         width = max(view.panorama_width for view in missing.values())
         try:
-            with Image.open(photograph) as opened:
+            with content_of(photograph) as content, Image.open(io.BytesIO(content)) as opened:
                 panorama = Panorama(opened, centre, width)
         except (NotAPanoramaError, OSError) as error:
             made.skipped[image["image_id"]] = str(error)
@@ -247,23 +248,25 @@ def _feature(
     }
 
 
-def _is_made(feature: dict[str, Any], target: Path, known: Mapping[str, dict[str, Any]]) -> bool:
+def _is_made(
+    feature: dict[str, Any], target: DataPath, known: Mapping[str, dict[str, Any]]
+) -> bool:
     """Return whether the file is there and was made of the same photograph in the same way."""
     name = feature["properties"]["file"]
     return known.get(name) == feature["properties"] and (target / name).is_file()
 
 
-def _take_along(photograph: Path, target: Path) -> None:
+def _take_along(photograph: DataPath, target: DataPath) -> None:
     """Let a second name lead to the photograph; copy it where the disk has no such names."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(photograph, target)
-    except OSError:
-        with atomic_write(target) as file, photograph.open("rb") as source:
-            shutil.copyfileobj(source, file)
+    if not in_store(target):
+        target.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.link(photograph, target)
+            return
+    copy_file(photograph, target)
 
 
-def _known_views(folder: Path) -> dict[str, dict[str, Any]]:
+def _known_views(folder: DataPath) -> dict[str, dict[str, Any]]:
     """Return what `views.geojson` says of each file; nothing where it cannot be read."""
     try:
         content = orjson.loads((folder / VIEWS_NAME).read_bytes())
@@ -276,7 +279,7 @@ def _known_views(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _write_sidecar(
-    folder: Path, features: list[dict[str, Any]], skipped: Mapping[int, str]
+    folder: DataPath, features: list[dict[str, Any]], skipped: Mapping[int, str]
 ) -> None:
     with atomic_write(folder / VIEWS_NAME) as file:
         file.write(b'{"type":"FeatureCollection","features":[\n')

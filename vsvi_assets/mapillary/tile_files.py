@@ -8,7 +8,6 @@ headings were asked for, `uncorrected` and `uncorrected_headings`, how many imag
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import DataPath, atomic_write, content_of
 from vsvi_assets.mapillary.errors import InvalidTileError, OtherServicesError, cut_short
 from vsvi_assets.mapillary.tiles import (
     IMAGE_SCHEMA,
@@ -57,7 +56,7 @@ _FEATURE_LINES = pa.json.ParseOptions(
 )
 
 
-def write_tile(tile: TileImages, path: Path, services: str) -> None:
+def write_tile(tile: TileImages, path: DataPath, services: str) -> None:
     """Write a tile to a file, which appears whole or not at all.
 
     Parameters
@@ -89,7 +88,7 @@ def tile_geojson(tile: TileImages, services: str) -> Iterator[bytes | memoryview
     yield b"," + orjson.dumps(members)[1:] + b"\n"
 
 
-def read_tile(path: Path, services: str) -> TileImages:
+def read_tile(path: DataPath, services: str) -> TileImages:
     """Read a tile file, written by `write_tile` or by percept-vsvi-filter, to `IMAGE_SCHEMA`.
 
     percept-vsvi-filter stores an empty FeatureCollection for whatever the service answers
@@ -109,14 +108,11 @@ def read_tile(path: Path, services: str) -> TileImages:
     FileNotFoundError
         When there is no such file.
     """
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            raise _not_geojson(path, b"")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read_lines(data, path, services) or _read_features(data, path, services)
+    with content_of(path) as data:
+        return _read_lines(data, path, services) or _read_features(data, path, services)
 
 
-def _read_lines(data: mmap.mmap, path: Path, services: str) -> TileImages | None:
+def _read_lines(data: bytes | mmap.mmap, path: DataPath, services: str) -> TileImages | None:
     """Read a file that has a feature a line, as `write_tile` writes it; None of any other.
 
     Arrow reads such lines in a quarter of the time that a dict for each feature takes.
@@ -144,7 +140,7 @@ def _uncorrected(members: dict[str, Any]) -> dict[str, Any]:
     return {name: int(members[name]) for name in _UNCORRECTED if name in members}
 
 
-def _blocks(data: mmap.mmap, start: int, end: int) -> Iterator[bytes]:
+def _blocks(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[bytes]:
     """Yield features, many at a time, of a file that has one per line."""
     while start < end:
         stop = end
@@ -174,7 +170,7 @@ def _read_block(block: bytes) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=IMAGE_SCHEMA)
 
 
-def _read_features(data: mmap.mmap, path: Path, services: str) -> TileImages:
+def _read_features(data: bytes | mmap.mmap, path: DataPath, services: str) -> TileImages:
     """Read a GeoJSON file of images, however it is laid out."""
     _check_size(data, path, MAX_BYTES_OF_OTHER_LAYOUTS)
     try:
@@ -271,7 +267,7 @@ def _json_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string())
 
 
-def _check_services(members: dict[str, Any], path: Path, services: str) -> None:
+def _check_services(members: dict[str, Any], path: DataPath, services: str) -> None:
     found = members.get("services", SERVICES_OF_UNMARKED_FILES)
     if found != services:
         raise OtherServicesError(
@@ -280,12 +276,12 @@ def _check_services(members: dict[str, Any], path: Path, services: str) -> None:
         )
 
 
-def _check_size(data: mmap.mmap, path: Path, most: int) -> None:
+def _check_size(data: bytes | mmap.mmap, path: DataPath, most: int) -> None:
     if len(data) > most:
         raise InvalidTileError(f"{path}: {len(data):,} bytes, more than {most:,}")
 
 
-def _not_geojson(path: Path, data: bytes) -> InvalidTileError:
+def _not_geojson(path: DataPath, data: bytes) -> InvalidTileError:
     return InvalidTileError(
         f"{path}: not a GeoJSON file of images, begins with {cut_short(data)}. "
         "Delete it to have the tile fetched again."

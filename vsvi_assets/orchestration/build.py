@@ -59,7 +59,7 @@ def build_cities_defs(
 ) -> Definitions:
     """Build the definitions of the given cities; see `build_defs`."""
     by_name = {city.name: city for city in cities}
-    postgis = PostgisResource(data_dir=str(settings.data_dir))
+    postgis = PostgisResource(data_dir=str(settings.machine_dir))
     return Definitions.merge(
         *map(build_city_automation, cities),
         Definitions(
@@ -71,7 +71,7 @@ def build_cities_defs(
             asset_checks=[check for city in cities for check in build_city_checks(city)],
             sensors=build_notification_sensors(settings),
             resources={
-                "mapillary": MapillaryResource(data_dir=str(settings.data_dir)),
+                "mapillary": MapillaryResource(data_dir=str(settings.machine_dir)),
                 "progress": LogProgress(),
                 "postgis": postgis,
                 "overpass": OverpassResource(),

@@ -1,8 +1,6 @@
 """The duties that come with the photographs, laid beside them."""
 
-from pathlib import Path
-
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import DataPath, atomic_write
 
 LICENCE = "CC BY-SA 4.0"
 LICENCE_PAGE = "https://creativecommons.org/licenses/by-sa/4.0/"
@@ -24,7 +22,7 @@ page ("url"). See also https://help.mapillary.com/hc/en-us/articles/115001770409
 """
 
 
-def write_attribution(seqdir: Path) -> None:
+def write_attribution(seqdir: DataPath) -> None:
     """Write ATTRIBUTION.txt into the folder of the sequences, unless it is there."""
     path = seqdir / "ATTRIBUTION.txt"
     if not path.exists():

@@ -16,7 +16,6 @@ import heapq
 import itertools
 import logging
 import mmap
-import os
 import stat
 import threading
 import time
@@ -25,14 +24,19 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from vsvi_assets.files import (
     PART_SUFFIX,
+    DataPath,
     DiskGuard,
+    Entry,
     atomic_write,
+    content_of,
+    entries_in,
+    is_writable,
+    mapped,
     remove_abandoned_parts,
     sync_folder,
     writing_in,
@@ -52,7 +56,7 @@ from vsvi_assets.photographs.errors import (
     OversizedImageError,
     UnusableFolderError,
 )
-from vsvi_assets.photographs.jpeg import MAX_BYTES, MAX_PIXELS, JpegInfo, check_jpeg, mapped
+from vsvi_assets.photographs.jpeg import MAX_BYTES, MAX_PIXELS, JpegInfo, check_jpeg
 from vsvi_assets.photographs.quality import Quality, measure_quality
 from vsvi_assets.photographs.sidecar import (
     SERVICES_WITHOUT_MARK,
@@ -115,7 +119,7 @@ class SequenceResult:
 @dataclass(eq=False)
 class _Sequence:
     job: SequenceJob
-    folder: Path
+    folder: DataPath
     result: SequenceResult
     known: Sidecar = field(default_factory=Sidecar)
     is_new: bool = False
@@ -146,7 +150,7 @@ def utc_now() -> datetime:
 def download_sequences(
     client: Mapillary,
     sequences: Iterable[SequenceJob],
-    seqdir: Path,
+    seqdir: DataPath,
     *,
     size: ImageSize,
     services: str,
@@ -230,7 +234,7 @@ class _Downloads:
     def __init__(
         self,
         client: Mapillary,
-        seqdir: Path,
+        seqdir: DataPath,
         pool: Executor,
         stop: threading.Event,
         *,
@@ -385,7 +389,7 @@ class _Downloads:
         folder, found = sequence.folder, sequence.result.found
         sequence.is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        files = {path.name for path in folder.iterdir()}
+        files = entries_in(folder)
         if any(name.endswith(PART_SUFFIX) for name in files):
             remove_abandoned_parts(folder)
         known = sequence.known = known_images(folder)
@@ -398,7 +402,9 @@ class _Downloads:
             record, is_old = None, True
             if path.name in files:
                 try:
-                    record, is_old = self._in_store(path, known.images.get(image_id), description)
+                    record, is_old = self._in_store(
+                        path, files[path.name], known.images.get(image_id), description
+                    )
                 except (OSError, OversizedImageError) as error:
                     found.failed[image_id] = _printable(_message(path, error))
                     continue
@@ -417,7 +423,7 @@ class _Downloads:
                 found.absent[image_id] = absence
             else:
                 wanted.append(_Image(sequence, description, absence))
-        if wanted and not os.access(folder, os.W_OK | os.X_OK):
+        if wanted and not is_writable(folder):
             raise PermissionError(errno.EACCES, "no permission to write")
         if wanted and SIDECAR_NAME not in files:
             # From the first photograph on the folder says where it is from.
@@ -426,11 +432,15 @@ class _Downloads:
         return wanted, read
 
     def _in_store(
-        self, path: Path, record: ImageRecord | None, description: Description
+        self,
+        path: DataPath,
+        entry: Entry,
+        record: ImageRecord | None,
+        description: Description,
     ) -> tuple[ImageRecord | None, bool]:
         """Return the image in a file, None when it is not whole; and whether to fetch it again."""
         try:
-            status = path.stat()
+            status = entry.stat()
         except FileNotFoundError:
             if path.is_symlink():
                 raise
@@ -449,7 +459,7 @@ class _Downloads:
             return None, True
         return self._read_image(path, description, written), False
 
-    def _check_services(self, folder: Path, known: Sidecar, names: Iterable[str]) -> None:
+    def _check_services(self, folder: DataPath, known: Sidecar, names: Iterable[str]) -> None:
         services = known.services
         if services is None and any(name.endswith((".jpg", SIDECAR_NAME)) for name in names):
             services = SERVICES_WITHOUT_MARK
@@ -476,7 +486,7 @@ class _Downloads:
                 if size > MAX_BYTES:
                     raise OversizedImageError(f"more than {MAX_BYTES:,} bytes")
             file.flush()
-            with mapped(file.fileno()) as fetched:
+            with mapped(file) as fetched:
                 info = check_jpeg(fetched)
                 if info.is_oversized:
                     raise OversizedImageError(
@@ -496,11 +506,11 @@ class _Downloads:
         )
 
     def _read_image(
-        self, path: Path, description: Description, written: datetime
+        self, path: DataPath, description: Description, written: datetime
     ) -> ImageRecord | None:
         """Return the image in a file of unknown origin, None when it is not whole."""
         try:
-            with path.open("rb") as file, mapped(file.fileno()) as image:
+            with content_of(path) as image:
                 info = check_jpeg(image)
                 return ImageRecord(
                     **_place(description),
@@ -518,7 +528,7 @@ class _Downloads:
             log.warning("%s: %s; it is fetched again", path, error)
             return None
 
-    def _quality(self, image: mmap.mmap, info: JpegInfo) -> Quality | None:
+    def _quality(self, image: bytes | mmap.mmap, info: JpegInfo) -> Quality | None:
         if info.is_oversized or not self._measures_quality:
             return None
         return measure_quality(image, info)
@@ -712,7 +722,7 @@ def _place(description: Description) -> dict[str, Any]:
     }
 
 
-def _message(path: Path, error: Exception) -> str:
+def _message(path: DataPath, error: Exception) -> str:
     """Return what is wrong with a file or a folder."""
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return f"{path} is a link to {path.readlink()}, which is not there: mount that disk"

@@ -1,17 +1,17 @@
 """What a city has on disk, compared with what is selected for it and with the records."""
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import NamedTuple
 
+from vsvi_assets.files import DataPath, entries_in, in_store
 from vsvi_assets.mapillary.tiles import is_sequence_id
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME
 from vsvi_assets.photographs.states import Absence, State
+from vsvi_assets.store import StoreError, objects_below
 
 _WITH_FILE = frozenset({State.STORED, State.REJECTED})
 
@@ -101,44 +101,125 @@ class SelectedPhotograph(NamedTuple):
     to_measure: bool | None
 
 
-def compare_with_store(images: Iterable[tuple], seqdir: Path, now: datetime) -> Inventory:
+def compare_with_store(
+    images: Iterable[tuple], seqdir: DataPath, now: datetime, *, all_of_them: bool
+) -> Inventory:
     """Compare selected images, and their records, with the files in the sequences' folders.
 
-    Each folder is listed once; one sequence is in memory at a time. `orphaned` stays empty.
+    Each folder is listed once; one sequence is in memory at a time.
 
     Parameters
     ----------
     images
-        Rows as `SelectedPhotograph` has them, those of a sequence one after the other.
+        Rows as `SelectedPhotograph` has them, ordered by the bytes of their sequence ids.
     now
         The time by which images are due, with timezone.
+    all_of_them
+        Whether the images are all that are selected, so that other sequences are orphaned. An
+        object store is then listed as a whole, by a request for each 1,000 objects.
+
+    Raises
+    ------
+    StoreError, StoreRefusedError
+        When an object store cannot be listed.
     """
     inventory = Inventory()
+    folders = SequenceFolders(seqdir, all_of_them=all_of_them)
     for sequence_id, rows in groupby(images, key=itemgetter(0)):
-        _compare_sequence(inventory, seqdir, sequence_id, rows, now)
+        _compare_sequence(inventory, folders.sizes(sequence_id), sequence_id, rows, now)
+    if all_of_them:
+        inventory.orphaned = sorted(folders.others())
     return inventory
 
 
-def sequences_on_disk(seqdir: Path) -> list[str]:
+class SequenceFolders:
+    """The sizes of the files in sequences' folders, asked for in the order of their names.
+
+    Parameters
+    ----------
+    seqdir
+        Holds the folders.
+    all_of_them
+        Whether nearly all folders will be asked for, so that an object store is listed as a whole.
+    """
+
+    def __init__(self, seqdir: DataPath, *, all_of_them: bool) -> None:
+        self._seqdir = seqdir
+        self._listed = _listed_folders(seqdir) if all_of_them else None
+        self._ahead: dict[str, Mapping[str, int]] = {}
+        self._others: list[str] = []
+
+    def sizes(self, sequence_id: str) -> Mapping[str, int]:
+        """Return the size of each file of a sequence in bytes, by name."""
+        if self._listed is None:
+            return file_sizes(self._seqdir / sequence_id)
+        while sequence_id not in self._ahead:
+            name, sizes = next(self._listed, (None, {}))
+            if name is None:
+                break
+            self._ahead[name] = sizes
+            if _is_behind(sequence_id, name):
+                break
+        found = self._ahead.pop(sequence_id, {})
+        passed = [name for name in self._ahead if _is_behind(name, sequence_id)]
+        self._set_aside(passed)
+        return found
+
+    def others(self) -> list[str]:
+        """Return the sequences that hold photographs, and were not asked for."""
+        self._set_aside(list(self._ahead))
+        for name, sizes in self._listed or ():
+            self._ahead[name] = sizes
+            self._set_aside([name])
+        return self._others
+
+    def _set_aside(self, names: Iterable[str]) -> None:
+        for name in names:
+            sizes = self._ahead.pop(name)
+            if any(file == SIDECAR_NAME or file.endswith(".jpg") for file in sizes):
+                self._others.append(name)
+
+
+def _is_behind(name: str, other: str) -> bool:
+    """Return whether a folder comes before another one wherever folders are listed.
+
+    S3 orders the keys, so that "a-b/" comes before "a/"; servers that keep folders, as SeaweedFS,
+    order these, so that "a" comes before "a-b".
+    """
+    return name < other and f"{name}/" < f"{other}/"
+
+
+def _listed_folders(seqdir: DataPath) -> Iterator[tuple[str, Mapping[str, int]]]:
+    """Yield the names of all folders that may be those of sequences, and their files' sizes."""
+    if not in_store(seqdir):
+        for name in sequences_on_disk(seqdir):
+            yield name, file_sizes(seqdir / name)
+        return
+    found = ((key.partition("/"), size) for key, size in objects_below(seqdir))
+    for name, objects in groupby(found, key=lambda each: each[0][0]):
+        if is_sequence_id(name):
+            yield name, {key[2]: size for key, size in objects if key[2]}
+
+
+def sequences_on_disk(seqdir: DataPath) -> list[str]:
     """Return the names of the folders that may be those of sequences, in order."""
     try:
-        with os.scandir(seqdir) as entries:
-            return sorted(
-                entry.name for entry in entries if is_sequence_id(entry.name) and entry.is_dir()
-            )
+        return sorted(
+            name
+            for name, entry in entries_in(seqdir).items()
+            if is_sequence_id(name) and entry.is_dir()
+        )
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def holds_photographs(folder: Path) -> bool:
-    """Return whether a folder has a sidecar or files with the names of photographs."""
-    return any(name == SIDECAR_NAME or name.endswith(".jpg") for name in file_sizes(str(folder)))
-
-
 def _compare_sequence(
-    inventory: Inventory, seqdir: Path, sequence_id: str, rows: Iterable[tuple], now: datetime
+    inventory: Inventory,
+    sizes: Mapping[str, int],
+    sequence_id: str,
+    rows: Iterable[tuple],
+    now: datetime,
 ) -> None:
-    sizes = file_sizes(f"{seqdir}/{sequence_id}")
     missing, due, unmeasured = [], [], []
     for row in rows:
         inventory.selected += 1
@@ -179,16 +260,24 @@ def _compare_sequence(
         inventory.unmeasured[sequence_id] = unmeasured
 
 
-def file_sizes(folder: str) -> dict[str, int]:
-    """Return the sizes of the files in a folder, in bytes; none where it cannot be listed."""
+def file_sizes(folder: DataPath) -> dict[str, int]:
+    """Return the sizes of the files in a folder, in bytes; none where it cannot be listed.
+
+    Raises
+    ------
+    StoreError, StoreRefusedError
+        When an object store cannot be listed.
+    """
     sizes = {}
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                try:
-                    sizes[entry.name] = entry.stat().st_size
-                except OSError:  # renamed or deleted meanwhile, or a link to nothing
-                    continue
+        entries = entries_in(folder)
+    except StoreError:
+        raise
     except OSError:
         return {}
+    for name, entry in entries.items():
+        try:
+            sizes[name] = entry.stat().st_size
+        except OSError:  # renamed or deleted meanwhile, or a link to nothing
+            continue
     return sizes

@@ -15,12 +15,12 @@ import re
 import struct
 import threading
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import IO, Literal, cast
 
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from vsvi_assets.files import DataPath, content_of
 from vsvi_assets.photographs.errors import InvalidImageError, OtherFormatError, OversizedImageError
 
 MAX_PIXELS = 178_956_970
@@ -78,7 +78,7 @@ class _Picture:
     index: int | None
 
 
-def check_jpeg(image: bytes | mmap.mmap | Path) -> JpegInfo:
+def check_jpeg(image: bytes | mmap.mmap | DataPath) -> JpegInfo:
     """Check that bytes, or a file, are a JPEG or MPO from its start to its end, with its tables.
 
     Whatever lies behind the end is tolerated, as cameras pad and append. Pictures behind the
@@ -95,9 +95,11 @@ def check_jpeg(image: bytes | mmap.mmap | Path) -> JpegInfo:
     FileNotFoundError
         When there is no such file.
     """
-    if isinstance(image, Path):
-        with image.open("rb") as file, mapped(file.fileno()) as content:
+    if not isinstance(image, bytes | mmap.mmap):
+        with content_of(image) as content:
             return check_jpeg(content)
+    if not len(image):
+        raise InvalidImageError("it is empty")
     if image[:3] != b"\xff\xd8\xff":
         raise _no_jpeg(image)
     try:
@@ -110,20 +112,6 @@ def check_jpeg(image: bytes | mmap.mmap | Path) -> JpegInfo:
         except InvalidImageError as error:
             _decode(image[start:], error)
     return first.info
-
-
-def mapped(descriptor: int) -> mmap.mmap:
-    """Return the content of an open file without reading it into memory.
-
-    Raises
-    ------
-    InvalidImageError
-        When the file is empty.
-    """
-    try:
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    except ValueError as error:  # mmap's word for an empty file
-        raise InvalidImageError("it is empty") from error
 
 
 def _walk(image: bytes | mmap.mmap, start: int) -> _Picture:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import orjson
 
-from vsvi_assets.files import atomic_write
+from vsvi_assets.files import DataPath, atomic_write
 from vsvi_assets.mapillary.errors import cut_short
 from vsvi_assets.mapillary.tiles import check_sequence_id
 from vsvi_assets.photographs.errors import InvalidSidecarError
@@ -160,7 +159,7 @@ def photographs_of(sequence_id: str, sidecar: Sidecar) -> Iterator[Photograph]:
         yield Photograph(sequence_id, image_id, **known)
 
 
-def sequence_folder(seqdir: Path, sequence_id: str) -> Path:
+def sequence_folder(seqdir: DataPath, sequence_id: str) -> DataPath:
     """Return the folder of a sequence's images.
 
     Raises
@@ -171,12 +170,12 @@ def sequence_folder(seqdir: Path, sequence_id: str) -> Path:
     return seqdir / check_sequence_id(sequence_id)
 
 
-def image_path(folder: Path, image_id: int) -> Path:
+def image_path(folder: DataPath, image_id: int) -> DataPath:
     """Return the file of an image in its sequence's folder."""
     return folder / f"{image_id}.jpg"
 
 
-def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
+def write_sidecar(folder: DataPath, sidecar: Sidecar) -> None:
     """Write `images.geojson` of a sequence's folder, whole or not at all, ordered by id.
 
     It is a GeoJSON FeatureCollection of the images on disk, with further members: `services`,
@@ -201,7 +200,7 @@ def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
         file.write(b"\n]," + orjson.dumps(tail)[1:] + b"\n")
 
 
-def read_sidecar(folder: Path) -> Sidecar:
+def read_sidecar(folder: DataPath) -> Sidecar:
     """Read `images.geojson` of a sequence's folder; an empty `Sidecar` where there is none.
 
     Old ones list unavailable images without dates, and were quick to believe it: they count
@@ -216,15 +215,14 @@ def read_sidecar(folder: Path) -> Sidecar:
     """
     path = folder / SIDECAR_NAME
     try:
-        with path.open("rb") as file:
-            data = file.read()
-            written = datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
+        data = path.read_bytes()
     except FileNotFoundError:
         return Sidecar()
     try:
         content = orjson.loads(data)
         unavailable = content["unavailable"]
         if isinstance(unavailable, list):
+            written = datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
             absent = {int(image_id): Absence(written, written) for image_id in unavailable}
         else:
             absent = _absences(content["not_answered"]) | _absences(unavailable)
@@ -246,7 +244,7 @@ def read_sidecar(folder: Path) -> Sidecar:
         ) from error
 
 
-def known_images(folder: Path) -> Sidecar:
+def known_images(folder: DataPath) -> Sidecar:
     """Return what the sidecar of a sequence's folder says: of a broken one the services alone.
 
     What it does not say is looked for in the files themselves.
@@ -260,7 +258,7 @@ def known_images(folder: Path) -> Sidecar:
         return Sidecar(services=mark[1].decode() if mark else None)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: DataPath) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,10 +5,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vsvi_assets.files import PART_SUFFIX
+from vsvi_assets.files import PART_SUFFIX, DataPath, Entry, entries_in
 from vsvi_assets.photographs.errors import InvalidSidecarError
 from vsvi_assets.photographs.inventory import sequences_on_disk
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME, image_path, read_sidecar, sha256_of
+from vsvi_assets.store import StoreError
 
 _PHOTOGRAPH = re.compile(r"[0-9]+\.jpg")
 _OF_FILE_MANAGERS = re.compile(r"[.@#$~].*|Thumbs\.db|ehthumbs\.db|desktop\.ini", re.IGNORECASE)
@@ -37,29 +38,37 @@ class Verification:
     others: Counter[str] = field(default_factory=Counter)
 
 
-def verify_photographs(seqdir: Path) -> Verification:
-    """Read every photograph below `seqdir` that a sidecar lists, and compare its SHA-256."""
+def verify_photographs(seqdir: DataPath) -> Verification:
+    """Read every photograph below `seqdir` that a sidecar lists, and compare its SHA-256.
+
+    Raises
+    ------
+    StoreError, StoreRefusedError
+        When an object store does not give what it has.
+    """
     found = Verification()
     for sequence_id in sequences_on_disk(seqdir):
         try:
             _verify_folder(found, seqdir / sequence_id)
         except InvalidSidecarError as error:
             found.differences.append(str(error))
+        except StoreError:
+            raise
         except OSError as error:
             found.differences.append(f"{sequence_id}: cannot be read ({error.strerror})")
     return found
 
 
-def _verify_folder(found: Verification, folder: Path) -> None:
-    listed = read_sidecar(folder).images
+def _verify_folder(found: Verification, folder: DataPath) -> None:
+    listed, entries = read_sidecar(folder).images, entries_in(folder)
     for image in listed.values():
         path = image_path(folder, image.id)
-        if wrong := _difference(path, image.bytes, image.sha256):
+        if wrong := _difference(path, entries.get(path.name), image.bytes, image.sha256):
             found.differences.append(f"{folder.name}/{path.name}: {wrong}")
         else:
             found.photographs += 1
     known = {SIDECAR_NAME, *(image_path(folder, image_id).name for image_id in listed)}
-    for name in sorted(path.name for path in folder.iterdir()):
+    for name in sorted(entries):
         if name in known:
             continue
         if _PHOTOGRAPH.fullmatch(name) or name.endswith(PART_SUFFIX):
@@ -68,16 +77,20 @@ def _verify_folder(found: Verification, folder: Path) -> None:
             found.others[Path(name).suffix or name] += 1
 
 
-def _difference(path: Path, bytes_: int, sha256: str) -> str | None:
+def _difference(path: DataPath, entry: Entry | None, bytes_: int, sha256: str) -> str | None:
     """Return in what a file differs from its record; None where it does not."""
+    if entry is None:
+        return "missing"
     try:
-        size = path.stat().st_size
+        size = entry.stat().st_size
         if size != bytes_:
             return f"{size:,} bytes instead of {bytes_:,}"
         if sha256_of(path) != sha256:
             return "other bytes than were downloaded"
     except FileNotFoundError:
         return "missing"
+    except StoreError:
+        raise
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None

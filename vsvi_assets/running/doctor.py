@@ -1,14 +1,13 @@
 """What must hold before anything long is begun, looked at one by one."""
 
 import os
-import shutil
+import secrets
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from itertools import islice
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import mercantile
@@ -24,6 +23,7 @@ from vsvi_assets.database.errors import PostgisError, ServerUnreachableError
 from vsvi_assets.database.queries import usable_versions
 from vsvi_assets.database.server import LocalPostgisError, project_database
 from vsvi_assets.database.tile_requests import tile_gate
+from vsvi_assets.files import NO_LIMIT, atomic_write, entries_in, free_bytes, in_store
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.connections import connection_error
 from vsvi_assets.mapillary.errors import (
@@ -44,6 +44,7 @@ from vsvi_assets.settings import (
     Settings,
     TokenMissingError,
 )
+from vsvi_assets.store import DataPath, StoreError, StoreRefusedError, access_of, without_patience
 
 TIMEOUT_SECONDS = 10
 PROBED_IMAGE = 1
@@ -105,6 +106,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
             if isinstance(broken_city.error, PlaceNotLookedUpError)  # which says what to do
             else "fix the file; the other cities run without it",
         )
+    if in_store(settings.data_dir):
+        yield _object_store(settings.data_dir)
     postgis = yield from _postgis(settings)
     on_sandbox = [city for city in cities if city.services == "sandbox"]
     if on_sandbox:
@@ -118,6 +121,35 @@ def examine(settings: Settings) -> Iterator[Finding]:
             yield from _tile_requests(gate, [each for each in cities if each not in on_sandbox])
     yield from _dagster()
     yield from map(_disk, cities)
+
+
+def _object_store(data_dir: DataPath) -> Finding:
+    """Try what a run does in the object store; leave nothing there."""
+    probe = without_patience(data_dir) / f".doctor-{secrets.token_hex(6)}"
+    endpoint = access_of(data_dir).endpoint or "Amazon S3"
+    try:
+        with atomic_write(probe) as file:
+            file.write(b"vsvi doctor")
+        listed = probe.name in entries_in(probe.parent)
+        probe.unlink()
+    except StoreRefusedError as error:
+        text, _, fix = str(error).partition(". ")
+        return Finding(Verdict.BAD, "object store", text, fix or None)
+    except StoreError as error:
+        return Finding(
+            Verdict.BAD,
+            "object store",
+            f"{endpoint} cannot be reached: {error}",
+            "check the connection, and AWS_ENDPOINT_URL if you set it",
+        )
+    if not listed:
+        return Finding(
+            Verdict.BAD,
+            "object store",
+            f"{data_dir} does not list what was written just before",
+            "use a store that does, as Amazon S3 and SeaweedFS do",
+        )
+    return Finding(Verdict.GOOD, "object store", f"{data_dir}, at {endpoint}")
 
 
 def _sandbox(settings: Settings) -> Finding:
@@ -201,8 +233,7 @@ def _silent(subject: str, error: Exception, url: str, setting: str) -> Finding:
 def _tile_requests(gate: TileGate, cities: Sequence[City]) -> Iterator[Finding]:
     state = gate.state()
     absent = sum(
-        city.requests_for(sum(not city.tile_path(key).exists() for key in city.tile_keys))
-        for city in cities
+        city.requests_for(len(city.tile_keys) - len(city.stored_tiles())) for city in cities
     )
     text = f"to fetch: {state.summary(absent)}"
     if state.is_blocked:
@@ -245,7 +276,7 @@ def busiest_day(cities: Sequence[City], now: datetime) -> tuple[date, int]:
 
 def _postgis(settings: Settings) -> Generator[Finding, None, Postgis | None]:
     """Try what a run needs of the database; return the database where it can be used."""
-    where = "VSVI_POSTGRES_URL" if settings.postgres_url else str(settings.data_dir / "postgis")
+    where = "VSVI_POSTGRES_URL" if settings.postgres_url else str(settings.machine_dir / "postgis")
     try:
         start_postgis(os.environ)
         postgis = project_database(settings)
@@ -311,8 +342,10 @@ def _dagster() -> Iterator[Finding]:
 
 
 def _disk(city: City) -> Finding:
-    folder = _existing(city.sequences_folder)
-    free, required = shutil.disk_usage(folder).free, city.required_free_bytes
+    folder, required = city.sequences_folder, city.required_free_bytes
+    free = free_bytes(folder)
+    if free is None:
+        return Finding(Verdict.GOOD, f"disk for {city.name}", f"{NO_LIMIT} ({folder})")
     text = f"{free / 1e9:,.1f} GB free, {required / 1e9:,.1f} GB required ({folder})"
     if free < required:
         fix = "make room, or lower required_disk_space in the city file"
@@ -322,7 +355,3 @@ def _disk(city: City) -> Finding:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())

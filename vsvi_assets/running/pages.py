@@ -1,16 +1,20 @@
 """Coverage reports over HTTP, on this machine alone, with the photographs that they show.
 
 Browsers follow no link from a web page to a file, and an asset's page in Dagster is a web page.
-The address of a report is the file's own path on this server, so that what it names relative to
-itself is found wherever the photographs lie. Nothing else is served.
+The address of a report is the file's own path on this server, or bucket and key where the data
+folder is an object store, so that what it names relative to itself is found wherever the
+photographs lie. Nothing else is served.
 """
 
+import io
 import os
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vsvi_assets.city import REPORT_NAME
+from vsvi_assets.files import DataPath, in_store
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME
+from vsvi_assets.store import address_of
 
 
 class Pages(ThreadingHTTPServer):
@@ -19,7 +23,7 @@ class Pages(ThreadingHTTPServer):
     Parameters
     ----------
     data_dir
-        Absolute.
+        An absolute folder, or a path in an object store.
     port
         Taken if it is free, else any other.
     host
@@ -29,8 +33,8 @@ class Pages(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, data_dir: Path, port: int = 0, host: str = "127.0.0.1") -> None:
-        self._data_dir = Path(os.path.normpath(data_dir))
+    def __init__(self, data_dir: DataPath, port: int = 0, host: str = "127.0.0.1") -> None:
+        self._data_dir = data_dir if in_store(data_dir) else Path(os.path.normpath(data_dir))
         try:
             super().__init__((host, port), _Handler)
         except OSError:
@@ -41,7 +45,17 @@ class Pages(ThreadingHTTPServer):
         """The address, without a path."""
         return f"http://127.0.0.1:{self.server_port}"
 
-    def is_page(self, path: Path) -> bool:
+    def file_at(self, path: str) -> DataPath | None:
+        """Return the file at a path of this server; None where that is not served."""
+        if not in_store(self._data_dir):
+            return Path(path) if self._is_page(Path(path)) else None
+        key, below = PurePosixPath(path.lstrip("/")), address_of(self._data_dir)
+        if not key.is_relative_to(below):
+            return None
+        file = self._data_dir / str(key.relative_to(below))
+        return file if self._is_page(file) else None
+
+    def _is_page(self, path: DataPath) -> bool:
         """Return whether a file is a coverage report or one of the project's photographs."""
         if path.suffix == ".jpg":
             return path.with_name(SIDECAR_NAME).is_file()
@@ -55,10 +69,18 @@ class _Handler(SimpleHTTPRequestHandler):
         super().__init__(*args, directory="/")  # type: ignore[arg-type]
 
     def send_head(self):  # type: ignore[no-untyped-def]
-        if self.server.is_page(Path(self.translate_path(self.path))):
+        file = self.server.file_at(self.translate_path(self.path))
+        if file and not in_store(file):
             return super().send_head()
-        self.send_error(404)
-        return None
+        if file is None or not file.is_file():
+            self.send_error(404)
+            return None
+        content = file.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Type", self.guess_type(file.name))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return io.BytesIO(content)
 
     def end_headers(self) -> None:
         # The report of today is at the address of yesterday's.

@@ -79,7 +79,7 @@ def start_postgis(environment: Mapping[str, str]) -> Started:
     started = Started(dict(environment))
     settings = started.settings
     if settings.postgres_url is None:
-        _start_cluster(settings.data_dir)
+        _start_cluster(settings.machine_dir)
     return started
 
 
@@ -99,19 +99,19 @@ def start_all(
     home = str(dagster_home(environment))
     started = Started({**environment, "DAGSTER_HOME": home})
     settings = started.settings
-    found = {"DAGSTER_HOME": home, "VSVI_DAGSTER_DIR": str(settings.data_dir / "dagster")}
+    found = {"DAGSTER_HOME": home, "VSVI_DAGSTER_DIR": str(settings.machine_dir / "dagster")}
     if not (settings.postgres_url and "DAGSTER_POSTGRES_URL" in environment):
-        cluster = _start_cluster(settings.data_dir)
+        cluster = _start_cluster(settings.machine_dir)
         found |= dagster_settings(cluster)
         started.lines.append(f"PostGIS: {cluster.version()} in {cluster.folder}")
     if settings.pages_url is None:
-        found |= _Server("pages", settings.data_dir).start(environment)
+        found |= _Server("pages", settings.machine_dir).start(environment)
         started.lines.append(
             f"Reports: {found['VSVI_PAGES_URL']}, with links from the assets' pages"
         )
     on_sandbox = ", ".join(city.name for city in cities if city.services == "sandbox")
     if on_sandbox and settings.sandbox_url is None:
-        found |= _Server("sandbox", settings.data_dir).start(environment)
+        found |= _Server("sandbox", settings.machine_dir).start(environment)
         started.lines.append(
             f"Sandbox: {found['VSVI_SANDBOX_URL']}, in place of Mapillary and OSM for {on_sandbox}"
         )
@@ -123,13 +123,13 @@ def start_all(
 
 def stop_all(environment: Mapping[str, str]) -> list[str]:
     """Stop what `start_all` started, and say what that was."""
-    data_dir = Settings.from_environment(environment).data_dir
+    machine_dir = Settings.from_environment(environment).machine_dir
     stopped = []
-    if _Server("pages", data_dir).stop():
+    if _Server("pages", machine_dir).stop():
         stopped.append("Reports")
-    if _Server("sandbox", data_dir).stop():
+    if _Server("sandbox", machine_dir).stop():
         stopped.append("Sandbox")
-    cluster = LocalPostgis(data_dir)
+    cluster = LocalPostgis(machine_dir)
     if cluster.is_running():
         cluster.stop()
         stopped.append("PostGIS")

@@ -25,8 +25,20 @@ import osmnx
 import requests
 import shapely
 
-from vsvi_assets.files import atomic_write, sync_folder, writing_in
+from vsvi_assets.files import (
+    DataPath,
+    atomic_write,
+    copy_file,
+    copy_files,
+    entries_in,
+    in_store,
+    local_folder,
+    remove_folder,
+    sync_folder,
+    writing_in,
+)
 from vsvi_assets.proxies import proxies_for
+from vsvi_assets.store import StoreError
 from vsvi_assets.streets.errors import (
     Box,
     NoStreetsError,
@@ -93,7 +105,7 @@ class DownloadedStreets:
 
     streets: gpd.GeoDataFrame
     asked_at: datetime
-    folder: Path
+    folder: DataPath
     from_cache: bool
 
 
@@ -102,7 +114,7 @@ def download_streets(
     network_type: str,
     *,
     overpass: Overpass,
-    cache_folder: Path,
+    cache_folder: DataPath,
     not_before: datetime | None = None,
     report: Callable[[str], None],
 ) -> DownloadedStreets:
@@ -119,7 +131,8 @@ def download_streets(
     network_type
         One of `NETWORK_TYPES`.
     cache_folder
-        Where answers are kept, in a folder each. Made where it is missing.
+        Where answers are kept, in a folder each. Made where it is missing. In an object store
+        they are kept once they have come; until then they are in a temporary folder.
     not_before
         Earlier answers do not count; None: all do.
     report
@@ -142,14 +155,27 @@ def download_streets(
     OverpassRefusedError
         When it refuses the query or gives up on it.
     """
-    cache = _Cache(cache_folder, overpass.url, network_type, box)
+    with local_folder(cache_folder) as folder:
+        cache = _Cache(cache_folder, folder, overpass.url, network_type, box)
+        return _download(cache, box, network_type, overpass, not_before, report)
 
+
+def _download(
+    cache: "_Cache",
+    box: Box,
+    network_type: str,
+    overpass: Overpass,
+    not_before: datetime | None,
+    report: Callable[[str], None],
+) -> DownloadedStreets:
     def kept() -> DownloadedStreets | None:
         asked_at = cache.asked_at(cache.folder)
         if asked_at is None or (not_before and asked_at < not_before):
             return None
         try:
             streets = _read_streets(cache.folder, network_type)
+        except StoreError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             report(
                 f"The answer in {cache.folder} cannot be read ({error}); Overpass is asked again"
@@ -164,10 +190,14 @@ def download_streets(
         if found := kept():
             return found
         asked_at = cache.begin_part(not_before)
-        _ask(box, network_type, overpass, cache.part, report)
+        try:
+            _ask(box, network_type, overpass, cache.part, report)
+        except BaseException:
+            cache.save_part()
+            raise
         streets = _read_streets(cache.part, network_type)
         if not shapely.intersects(streets.geometry.to_numpy(), shapely.box(*box)).any():
-            shutil.rmtree(cache.part)
+            cache.remove_part()
             raise NoStreetsError(box)
         cache.keep_part()
     return DownloadedStreets(streets, asked_at, cache.folder, from_cache=False)
@@ -291,8 +321,9 @@ def _require_whole(response: requests.Response, **_: object) -> None:
         )
 
 
-def _read_streets(folder: Path, network_type: str) -> gpd.GeoDataFrame:
-    answers = (orjson.loads(path.read_bytes()) for path in sorted(folder.glob("answers/*.json")))
+def _read_streets(folder: DataPath, network_type: str) -> gpd.GeoDataFrame:
+    names = sorted(name for name in entries_in(folder / "answers") if name.endswith(".json"))
+    answers = (orjson.loads((folder / "answers" / name).read_bytes()) for name in names)
     return streets_of_elements(
         (element for answer in answers for element in answer["elements"]), network_type
     )
@@ -301,33 +332,41 @@ def _read_streets(folder: Path, network_type: str) -> gpd.GeoDataFrame:
 class _Cache:
     """The answer to one question in a folder of its own, complete or not there.
 
-    `request.json` says what was asked and when; `answers` has osmnx's own files.
+    `request.json` says what was asked and when; `answers` has osmnx's own files. What is
+    downloaded is put into a local folder, which is `root` itself unless that is an object store.
     """
 
-    def __init__(self, root: Path, overpass_url: str, network_type: str, box: Box) -> None:
+    def __init__(
+        self, root: DataPath, local: Path, overpass_url: str, network_type: str, box: Box
+    ) -> None:
         question = json.dumps([overpass_url, network_type, *box])
         name = hashlib.sha256(question.encode()).hexdigest()[:16]
         self.folder = root / name
-        self.part = root / f"{name}.part"
+        self.part = local / f"{name}.part"
+        self._saved_part = root / f"{name}.part"
         self._request = {
             "host": urlsplit(overpass_url).hostname,
             "network_type": network_type,
             "box": box,
         }
 
-    def asked_at(self, folder: Path) -> datetime | None:
+    def asked_at(self, folder: DataPath) -> datetime | None:
         """Return when Overpass was asked for a folder's answers; None where there are none."""
         try:
             request = json.loads((folder / "request.json").read_bytes())
             return datetime.fromisoformat(request["asked_at"])
+        except StoreError:
+            raise
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def begin_part(self, not_before: datetime | None) -> datetime:
         """Make the folder of a download, or find that of one that failed; return its time."""
         now = datetime.now(UTC)
-        begun = self.asked_at(self.part)
+        begun = self.asked_at(self._saved_part)
         if begun and begun >= max(not_before or begun, now - PART_LIFETIME):
+            if self._saved_part != self.part:
+                copy_files(self._saved_part, self.part)
             return begun
         shutil.rmtree(self.part, ignore_errors=True)
         self.part.mkdir(parents=True)
@@ -341,6 +380,22 @@ class _Cache:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(self.part / "answers")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.part.rename(self.folder)
-        sync_folder(self.folder.parent)
+        remove_folder(self.folder)
+        if in_store(self.folder):
+            # By its request an answer counts as complete.
+            copy_files(self.part / "answers", self.folder / "answers")
+            copy_file(self.part / "request.json", self.folder / "request.json")
+            remove_folder(self._saved_part)
+        else:
+            self.part.rename(self.folder)
+            sync_folder(self.folder.parent)
+
+    def save_part(self) -> None:
+        """Keep what has come of a download that failed, for the next attempt."""
+        if self._saved_part != self.part and self.part.exists():
+            copy_files(self.part, self._saved_part)
+
+    def remove_part(self) -> None:
+        """Delete what has come of a download."""
+        for folder in (self.part, self._saved_part):
+            remove_folder(folder)

@@ -9,7 +9,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import mercantile
 import numpy as np
@@ -24,6 +23,7 @@ from PIL import Image, ImageOps
 
 from vsvi_assets.city import Area, BoundingBox
 from vsvi_assets.city.area import MAX_LATITUDE
+from vsvi_assets.files import DataPath, content_of
 
 PAPER, INK, FAINT = "#ffffff", "#1f2933", "#b4bdc8"
 COVERED, UNCOVERED = "#1f6fb2", "#e8590c"
@@ -183,7 +183,7 @@ def capture_years_chart(
     return _png(figure)
 
 
-def contact_sheet(photographs: Sequence[Path]) -> bytes:
+def contact_sheet(photographs: Sequence[DataPath]) -> bytes:
     """Draw thumbnails of photographs side by side, in rows, as JPEG.
 
     A photograph that cannot be decoded leaves its place empty.
@@ -195,7 +195,11 @@ def contact_sheet(photographs: Sequence[Path]) -> bytes:
     sheet = Image.new("RGB", (columns * width + margin, rows * height + margin), PAPER)
     for number, path in enumerate(photographs):
         row, column = divmod(number, columns)
-        with suppress(OSError), Image.open(path) as photograph:
+        with (
+            suppress(OSError),
+            content_of(path) as content,
+            Image.open(io.BytesIO(content)) as photograph,
+        ):
             # Lets the decoder skip what a thumbnail does not need.
             photograph.draft("RGB", (2 * THUMBNAIL[0], 2 * THUMBNAIL[1]))
             thumbnail = ImageOps.fit(photograph.convert("RGB"), THUMBNAIL)

@@ -1,13 +1,11 @@
 """What the photographs of a city will take: room, time and requests, before any is downloaded."""
 
 import math
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +24,7 @@ from vsvi_assets.database.queries import images_shuffled
 from vsvi_assets.database.selection import read_removals
 from vsvi_assets.database.summaries import MeasuredQuality, measured_quality, read_corrections
 from vsvi_assets.database.tables import selected_images_of
-from vsvi_assets.files import DiskFullError, DiskGuard, gigabytes
+from vsvi_assets.files import NO_LIMIT, DiskFullError, DiskGuard, free_bytes, gigabytes
 from vsvi_assets.mapillary.client import (
     IMAGES_PER_REQUEST,
     REQUESTS_PER_SECOND,
@@ -81,7 +79,8 @@ class DownloadPlan:
     tile_requests, tile_state
         Tile requests of a refresh, and how many may be made now.
     free_bytes, required_free_bytes
-        Free on the disk now, and what has to stay free of it.
+        Free on the disk now, and what has to stay free of it. None for an object store, which has
+        no limit that is known.
     removals
         What each rule of the city file left out at the selection.
     quality
@@ -103,26 +102,31 @@ class DownloadPlan:
     link_requests: int
     tile_requests: int
     tile_state: TileState
-    free_bytes: int
+    free_bytes: int | None
     required_free_bytes: int
     removals: Sequence[Removal] = ()
     quality: MeasuredQuality | None = None
     corrections: Corrections | None = None
 
     @property
-    def usable_bytes(self) -> int:
-        """What the disk can take."""
+    def usable_bytes(self) -> int | None:
+        """What the disk can take; None for an object store."""
+        if self.free_bytes is None:
+            return None
         return max(self.free_bytes - self.required_free_bytes, 0)
 
     @property
     def fits(self) -> bool:
         """Whether the estimate fits on the disk."""
-        return not self.images or self.bytes < self.usable_bytes
+        return self._can_take(self.bytes)
 
     @property
     def surely_fits(self) -> bool:
         """Whether the upper end of the range fits too."""
-        return not self.images or self.bytes_high < self.usable_bytes
+        return self._can_take(self.bytes_high)
+
+    def _can_take(self, bytes_: int) -> bool:
+        return not self.images or self.usable_bytes is None or bytes_ < self.usable_bytes
 
     @property
     def headings(self) -> str | None:
@@ -201,7 +205,7 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
         link_requests=math.ceil(len(left) / IMAGES_PER_REQUEST),
         tile_requests=city.tile_requests,
         tile_state=client.tile_gate.state(),
-        free_bytes=shutil.disk_usage(_existing(city.sequences_folder)).free,
+        free_bytes=free_bytes(city.sequences_folder),
         required_free_bytes=city.required_free_bytes,
         removals=read_removals(postgis, city),
         quality=measured_quality(postgis, city) if city.quality else None,
@@ -258,11 +262,13 @@ def plan_lines(city: City, plan: DownloadPlan) -> list[str]:
             f"{gigabytes(plan.bytes)} ({gigabytes(plan.bytes_low)} to "
             f"{gigabytes(plan.bytes_high)}, from the sizes of {plan.sampled})",
         )
-    add(
-        "disk",
-        f"{gigabytes(plan.free_bytes)} free, {gigabytes(plan.required_free_bytes)} of it to "
-        f"stay free ({city.sequences_folder})",
+    room = (
+        NO_LIMIT
+        if plan.free_bytes is None
+        else f"{gigabytes(plan.free_bytes)} free, {gigabytes(plan.required_free_bytes)} of it to "
+        "stay free"
     )
+    add("disk", f"{room} ({city.sequences_folder})")
     if plan.images and plan.bytes_per_second:
         low, high = (
             timedelta(seconds=round(plan.seconds(bytes_)))
@@ -294,9 +300,11 @@ def rejected_text(plan: DownloadPlan) -> str:
 
 def fit_message(city: City, plan: DownloadPlan, needed: str, fits: bool) -> str:
     """Say whether what is needed fits on the disk, and if not what to do."""
-    usable = f"the disk of {city.sequences_folder} can take {gigabytes(plan.usable_bytes)}"
     if not plan.sampled:
         needed = "more"
+    if plan.usable_bytes is None:
+        return f"The photographs need {needed}; {city.sequences_folder} is in an {NO_LIMIT}."
+    usable = f"the disk of {city.sequences_folder} can take {gigabytes(plan.usable_bytes)}"
     if fits:
         return f"The photographs need {needed}; {usable}."
     return (
@@ -353,8 +361,3 @@ def _fetch(
             records.add(result.sequence_id, result.sidecar)
             found = found.updated(result.found)
     return found
-
-
-def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.exists())

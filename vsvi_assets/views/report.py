@@ -33,7 +33,9 @@ from vsvi_assets.database.queries import (
     points_without_good_image,
     street_lines,
 )
+from vsvi_assets.files import DataPath, in_store
 from vsvi_assets.photographs.inventory import Inventory
+from vsvi_assets.store import address_of
 
 ON_DISK, GAP, MISSING, UNAVAILABLE, NOT_GOOD_ENOUGH = range(5)
 """What a street point has: a photograph, none near it, one yet to come, one that is gone, and only
@@ -104,7 +106,12 @@ def report_link(city: City, pages_url: str | None) -> str:
     """Return the address of a city's coverage report: of the file itself where none serves it."""
     if pages_url is None:
         return city.coverage_report_path.as_uri()
-    return pages_url + quote(os.path.normpath(city.coverage_report_path))
+    return pages_url + quote(page_path(city.coverage_report_path))
+
+
+def page_path(path: DataPath) -> str:
+    """Return where on the server of the reports a file is: at its own path, or below its bucket."""
+    return f"/{address_of(path)}" if in_store(path) else os.path.normpath(path)
 
 
 def make_report(city: City, postgis: Postgis) -> CoverageReport:
@@ -282,7 +289,7 @@ def _page(
     ).drop_null()[:MOST_GROUPS]
     districts = city.district_polygons[:MOST_GROUPS]
     district = district_of(districts, _float64(points["lon"]), _float64(points["lat"]))
-    folder = os.path.relpath(city.sequences_folder, city.folder)
+    folder = os.path.relpath(str(city.sequences_folder), str(city.folder))
     data = {
         "city": city.name,
         "made": datetime.now(UTC).isoformat(timespec="minutes"),

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
@@ -17,6 +16,7 @@ from vsvi_assets.database.queries import (
 )
 from vsvi_assets.database.schema import IMAGES, SELECTED_IMAGES, STREET_POINTS
 from vsvi_assets.database.summaries import MeasuredQuality, measured_quality
+from vsvi_assets.files import DataPath
 from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.jpeg import MAX_PIXELS
@@ -44,9 +44,7 @@ class CityStatus:
 
 def city_status(city: City, postgis: Postgis) -> CityStatus:
     """Count what a city has."""
-    times = [
-        path.stat().st_mtime for key in city.tile_keys if (path := city.tile_path(key)).exists()
-    ]
+    times = [entry.stat().st_mtime for entry in city.stored_tiles().values()]
     selected = row_count(postgis, city, SELECTED_IMAGES) is not None
     return CityStatus(
         street_points=row_count(postgis, city, STREET_POINTS),
@@ -158,7 +156,7 @@ def verification_lines(found: Verification) -> list[str]:
     return lines
 
 
-def _count_lines(path: Path) -> int:
+def _count_lines(path: DataPath) -> int:
     try:
         with path.open("rb") as file:
             return sum(1 for _ in file)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from dagster import (
     AssetCheckResult,
@@ -16,12 +15,14 @@ from dagster import (
 
 from vsvi_assets.city import City
 from vsvi_assets.database.tables import selected_sequences
+from vsvi_assets.files import DataPath
 from vsvi_assets.orchestration.checks.coverage_report import PhotographRules
 from vsvi_assets.orchestration.columns import COVERAGE_REPORT
 from vsvi_assets.orchestration.common import asset_key, identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.orchestration.sequence_partitions import sequence_statuses
+from vsvi_assets.photographs.inventory import file_sizes
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.pictures import contact_sheet, markdown_picture
 from vsvi_assets.views.report import CoverageReport, Covered, make_report, report_link
@@ -97,9 +98,13 @@ def _table(name: str, groups: Sequence[Covered]) -> MetadataValue:
     )
 
 
-def _some_photographs(city: City, sequence_ids: Sequence[str]) -> list[Path]:
+def _some_photographs(city: City, sequence_ids: Sequence[str]) -> list[DataPath]:
     """Return a photograph of each of some sequences, taken evenly from all."""
     step = math.ceil(len(sequence_ids) / THUMBNAILS) or 1
     folders = (city.sequences_folder / sequence_id for sequence_id in sequence_ids[::step])
-    photographs = (next(folder.glob("*.jpg"), None) for folder in folders)
+    names = ((folder, sorted(file_sizes(folder))) for folder in folders)
+    photographs = (
+        next((folder / name for name in each if name.endswith(".jpg")), None)
+        for folder, each in names
+    )
     return [path for path in photographs if path]

@@ -16,7 +16,7 @@ from dagster import (
 
 from vsvi_assets.city import City
 from vsvi_assets.database.summaries import selected_capture_years
-from vsvi_assets.files import gigabytes
+from vsvi_assets.files import NO_LIMIT, gigabytes
 from vsvi_assets.orchestration.columns import DOWNLOAD_PLAN
 from vsvi_assets.orchestration.common import (
     MAPILLARY_POOL,
@@ -110,8 +110,10 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
         ),
         (
             "free on the disk",
-            gigabytes(plan.free_bytes),
-            f"{gigabytes(plan.required_free_bytes)} of it to stay free",
+            NO_LIMIT if plan.free_bytes is None else gigabytes(plan.free_bytes),
+            ""
+            if plan.free_bytes is None
+            else f"{gigabytes(plan.required_free_bytes)} of it to stay free",
         ),
         (
             "time (h:mm:ss)",
@@ -148,7 +150,8 @@ def _fits_disk(city: City, plan: DownloadPlan) -> list[AssetCheckResult]:
             passed=fits,
             severity=severity,
             description=fit_message(city, plan, needed, fits),
-            metadata={"needed (bytes)": bytes_, "usable (bytes)": plan.usable_bytes},
+            metadata={"needed (bytes)": bytes_}
+            | ({} if plan.usable_bytes is None else {"usable (bytes)": plan.usable_bytes}),
         )
         for name, fits, severity, bytes_, needed in (
             ("fits_disk", plan.fits, AssetCheckSeverity.ERROR, plan.bytes, gigabytes(plan.bytes)),

@@ -18,7 +18,7 @@ from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import PhotographRecords, latest_stored, take_inventory
 from vsvi_assets.database.tables import selected_images_of
-from vsvi_assets.files import DiskGuard, update_lines
+from vsvi_assets.files import DiskGuard
 from vsvi_assets.orchestration.columns import SIDECAR_FILE
 from vsvi_assets.orchestration.common import (
     MAPILLARY_POOL,
@@ -141,7 +141,6 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
                     if len(arrived[key]) == expected[key]:
                         yield _partition(key, arrived.pop(key))
                         unsettled.discard(key)
-                    _note_failed_ids(city, result)
             if city.quality:
                 _note_rejected(context, city, postgis, sequence_ids)
             # Buckets without a sequence, and those whose sequences lost their last selected image
@@ -194,13 +193,3 @@ def _ids(found: Sequence[Sidecar], state: State) -> list[int]:
         for image_id, absence in each.absent.items()
         if absence.state == state
     ]
-
-
-def _note_failed_ids(city: City, result: SequenceResult) -> None:
-    if city.failed_image_ids_path:
-        failed = result.found.failed
-        update_lines(
-            city.failed_image_ids_path,
-            added=map(str, failed),
-            removed=map(str, result.found.ids - failed.keys()),
-        )

@@ -77,7 +77,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
                     "Overwrite, or the city's refresh, asks again."
                 )
             source = {
-                "streets": MetadataValue.path(download.folder),
+                "streets": MetadataValue.path(str(download.folder)),
                 "streets of": asked_at,
                 "streets from cache": download.from_cache,
             }

@@ -64,7 +64,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
                 tile = _read_tile(context, city, key)
                 if tile is None:
                     missing.append(key)
-                elif city.tile_path(key).stat().st_mtime < outdated_before:
+                elif outdated_before and city.tile_path(key).stat().st_mtime < outdated_before:
                     old.add(key)
                 else:
                     yield on_disk(key, tile)
@@ -127,11 +127,10 @@ def _counts(tile: TileImages) -> dict[str, int]:
 
 def _read_tile(context: AssetExecutionContext, city: City, key: str) -> TileImages | None:
     """Return a tile that is on disk; None where it is not there, or is no tile."""
-    path = city.tile_path(key)
-    if not path.exists():
-        return None
     try:
-        return read_tile(path, city.services)
+        return read_tile(city.tile_path(key), city.services)
+    except FileNotFoundError:
+        return None
     except InvalidTileError as error:
         context.log.warning(f"Fetched again: {error}")
         return None

@@ -14,7 +14,7 @@ from dagster import (
 from vsvi_assets.city import City
 from vsvi_assets.dataset.manifest import count_photographs
 from vsvi_assets.dataset.views import ViewsMade, write_views
-from vsvi_assets.files import DiskGuard
+from vsvi_assets.files import DiskGuard, local_copy
 from vsvi_assets.orchestration.common import asset_key, identity
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.progress import Progress
@@ -40,23 +40,24 @@ def build_views(city: City) -> AssetsDefinition:
         folder = city.views_folder
         folder.mkdir(parents=True, exist_ok=True)
         guard = DiskGuard(folder, city.required_free_bytes)
-        advance = progress.counting(
-            context.asset_key.to_user_string(),
-            count_photographs(city.dataset_path),
-            "images",
-            context.log.info,
-        )
         made = ViewsMade()
-        for part in write_views(
-            city.dataset_path, city.sequences_folder, folder, rules, os.cpu_count() or 1
-        ):
-            guard.check()
-            made.add(part)
-            for _ in range(part.photographs):
-                advance(0)
+        with local_copy(city.dataset_path) as table:
+            advance = progress.counting(
+                context.asset_key.to_user_string(),
+                count_photographs(table),
+                "images",
+                context.log.info,
+            )
+            for part in write_views(
+                table, city.sequences_folder, folder, rules, os.cpu_count() or 1
+            ):
+                guard.check()
+                made.add(part)
+                for _ in range(part.photographs):
+                    advance(0)
         return MaterializeResult(
             metadata={
-                "folder": MetadataValue.path(folder),
+                "folder": MetadataValue.path(str(folder)),
                 "views": made.views,
                 "flat photographs": made.flat,
                 "there already": made.kept,

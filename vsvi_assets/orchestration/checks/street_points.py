@@ -13,6 +13,7 @@ from dagster import (
 
 from vsvi_assets.city import City
 from vsvi_assets.database.audit import EXAMPLES, WrongRows
+from vsvi_assets.files import local_copy
 from vsvi_assets.orchestration.checks.rules import Rule
 from vsvi_assets.orchestration.common import asset_key
 from vsvi_assets.orchestration.retries import retry_boundary
@@ -41,7 +42,8 @@ def build_street_points_checks(city: City) -> AssetChecksDefinition:
     )
     def street_points_checks() -> Iterator[AssetCheckResult]:
         with retry_boundary():
-            points = gpd.read_file(city.street_points_path)
+            with local_copy(city.street_points_path) as copy:
+                points = gpd.read_file(copy)
             yield in_the_box.result(_points_outside(points, city))
             if not is_of_user:
                 yield spacing.result(_crowded_points(points, city))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import mercantile
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from vsvi_assets.city import City, parse_tile_key
 from vsvi_assets.database.audit import EXAMPLES, WrongRows
+from vsvi_assets.files import DataPath
 from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.checks.rules import Rule
 from vsvi_assets.orchestration.common import asset_key
@@ -80,7 +80,7 @@ class TileSurvey:
             for dropped in tile.dropped[: EXAMPLES - len(self._examples_dropped)]
         ]
 
-    def add_old(self, key: str, path: Path) -> None:
+    def add_old(self, key: str, path: DataPath) -> None:
         """Take note that a tile on disk serves although it is older than the run asks for."""
         fetched = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         self._old.append({"tile": key, "fetched (UTC)": f"{fetched:%Y-%m-%d %H:%M}"})

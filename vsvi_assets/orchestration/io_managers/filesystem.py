@@ -2,10 +2,9 @@
 
 import io
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import geopandas as gpd
@@ -15,7 +14,7 @@ from dagster import InputContext, IOManager, MetadataValue, OutputContext
 
 from vsvi_assets.city import City
 from vsvi_assets.dataset.export import write_table
-from vsvi_assets.files import atomic_write, remove_abandoned_parts
+from vsvi_assets.files import DataPath, atomic_write, entries_in, local_copy, remove_abandoned_parts
 from vsvi_assets.mapillary.tile_files import read_tile, write_tile
 from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.photographs.sidecar import (
@@ -37,7 +36,7 @@ class PartitionMissingError(FileNotFoundError):
 class StoredPartitions(Mapping[str, Value]):
     """Partitions on disk, by key, each read when it is asked for and not kept in memory."""
 
-    def __init__(self, paths: Mapping[str, Path], read: Callable[[Path], Value]) -> None:
+    def __init__(self, paths: Mapping[str, DataPath], read: Callable[[DataPath], Value]) -> None:
         self.paths = paths
         self._read = read
 
@@ -69,15 +68,15 @@ class FilesystemIOManager(IOManager, Generic[Value]):
         self._cities = cities
 
     @abstractmethod
-    def path(self, city: City, partition: str | None) -> Path:
+    def path(self, city: City, partition: str | None) -> DataPath:
         """Where the asset, or its partition, is kept."""
 
     @abstractmethod
-    def write(self, city: City, path: Path, value: Value) -> None:
+    def write(self, city: City, path: DataPath, value: Value) -> None:
         """Store a value, whole or not at all."""
 
     @abstractmethod
-    def read(self, city: City, path: Path) -> Value:
+    def read(self, city: City, path: DataPath) -> Value:
         """Read what `write` stored."""
 
     def handle_output(self, context: OutputContext, obj: object) -> None:
@@ -87,7 +86,7 @@ class FilesystemIOManager(IOManager, Generic[Value]):
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned_parts(path.parent)
             self.write(city, path, obj)  # type: ignore[arg-type]
-            context.add_output_metadata({"path": MetadataValue.path(path)})
+            context.add_output_metadata({"path": MetadataValue.path(str(path))})
             return
         wanted = sorted(context.asset_partition_keys)
         folder = self.path(city, wanted[0]).parent
@@ -105,14 +104,17 @@ class FilesystemIOManager(IOManager, Generic[Value]):
                 f"{context.asset_key.to_user_string()}: {len(missing)} of {len(wanted)} "
                 f"partitions did not come, the first {missing[0]}"
             )
-        context.add_output_metadata({"folder": MetadataValue.path(folder)})
+        context.add_output_metadata({"folder": MetadataValue.path(str(folder))})
 
     def load_input(self, context: InputContext) -> Value | StoredPartitions[Value]:
         city = self._city(context.asset_key.path)
         name = context.asset_key.to_user_string()
         keys = sorted(context.asset_partition_keys) if context.has_asset_partitions else [None]
         paths = {key: self.path(city, key) for key in keys}
-        missing = [str(key or path) for key, path in paths.items() if not path.exists()]
+        present = {folder: _names_in(folder) for folder in {path.parent for path in paths.values()}}
+        missing = [
+            str(key or path) for key, path in paths.items() if path.name not in present[path.parent]
+        ]
         if missing:
             raise PartitionMissingError(
                 f"{name}: {len(missing)} of {len(paths)} are not on disk, the first "
@@ -133,10 +135,10 @@ class StreetPointsFile(FilesystemIOManager[StreetsAndPoints]):
     that it stays what it was for those that do not; it comes back from the streets.
     """
 
-    def path(self, city: City, partition: str | None) -> Path:
+    def path(self, city: City, partition: str | None) -> DataPath:
         return city.street_points_path
 
-    def write(self, city: City, path: Path, value: StreetsAndPoints) -> None:
+    def write(self, city: City, path: DataPath, value: StreetsAndPoints) -> None:
         with atomic_write(city.streets_table_path) as file:
             value.streets.to_parquet(file)
         points = value.points
@@ -153,11 +155,14 @@ class StreetPointsFile(FilesystemIOManager[StreetsAndPoints]):
             )
             file.write(text.getbuffer())
 
-    def read(self, city: City, path: Path) -> StreetsAndPoints:
-        points = gpd.read_file(path)
-        if not city.streets_table_path.exists():  # made by an earlier version
+    def read(self, city: City, path: DataPath) -> StreetsAndPoints:
+        with local_copy(path) as copy:
+            points = gpd.read_file(copy)
+        try:
+            with local_copy(city.streets_table_path) as copy:
+                streets = gpd.read_parquet(copy)
+        except FileNotFoundError:  # made by an earlier version
             return StreetsAndPoints(points.assign(highway=None), no_streets())
-        streets = gpd.read_parquet(city.streets_table_path)
         if city.places is not None:
             return StreetsAndPoints(points, streets)
         class_of = streets.drop_duplicates("osmid").set_index("osmid")["highway"]
@@ -169,13 +174,13 @@ class StreetPointsFile(FilesystemIOManager[StreetsAndPoints]):
 class TileFiles(FilesystemIOManager[TileImages]):
     """Keeps the images of each tile as GeoJSON, in percept-vsvi-filter's tile cache."""
 
-    def path(self, city: City, partition: str | None) -> Path:
+    def path(self, city: City, partition: str | None) -> DataPath:
         return city.tile_path(str(partition))
 
-    def write(self, city: City, path: Path, value: TileImages) -> None:
+    def write(self, city: City, path: DataPath, value: TileImages) -> None:
         write_tile(value, path, city.services)
 
-    def read(self, city: City, path: Path) -> TileImages:
+    def read(self, city: City, path: DataPath) -> TileImages:
         return read_tile(path, city.services)
 
 
@@ -185,31 +190,31 @@ class SequenceFolders(FilesystemIOManager[Sidecar]):
     What a sidecar already says of other images in the folder is kept.
     """
 
-    def path(self, city: City, partition: str | None) -> Path:
+    def path(self, city: City, partition: str | None) -> DataPath:
         return sequence_folder(city.sequences_folder, str(partition))
 
-    def write(self, city: City, path: Path, value: Sidecar) -> None:
+    def write(self, city: City, path: DataPath, value: Sidecar) -> None:
         path.mkdir(parents=True, exist_ok=True)
         before = known_images(path)
         after = before.updated(value)
         if after != before:
             write_sidecar(path, after)
 
-    def read(self, city: City, path: Path) -> Sidecar:
+    def read(self, city: City, path: DataPath) -> Sidecar:
         return read_sidecar(path)
 
 
 class CoverageReportFile(FilesystemIOManager[str]):
     """Keeps a city's coverage report as one HTML file."""
 
-    def path(self, city: City, partition: str | None) -> Path:
+    def path(self, city: City, partition: str | None) -> DataPath:
         return city.coverage_report_path
 
-    def write(self, city: City, path: Path, value: str) -> None:
+    def write(self, city: City, path: DataPath, value: str) -> None:
         with atomic_write(path) as file:
             file.write(value.encode())
 
-    def read(self, city: City, path: Path) -> str:
+    def read(self, city: City, path: DataPath) -> str:
         return path.read_text(encoding="utf-8")
 
 
@@ -219,18 +224,27 @@ class DatasetFile(FilesystemIOManager[pa.RecordBatchReader]):
     def handle_output(self, context: OutputContext, obj: object) -> None:
         super().handle_output(context, obj)
         path = self.path(self._city(context.asset_key.path), None)
-        rows = pyarrow.parquet.read_metadata(path).num_rows
+        with local_copy(path) as copy:
+            rows = pyarrow.parquet.read_metadata(copy).num_rows
         context.add_output_metadata({"dagster/row_count": rows})
 
-    def path(self, city: City, partition: str | None) -> Path:
+    def path(self, city: City, partition: str | None) -> DataPath:
         return city.dataset_path
 
-    def write(self, city: City, path: Path, value: pa.RecordBatchReader) -> None:
+    def write(self, city: City, path: DataPath, value: pa.RecordBatchReader) -> None:
         write_table(value, path)
 
-    def read(self, city: City, path: Path) -> pa.RecordBatchReader:
-        file = pyarrow.parquet.ParquetFile(path)
+    def read(self, city: City, path: DataPath) -> pa.RecordBatchReader:
+        with local_copy(path) as copy:
+            file = pyarrow.parquet.ParquetFile(copy)  # which stays open, whatever becomes of a copy
         return pa.RecordBatchReader.from_batches(file.schema_arrow, file.iter_batches())
+
+
+def _names_in(folder: DataPath) -> Collection[str]:
+    try:
+        return entries_in(folder).keys()
+    except FileNotFoundError:
+        return ()
 
 
 def _pairs(value: object) -> Generator[tuple[str, Any], None, None]:
