@@ -79,7 +79,7 @@ def running_object_store() -> Iterator[ObjectStore]:
     (folder / "s3.json").write_text(json.dumps(content))
     ports = {name: free_port() for name in _PORTS}
     command = [
-        *(weed, "-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"),
+        *(str(weed), "-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"),
         *(f"-dir={folder}", f"-s3.config={folder / 's3.json'}", "-master.telemetry=false"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=40"),
         *(f"-filer.localSocket={folder}/filer", f"-s3.localSocket={folder}/s3"),
