@@ -189,7 +189,7 @@ def test_errors_say_what_to_do_and_hold_no_key(
         with pytest.raises(error, match=message) as raised:
             attempt()
         assert str(folder) in str(raised.value)
-        shown = f"{raised.value}{raised.value!r}{raised.getrepr(showlocals=True)}"
+        shown = "".join(traceback.format_exception(raised.value)) + repr(raised.value)
         for secret in (KEY, SECRET, READER, READERS_SECRET):
             assert secret not in shown
         assert raised.value.may_pass == (error is StoreError)  # type: ignore[attr-defined]
