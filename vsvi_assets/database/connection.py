@@ -1,6 +1,5 @@
 """Connections to a PostgreSQL database with PostGIS."""
 
-import io
 import os
 import re
 import tempfile
@@ -28,6 +27,9 @@ APPLICATION_NAME = "vsvi-assets"
 CONNECT_TIMEOUT_SECONDS = 10
 CURSOR_ROWS = 10_000
 """Rows that a streaming query holds in memory at a time."""
+
+ANSWER_BYTES = 1_000_000
+"""Up to which an answer waits in memory, and not in a temporary file."""
 
 _environment = threading.Lock()
 
@@ -246,12 +248,12 @@ def _copy_out(
     schema: pa.Schema,
     parameters: Mapping[str, object] | None,
 ) -> pa.Table:
-    answer = io.BytesIO()
-    _copy_to(answer, cursor, query, parameters)
-    if not answer.tell():
-        return schema.empty_table()
-    answer.seek(0)
-    table = pa.csv.read_csv(answer, **_csv_options(schema))
+    with tempfile.SpooledTemporaryFile(ANSWER_BYTES) as answer:
+        _copy_to(answer, cursor, query, parameters)
+        if not answer.tell():
+            return schema.empty_table()
+        answer.seek(0)
+        table = pa.csv.read_csv(answer, **_csv_options(schema))
     return pa.Table.from_arrays(table.columns, schema=schema)
 
 

@@ -29,12 +29,11 @@ _POINT_SCHEMA = pa.schema(
         pa.field("y", pa.float64()),
     ]
 )
-_IMAGE_COLUMNS = (
-    *("id", "sequence_id", "captured_at", "compass_angle"),
-    *("is_pano", "creator_id"),
-)
+_IMAGE_COLUMNS = ("id", "captured_at", "compass_angle", "is_pano", "creator_id")
 _IMAGE_SCHEMA = pa.schema(
     [
+        # Each sequence's id is in memory once.
+        pa.field("sequence_id", pa.dictionary(pa.int32(), pa.string())),
         *IMAGES.arrow_schema(*_IMAGE_COLUMNS),
         *(pa.field(name, pa.float64()) for name in ("lon", "lat", "x", "y")),
         pa.field("is_rejected", pa.bool_()),
@@ -204,7 +203,7 @@ def _read_images(postgis: Postgis, city: City, listed: Sequence[int] | None) -> 
     """Read the images of these ids, or all."""
     query = sql.SQL(
         """
-        SELECT {columns}, ST_X(geometry), ST_Y(geometry), ST_X(geo), ST_Y(geo),
+        SELECT sequence_id, {columns}, ST_X(geometry), ST_Y(geometry), ST_X(geo), ST_Y(geo),
             id IN ({rejected})
         FROM {images} WHERE id %% %(searches)s = %(search)s AND {condition}
         """
@@ -214,4 +213,5 @@ def _read_images(postgis: Postgis, city: City, listed: Sequence[int] | None) -> 
         images=sql.Identifier(city.name, IMAGES.name),
         condition=sql.SQL("true" if listed is None else "id = ANY(%(ids)s)"),
     )
-    return postgis.read_in_parallel(query, _IMAGE_SCHEMA, in_shares({"ids": listed}))
+    shares = in_shares({"ids": listed})
+    return postgis.read_in_parallel(query, _IMAGE_SCHEMA, shares).unify_dictionaries()

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from vsvi_assets.city import City
 
-PAIRS_AT_A_TIME = 1_000_000
+PAIRS_AT_A_TIME = 250_000
 """Pairs of a point and an image that are in memory together; those of one point at least."""
 
 _ROUNDING = 1e-6

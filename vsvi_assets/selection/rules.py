@@ -1,5 +1,6 @@
 """Which images may be chosen at all: the rules that look at images, and not at points."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,9 @@ from vsvi_assets.city import City
 from vsvi_assets.selection.local_time import local_time
 from vsvi_assets.selection.sun import sun_elevation
 from vsvi_assets.selection.twins import exact_twins, near_twins
+
+IMAGES_AT_A_TIME = 100_000
+"""Whose local times and suns are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +58,36 @@ def usable_images(images: pa.Table, city: City) -> tuple[pa.Table, list[Removal]
     removals
         Of each rule, in the order in which they are applied.
     """
+    images, removals = _within_times(images, city)
     images = images.sort_by("id")
-    removals = []
-    years = pa.nulls(len(images), pa.int32())
-    if city.months or city.hours or city.daylight is not None or city.per_year:
-        years, rules = _times(images, city)
-        left = np.ones(len(images), bool)
-        for rule, setting, passing in rules:
-            before = int(left.sum())
-            left &= passing
-            removals.append(Removal(rule, setting, "images", before, before - int(left.sum())))
-        images = images.append_column("year", years).filter(pa.array(left))
-    else:
-        images = images.append_column("year", years)
     before = len(images)
     images = _without_twins(images, city)
     if city.duplicates != "keep":
         count = before - len(images)
         removals.append(Removal("duplicates", str(city.duplicates), "images", before, count))
     return images, removals
+
+
+def _within_times(images: pa.Table, city: City) -> tuple[pa.Table, list[Removal]]:
+    """Apply the rules on times, and add the column `year`."""
+    if not (city.months or city.hours or city.daylight is not None or city.per_year):
+        return images.append_column("year", pa.nulls(len(images), pa.int32())), []
+    parts, settings = [], dict[str, str]()
+    left: Counter[str] = Counter()
+    for start in range(0, max(len(images), 1), IMAGES_AT_A_TIME):
+        part = images.slice(start, IMAGES_AT_A_TIME)
+        years, rules = _times(part, city)
+        passing = np.ones(len(part), bool)
+        for rule, setting, passes in rules:
+            passing &= passes
+            settings[rule] = setting
+            left[rule] += int(passing.sum())
+        parts.append(part.append_column("year", years).filter(pa.array(passing)))
+    before, removals = len(images), []
+    for rule, setting in settings.items():
+        removals.append(Removal(rule, setting, "images", before, before - left[rule]))
+        before = left[rule]
+    return pa.concat_tables(parts), removals
 
 
 def _times(
