@@ -196,6 +196,23 @@ def test_the_map_zooms_and_moves(project: Project, town: City) -> None:
         assert scale.inner_text() == at_first
 
 
+def test_keys_serve_as_soon_as_the_report_opens(project: Project, town: City) -> None:
+    write_report(project, town)
+    with opened(town) as page:
+        page.page.keyboard.press("n")
+        expect(page.page.locator("#point")).to_contain_text("Street")
+
+
+def test_photographs_are_what_is_on_disk(project: Project, town: City) -> None:
+    write_report(project, town)
+    stored = {path.stem for path in town.sequences_folder.glob("*/*.jpg")}
+    selected = set(town.selected_image_ids_path.read_text().split())
+    assert len(stored & selected) < len(selected)
+    with opened(town) as page:
+        counted = page.page.locator("header").inner_text()
+        assert f" photographs {len(stored & selected)} " in " ".join(counted.split())
+
+
 def test_filters_count_what_they_show(project: Project, town: City) -> None:
     report = write_report(project, town)
     with opened(town) as page:
