@@ -122,7 +122,10 @@ def main() -> None:
 @main.command()
 @_explaining
 def init() -> None:
-    """Make this folder a project: Dagster's configuration, settings and the demo city."""
+    """Make this folder a project.
+
+    Writes Dagster's configuration, an example of the settings and the demo city.
+    """
     for path in write_new_project(Path.cwd()):
         click.echo(path.relative_to(Path.cwd()))
 
@@ -138,22 +141,26 @@ def init() -> None:
 )
 @_explaining
 def split(city_name: str, tiles: int) -> None:
-    """Cut CITY into several, each with a part of its area: writes their city files."""
+    """Cut CITY into several cities.
+
+    Writes their city files, each with a part of the area.
+    """
     settings = Settings.from_environment()
     parts = split_city(city_name, settings.cities_dir, settings.data_dir, tiles)
     for part in parts:
-        click.echo(f"{part.name}: {len(part.tiles):,} tiles")
+        click.echo(f"{part.name}: {len(part.tiles):,} tile{'s' if len(part.tiles) > 1 else ''}")
     click.echo(
-        f"The file of {city_name} is as it was: delete it, or its area is in two cities each."
+        f"The file of {city_name} is unchanged. Delete it, so that its area is not in two cities."
     )
 
 
 @main.command()
 @_explaining
 def up() -> None:
-    """Start PostGIS, the server of the reports and, for the cities on it, the sandbox.
+    """Start what cities and Dagster need.
 
-    Regions that are places are looked up, where they never were.
+    That is PostGIS, the server of the reports and, for the cities on it, the sandbox. A region
+    that is a place is looked up where it never was.
     """
     # osmnx takes a second to load, which other commands need not.
     from vsvi_assets.running.places import look_up_all
@@ -167,7 +174,10 @@ def up() -> None:
 @click.argument("city_name", metavar="CITY")
 @_explaining
 def region(city_name: str) -> None:
-    """Look up the place that is the region of CITY, once; the answer is kept."""
+    """Look up the place that is CITY's region.
+
+    It is looked up once, and the answer is kept.
+    """
     city = find_city_with_its_region(city_name, services.user_environment())
     if city.region is None:
         click.echo(f"{city.name} has no region, but a bounding box.")
@@ -183,7 +193,10 @@ def region(city_name: str) -> None:
 @main.command("install-postgis")
 @_explaining
 def install_postgis() -> None:
-    """Unpack a PostGIS server where none is installed, without root (Debian and Ubuntu)."""
+    """Unpack PostGIS where it is not installed.
+
+    It needs no root, and Debian or Ubuntu.
+    """
     settings = Settings.from_environment()
     if settings.postgres_url or LocalPostgis(settings.machine_dir).is_installed():
         return
@@ -212,7 +225,10 @@ def down() -> None:
 def materialize(
     city_name: str, tiles_only: bool, overwrite: bool, recheck_unavailable: bool
 ) -> None:
-    """Run all assets of CITY in order. What is on disk and whole is not fetched again."""
+    """Run all assets of CITY in order.
+
+    What is on disk and whole is not fetched again.
+    """
     _materialize(
         city_name,
         tiles_only=tiles_only,
@@ -225,7 +241,10 @@ def materialize(
 @click.argument("city_name", metavar="CITY")
 @_explaining
 def plan(city_name: str) -> None:
-    """Say what the photographs of CITY will take, after running all that comes before them."""
+    """Say what CITY's photographs will take.
+
+    Runs all assets that come before them, and downloads 30 photographs to measure them.
+    """
     _materialize(city_name, plan_only=True)
 
 
@@ -245,7 +264,10 @@ def demo() -> None:
 )
 @_explaining
 def status(city_name: str, verify: bool) -> None:
-    """Report what of CITY is done, missing, failed, unavailable or orphaned."""
+    """Report what CITY has and what it lacks.
+
+    Counts what is done, missing, failed, not answered, unavailable, refused or orphaned.
+    """
     current = status_of(city_name, from_sidecars=verify)
     click.echo("\n".join(current.lines()))
     if verify:
@@ -259,9 +281,15 @@ def status(city_name: str, verify: bool) -> None:
 @click.argument("city_name", metavar="CITY")
 @_explaining
 def qgis(city_name: str) -> None:
-    """Write a QGIS project of CITY's tables, and print how to open it."""
-    settings = start_postgis()
+    """Write a QGIS project of CITY's tables.
+
+    Prints the command that opens it.
+    """
+    from vsvi_assets.database.dataset import require_selection
+
     city = find_city(city_name)
+    settings = start_postgis()
+    require_selection(project_database(settings), city)
     city.qgis_project_path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(city.qgis_project_path) as file:
         file.write(qgis_project(city, settings.postgres_url).encode())
@@ -290,7 +318,10 @@ def qgis(city_name: str) -> None:
 def export(
     city_name: str, ending: str, output: Path | None, shards: Path | None, copies: Path | None
 ) -> None:
-    """Write all of CITY as one table: a row per street point and image, gaps included."""
+    """Write all of CITY as one table.
+
+    It has one row per street point and image, gaps included.
+    """
     from vsvi_assets.dataset.exif import write_described_copies
     from vsvi_assets.dataset.export import convert_table
     from vsvi_assets.dataset.shards import write_shards
@@ -317,7 +348,10 @@ def export(
 @click.option("--without-photographs", is_flag=True, help="The table and its descriptions alone.")
 @_explaining
 def freeze(city_name: str, output: Path | None, without_photographs: bool) -> None:
-    """Make a BagIt bag of CITY to publish: table, manifest, citation, photographs."""
+    """Make a BagIt bag of CITY to publish.
+
+    It holds the table, a manifest, a citation and the photographs.
+    """
     from vsvi_assets.dataset.descriptions import citation
     from vsvi_assets.dataset.freeze import freeze as freeze_dataset
     from vsvi_assets.dataset.freeze import frozen_tiles
@@ -350,7 +384,10 @@ def freeze(city_name: str, output: Path | None, without_photographs: bool) -> No
 @click.option("--into", type=OUTPUT, help="The folder to make; default: <city>-rebuilt.")
 @_explaining
 def rebuild(manifest_path: Path, into: Path | None) -> None:
-    """Fetch the photographs of a frozen dataset again, and prove them by SHA-256."""
+    """Fetch a frozen dataset's photographs again.
+
+    Each is compared with the SHA-256 in MANIFEST.
+    """
     from vsvi_assets.dataset.manifest import count_photographs, read_manifest
     from vsvi_assets.dataset.rebuild import WITHDRAWN_NAME, rebuild_city
     from vsvi_assets.dataset.rebuild import rebuild as rebuild_dataset
@@ -388,7 +425,10 @@ def rebuild(manifest_path: Path, into: Path | None) -> None:
 @click.argument("city_name", metavar="CITY")
 @_explaining
 def percept(city_name: str) -> None:
-    """Write what percept-vsvi-filter reads of CITY, and print the commands to run there."""
+    """Write what percept-vsvi-filter reads.
+
+    Prints the commands to run there.
+    """
     from vsvi_assets.dataset.percept import write_percept_inputs
 
     city = find_city(city_name)
@@ -415,7 +455,10 @@ def percept(city_name: str) -> None:
 @main.command()
 @_explaining
 def doctor() -> None:
-    """Look at all that a run needs, and say how to fix what is wrong."""
+    """Look at all that a run needs.
+
+    Says how to fix what is wrong. Each service is asked once.
+    """
     # Dagster takes a second to load, which other commands need not.
     from vsvi_assets.running.doctor import Verdict, examine
 
@@ -452,7 +495,10 @@ def sandbox(
     jpegs: Path | None,
     address_file: Path | None,
 ) -> None:
-    """Serve a generated city, or recorded data, in place of Mapillary and OpenStreetMap."""
+    """Serve invented or recorded data.
+
+    It stands in for Mapillary and OpenStreetMap.
+    """
     from vsvi_assets.sandbox import Sandbox, SandboxError, demo_world, recorded_world
 
     def ready(sandbox: Sandbox) -> None:

@@ -161,6 +161,14 @@ def dataset_schema(city: City) -> pa.Schema:
     return pa.schema([*DATASET_SCHEMA, *map(_field, own)])
 
 
+def require_selection(postgis: Postgis, city: City) -> None:
+    """Raise a `NothingSelectedError` where a city has no selection yet."""
+    if row_count(postgis, city, SELECTED_IMAGES) is None:
+        raise NothingSelectedError(
+            f"Nothing is selected for {city.name} yet: run `vsvi materialize {city.name}` first."
+        )
+
+
 def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
     """Return a city's dataset in batches: each street point with its images, or as a gap.
 
@@ -175,10 +183,7 @@ def dataset(postgis: Postgis, city: City) -> pa.RecordBatchReader:
     OldTablesError
         When its tables lack columns; raised as the rows are read.
     """
-    if row_count(postgis, city, SELECTED_IMAGES) is None:
-        raise NothingSelectedError(
-            f"Nothing is selected for {city.name} yet: run `vsvi materialize {city.name}` first."
-        )
+    require_selection(postgis, city)
     ensure_photographs(postgis, city)
     query = sql.SQL(
         """

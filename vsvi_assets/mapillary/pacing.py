@@ -62,7 +62,7 @@ class TileState:
 
 def duration(minutes: float) -> str:
     """Say how long something takes that takes so many minutes on average."""
-    return f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "a minute at most"
+    return f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "seconds"
 
 
 class TileGate(Protocol):

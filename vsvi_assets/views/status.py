@@ -74,14 +74,15 @@ def status_lines(city: City, status: CityStatus, tile_state: TileState | None = 
         points += f", {status.points_without_image:,} of them without an image"
     if status.points_without_good_image:
         points += f" ({status.points_without_good_image:,} without one that is good enough)"
-    add("street points", f"{points}  ({city.street_points_path})")
+    add("places" if city.points_file else "street points", f"{points}  ({city.street_points_path})")
     tiles = f"{status.tiles_on_disk:,} of {status.tiles:,} on disk"
     if status.tiles_refreshed:
         tiles += f", the newest of {status.tiles_refreshed:%Y-%m-%d %H:%M} UTC"
     add("tiles", f"{tiles}  ({city.tiles_folder})")
     if tile_state:
         add("tile requests", tile_state.summary(status.tiles))
-    add("images", "no table yet" if status.images is None else f"{status.images:,} in the box")
+    images = status.images
+    add("images", "no table yet" if images is None else f"{images:,} in the {city.area_name}")
     inventory = status.inventory
     if inventory is None:
         add("selected", "nothing yet")
@@ -89,7 +90,7 @@ def status_lines(city: City, status: CityStatus, tile_state: TileState | None = 
     add("selected", f"{inventory.selected:,} images  ({city.selected_image_ids_path})")
     if city.imgid_file and (absent := _count_lines(city.absent_image_ids_path)):
         add(
-            "not in the box",
+            f"not in the {city.area_name}",
             f"{absent:,} ids of {city.imgid_file}, or left out by the city's filters  "
             f"({city.absent_image_ids_path})",
         )

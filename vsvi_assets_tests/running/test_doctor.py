@@ -54,7 +54,7 @@ def test_nothing_is_wrong(healthy: Project) -> None:
     assert result.exit_code == 0
     lines = result.output.splitlines()
     assert [line[0] for line in lines] == [Verdict.GOOD] * 10, result.output
-    assert "4 tiles take a minute at most at 60,000 per minute; 49,999 of 50,000" in result.output
+    assert "4 tiles take seconds at 60,000 per minute; 49,999 of 50,000" in result.output
     assert "PostGIS 3." in result.output
     assert healthy.sandbox.environment()["MAPILLARY_TOKEN"] not in result.output
 

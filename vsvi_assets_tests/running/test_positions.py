@@ -193,7 +193,7 @@ def test_a_plan_counts_the_requests_for_headings_and_the_images_without(
     assert found.without_position == counted(corrected, city, "images without a corrected position")
     lines = "\n".join(plan_lines(city, run.plan))
     assert f"{uncorrected:,} of {len(images):,} images in the tiles have no corrected head" in lines
-    assert f"of a refresh: {asked} requests take a minute at most at 4,500 per minute" in lines
+    assert f"of a refresh: {asked} requests take seconds at 4,500 per minute" in lines
 
     own = corrected.write_city(tile_cache_dir="tiles")
     plan = corrected.run_city(own, plan_only=True).plan

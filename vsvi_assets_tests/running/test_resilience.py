@@ -609,7 +609,7 @@ def test_tiles_beyond_those_of_the_day_are_left_for_another(
     monkeypatch.setenv("VSVI_TILES_PER_DAY", "1")
     told: list[str] = []
     run = project.run_city(city, LogProgress(told.append))
-    assert any("4 tiles take a minute at most" in line for line in told)
+    assert any("4 tiles take seconds" in line for line in told)
     assert any("1 of 1 requests are left today" in line for line in told)
     [message] = [failure for failure in run.failures if "tile_metadata" in failure]
     assert "Run again after midnight UTC" in message

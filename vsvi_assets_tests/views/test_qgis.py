@@ -122,6 +122,12 @@ def test_the_command_writes_the_project(project: Project, monkeypatch: pytest.Mo
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", os.environ["VSVI_POSTGRES_URL"])
     city = project.write_city()
     result = CliRunner().invoke(main, ["qgis", "town"])
+    assert result.exit_code == 1
+    assert "Nothing is selected for town yet: run `vsvi materialize town` first." in result.output
+    assert not city.qgis_project_path.exists()
+
+    project.materialize_metadata(city)
+    result = CliRunner().invoke(main, ["qgis", "town"])
     assert result.output == f"qgis {city.qgis_project_path}\n"
     assert ElementTree.parse(city.qgis_project_path).getroot().get("projectname") == "town"
 

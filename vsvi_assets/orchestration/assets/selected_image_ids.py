@@ -105,7 +105,7 @@ def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, Metad
     """Return pictures of the selection and of the images that it is made from."""
     density = density_map(image_density(postgis, city), city.area)
     looks: dict[str, MetadataValue] = {
-        "density": MetadataValue.md(markdown_picture(density, "images of the box"))
+        "density": MetadataValue.md(markdown_picture(density, f"images of the {city.area_name}"))
     }
     if city.chooses_for_points:
         points = street_point_positions(postgis, city)

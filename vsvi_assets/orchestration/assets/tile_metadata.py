@@ -34,7 +34,7 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
         **identity(city, "tile_metadata", {"mapillary", "geojson"}),
         description=(
             "Step 2. The metadata of every Mapillary image in the z14 tiles that meet the "
-            f"{city.area_name}, one GeoJSON file a tile."
+            f"{city.area_name}, one GeoJSON file per tile."
         ),
         metadata={"dagster/column_schema": TILE_FILE},
         partitions_def=StaticPartitionsDefinition(city.tile_keys),
