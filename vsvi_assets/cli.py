@@ -474,7 +474,7 @@ def doctor() -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", help="Name or address by which it is reached.")
-@click.option("--port", type=int, default=0, help="Default: any free one.")
+@click.option("--port", type=int, help="Default: any free one.")
 @click.option(
     "--tiles",
     multiple=True,
@@ -489,7 +489,7 @@ def doctor() -> None:
 @_explaining
 def sandbox(
     host: str,
-    port: int,
+    port: int | None,
     tiles: tuple[str, ...],
     osm: Path | None,
     jpegs: Path | None,
@@ -510,7 +510,7 @@ def sandbox(
     try:
         recorded = tiles or osm or jpegs
         world = recorded_world(tiles, osm, jpegs) if recorded else demo_world()
-        Sandbox(world, host=host, port=port).run(ready)
+        Sandbox(world, host=host, port=port or _port_of_before(address_file)).run(ready)
     except SandboxError as error:
         raise click.ClickException(str(error)) from error
 
@@ -522,10 +522,8 @@ def sandbox(
 @_explaining
 def pages(host: str, port: int | None, address_file: Path | None) -> None:
     """Serve the coverage reports; `vsvi up` starts it for this machine alone."""
-    # Links to a report outlive the server, so it comes back to the same port.
-    before = dotenv_values(address_file) if address_file and address_file.is_file() else {}
-    known = urlsplit(before.get("VSVI_PAGES_URL") or "").port
-    server = Pages(Settings.from_environment().data_dir, port or known or free_port(), host)
+    data_dir = Settings.from_environment().data_dir
+    server = Pages(data_dir, port or _port_of_before(address_file), host)
     if address_file:
         _write_address(address_file, {"VSVI_PAGES_URL": server.url})
     server.serve_forever()
@@ -580,6 +578,16 @@ def _write_address(path: Path, address: dict[str, str]) -> None:
     """Say where a server answers, for `services` to read."""
     with atomic_write(path) as file:
         file.write(services.env_lines({**address, "PID": str(os.getpid())}).encode())
+
+
+def _port_of_before(address_file: Path | None) -> int:
+    """Return the port at which a server answered before, where it is free, else any free one.
+
+    Links to a report, and what `dagster dev` has read from `.env`, outlive the server.
+    """
+    before = dotenv_values(address_file) if address_file and address_file.is_file() else {}
+    address = next(iter(before.values()), None)
+    return free_port(urlsplit(address or "").port)
 
 
 def _export(city: City) -> int:

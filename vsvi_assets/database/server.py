@@ -565,8 +565,10 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that is likely to be free at the next start too."""
+def free_port(before: int | None = None) -> int:
+    """Return the port of before where it is free, else one that will likely be so for long."""
+    if before and _is_free(before):
+        return before
     return next(port for port in random.sample(PORTS, len(PORTS)) if _is_free(port))
 
 

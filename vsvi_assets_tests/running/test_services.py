@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -228,6 +229,23 @@ def test_a_server_that_ignores_a_signal_is_ended(
     assert time.monotonic() - began < 10
     assert process.wait(10) == -signal.SIGKILL
     process.stdout.close()
+
+
+@pytest.mark.parametrize("command", ["pages", "sandbox"])
+def test_a_server_comes_back_to_its_port_unless_that_is_taken(folder: Path, command: str) -> None:
+    server = services._Server(command, folder / "data")
+    environment = {**os.environ, "VSVI_DATA_DIR": str(folder / "data")}
+    try:
+        first = server.start(environment)
+        assert server.stop()
+        assert server.start(environment) == first
+        assert server.stop()
+        (url,) = first.values()
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", int(url.rpartition(":")[2])))
+            assert server.start(environment) != first
+    finally:
+        server.stop()
 
 
 def test_servers_on_this_machine_are_found_behind_any_proxy(
