@@ -240,9 +240,9 @@ def test_a_server_comes_back_to_its_port_unless_that_is_taken(folder: Path, comm
         assert server.stop()
         assert server.start(environment) == first
         assert server.stop()
+        os.waitpid(int(server._served()["PID"]), 0)  # until then it seems to run
         (url,) = first.values()
-        with socket.socket() as other:
-            other.bind(("127.0.0.1", int(url.rpartition(":")[2])))
+        with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))):
             assert server.start(environment) != first
     finally:
         server.stop()
