@@ -25,6 +25,7 @@ import osmnx
 import requests
 import shapely
 
+from vsvi_assets.city.area import Polygons
 from vsvi_assets.files import (
     DataPath,
     atomic_write,
@@ -83,7 +84,7 @@ class Overpass:
     memory
         Most megabytes that a query may take on the server; None: the server's default.
     area
-        Largest area of a query in square kilometres. A larger box is asked for in parts.
+        Largest area of a query in square kilometres. A larger one is asked for in parts.
     pause
         Seconds without a query after an answer that the server is busy; doubled at each retry.
     """
@@ -98,7 +99,7 @@ class Overpass:
 
 @dataclass(frozen=True)
 class DownloadedStreets:
-    """The streets of a box, when Overpass was asked for them, and the folder of its answer.
+    """The streets of an area, when Overpass was asked for them, and the folder of its answer.
 
     `from_cache` says whether that was before this call.
     """
@@ -115,13 +116,14 @@ def download_streets(
     *,
     overpass: Overpass,
     cache_folder: DataPath,
+    within: Polygons | None = None,
     not_before: datetime | None = None,
     report: Callable[[str], None],
 ) -> DownloadedStreets:
-    """Return the streets that meet a box, from Overpass or from an answer that was kept.
+    """Return the streets that meet an area, from Overpass or from an answer that was kept.
 
-    Overpass is asked once for the same box and network type. An answer without a street in the
-    box is not kept. Nothing but the server is contacted. Where a large box is asked for in
+    Overpass is asked once for the same area and network type. An answer without a street in the
+    area is not kept. Nothing but the server is contacted. Where a large area is asked for in
     parts, those that arrived are not asked for again after an error.
 
     Parameters
@@ -133,6 +135,9 @@ def download_streets(
     cache_folder
         Where answers are kept, in a folder each. Made where it is missing. In an object store
         they are kept once they have come; until then they are in a temporary folder.
+    within
+        Polygons in degrees (EPSG:4326), of which the box has the bounds: the area, for whose
+        convex hull Overpass is asked. None: the whole box.
     not_before
         Earlier answers do not count; None: all do.
     report
@@ -141,13 +146,13 @@ def download_streets(
     Returns
     -------
     streets
-        A table of streets (see `vsvi_assets.streets.networks`). Ways that leave the box are
-        whole.
+        A table of streets (see `vsvi_assets.streets.networks`). Ways that leave the area are
+        whole, and some beside it are among them.
 
     Raises
     ------
     NoStreetsError
-        When the answer has no street in the box.
+        When the answer has no street in the area.
     OverpassUnreachableError
         When Overpass cannot be reached, or its answer is not whole.
     OverpassBusyError
@@ -156,13 +161,14 @@ def download_streets(
         When it refuses the query or gives up on it.
     """
     with local_folder(cache_folder) as folder:
-        cache = _Cache(cache_folder, folder, overpass.url, network_type, box)
-        return _download(cache, box, network_type, overpass, not_before, report)
+        cache = _Cache(cache_folder, folder, overpass.url, network_type, box, within)
+        return _download(cache, box, within, network_type, overpass, not_before, report)
 
 
 def _download(
     cache: "_Cache",
     box: Box,
+    within: Polygons | None,
     network_type: str,
     overpass: Overpass,
     not_before: datetime | None,
@@ -191,12 +197,12 @@ def _download(
             return found
         asked_at = cache.begin_part(not_before)
         try:
-            _ask(box, network_type, overpass, cache.part, report)
+            _ask(box, within, network_type, overpass, cache.part, report)
         except BaseException:
             cache.save_part()
             raise
         streets = _read_streets(cache.part, network_type)
-        if not shapely.intersects(streets.geometry.to_numpy(), shapely.box(*box)).any():
+        if not shapely.intersects(streets.geometry.to_numpy(), within or shapely.box(*box)).any():
             cache.remove_part()
             raise NoStreetsError(box)
         cache.keep_part()
@@ -204,12 +210,17 @@ def _download(
 
 
 def _ask(
-    box: Box, network_type: str, overpass: Overpass, folder: Path, report: Callable[[str], None]
+    box: Box,
+    within: Polygons | None,
+    network_type: str,
+    overpass: Overpass,
+    folder: Path,
+    report: Callable[[str], None],
 ) -> None:
     """Let osmnx put the answers into a folder, with pauses while the server is busy."""
     for retry in range(RETRIES + 1):
         try:
-            return _ask_once(box, network_type, overpass, folder)
+            return _ask_once(box, within, network_type, overpass, folder)
         except OverpassBusyError as error:
             # Held after the last attempt too, since others wait for their turn to ask.
             last = retry == RETRIES
@@ -224,13 +235,17 @@ def _ask(
                 ) from error
 
 
-def _ask_once(box: Box, network_type: str, overpass: Overpass, folder: Path) -> None:
+def _ask_once(
+    box: Box, within: Polygons | None, network_type: str, overpass: Overpass, folder: Path
+) -> None:
     where = f"Overpass ({urlsplit(overpass.url).hostname})"
     try:
         with _osmnx_configured(overpass, folder), writing_in(folder):
             # The public way to raw answers. From the graph that osmnx would make of them it
-            # drops segments that cross the box with both of their nodes outside.
-            osmnx.graph_from_polygon(_area(box), custom_filter=overpass_filter(network_type))
+            # drops segments that cross the area with both of their nodes outside.
+            osmnx.graph_from_polygon(
+                _area(box, within), custom_filter=overpass_filter(network_type)
+            )
     except InterruptedError:
         # How osmnx ends in its mode `cache_only_mode`.
         return
@@ -251,8 +266,11 @@ def _ask_once(box: Box, network_type: str, overpass: Overpass, folder: Path) -> 
     raise AssertionError("osmnx did not keep to cache_only_mode")
 
 
-def _area(box: Box) -> shapely.Polygon:
-    """Return the polygon to ask for: the box, as osmnx has to get it.
+def _area(box: Box, within: Polygons | None) -> shapely.Polygon:
+    """Return the polygon to ask for: the box, or the convex hull of polygons.
+
+    The hull has few vertices, where a boundary may have more than a query takes; and osmnx takes
+    it itself of several polygons, and of large ones.
 
     osmnx divides a large area in a projected CRS, where a long parallel is a curve; vertices
     along the edges keep the parts from missing what lies in between. And it adds 500 m around,
@@ -260,8 +278,9 @@ def _area(box: Box) -> shapely.Polygon:
     """
     west, south, east, north = box
     room = 0.2  # degrees, more than the margin has at any latitude of the tiles
-    box = (min(west, 180 - room), south, max(east, room - 180), north)
-    area = shapely.segmentize(shapely.box(*box), 0.05)
+    widened = (min(west, 180 - room), south, max(east, room - 180), north)
+    area = within.convex_hull if within is not None and widened == box else shapely.box(*widened)
+    area = shapely.segmentize(area, 0.05)
 
     def withdraw(vertices: "np.ndarray[Any, np.dtype[np.float64]]") -> Any:
         lon, lat = vertices.T
@@ -337,9 +356,16 @@ class _Cache:
     """
 
     def __init__(
-        self, root: DataPath, local: Path, overpass_url: str, network_type: str, box: Box
+        self,
+        root: DataPath,
+        local: Path,
+        overpass_url: str,
+        network_type: str,
+        box: Box,
+        within: Polygons | None,
     ) -> None:
-        question = json.dumps([overpass_url, network_type, *box])
+        polygons = [] if within is None else [shapely.normalize(within).wkt]
+        question = json.dumps([overpass_url, network_type, *box, *polygons])
         name = hashlib.sha256(question.encode()).hexdigest()[:16]
         self.folder = root / name
         self.part = local / f"{name}.part"

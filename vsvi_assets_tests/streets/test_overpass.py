@@ -1,5 +1,7 @@
 """Overpass: what is asked, how patiently, what is kept, and what is said when it fails."""
 
+import hashlib
+import json
 import signal
 import socket
 import threading
@@ -16,6 +18,7 @@ import pytest
 import shapely
 from geopandas.testing import assert_geodataframe_equal
 
+from vsvi_assets.city.area import Polygons
 from vsvi_assets.sandbox.faults import Fault, Faults
 from vsvi_assets.streets import overpass as overpass_module
 from vsvi_assets.streets.errors import (
@@ -39,6 +42,7 @@ def download(
     box: Box = BOX,
     network_type: str = "all",
     *,
+    within: Polygons | None = None,
     not_before: datetime | None = None,
     reports: list[str] | None = None,
 ) -> DownloadedStreets:
@@ -47,6 +51,7 @@ def download(
         network_type,
         overpass=server,
         cache_folder=folder / "osmnx",
+        within=within,
         not_before=not_before,
         report=(reports if reports is not None else []).append,
     )
@@ -97,6 +102,53 @@ def test_a_box_at_the_antimeridian_is_asked_for_on_its_own_side(
     assert np.ptp(numbers[::2]) < box[3] - box[1] + 0.1
     with overpass_with(street) as sandbox:
         assert len(download(overpass_at(sandbox.overpass_url), tmp_path, box).streets) == 1
+
+
+@pytest.mark.parametrize("area", [2500, 20])
+@pytest.mark.parametrize("seed", range(3))
+def test_for_polygons_their_convex_hull_is_asked_and_misses_nothing(
+    seed: int, area: int, tmp_path: Path
+) -> None:
+    numbers = np.random.default_rng(seed)
+    west, south, east, north = box = (4.8, 52.3, 5.1, 52.5)
+    middles = np.linspace((west, south), (east, north), 6) + numbers.uniform(-0.01, 0.01, (6, 2))
+    shapes = shapely.buffer(shapely.points(middles), numbers.uniform(0.005, 0.03, 6))
+    region = shapely.intersection(shapely.union_all(shapes), shapely.box(*box))
+    starts = numbers.uniform((west, south), (east, north), (300, 2))
+    ends = starts + numbers.uniform(-0.01, 0.01, (300, 2))
+    with overpass_with(*np.stack([starts, ends], axis=1).tolist()) as sandbox:
+        server = overpass_at(sandbox.overpass_url, area=area)
+        of_region = download(server, tmp_path, region.bounds, within=region).streets
+        requests = sandbox.stats.requests["overpass"]
+        again = download(server, tmp_path, region.bounds, within=region)
+        assert again.from_cache
+        assert sandbox.stats.requests["overpass"] == requests
+        of_box = download(server, tmp_path, region.bounds).streets
+        assert sandbox.stats.requests["overpass"] >= 2 * requests
+    expected, found = (
+        street_points(streets, region.bounds, 32631, 50, within=region)
+        for streets in (of_box, of_region)
+    )
+    assert_geodataframe_equal(found, expected)
+    assert len(of_region) < 0.8 * len(of_box)
+
+
+def test_polygons_without_a_street_are_no_answer_to_keep(tmp_path: Path) -> None:
+    west, south, east, north = BOX
+    triangle = shapely.Polygon([(west, south), (west, north), (east, north)])
+    beside = shapely.difference(triangle, shapely.LineString(STREET).buffer(1e-4))
+    with overpass_with(STREET) as sandbox:
+        server = overpass_at(sandbox.overpass_url)
+        with pytest.raises(NoStreetsError):
+            download(server, tmp_path, BOX, within=beside)
+    assert not list((tmp_path / "osmnx").iterdir())
+
+
+def test_the_answer_for_a_box_is_found_that_an_earlier_version_kept(tmp_path: Path) -> None:
+    with overpass_with(STREET) as sandbox:
+        folder = download(overpass_at(sandbox.overpass_url), tmp_path).folder
+    question = json.dumps([sandbox.overpass_url, "all", *BOX])
+    assert folder.name == hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
 def test_the_query_says_what_the_server_may_spend(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
                 city.network_type,
                 overpass=overpass.server(city, postgis, context.log.warning),
                 cache_folder=settings.data_dir / "osmnx",
+                within=city.area.polygons,
                 not_before=_not_before(context, city, config),
                 report=context.log.warning,
             )
