@@ -1,12 +1,13 @@
-# One image for the code server, whose runs do the work, the webserver and the daemon: what a
-# container is, its command says. Secrets are no part of it; compose.yaml mounts them as files.
+# One image for the code server, the webserver, the daemon and the workers, on one machine or on
+# many: what a container is, its command says. Secrets are no part of it; compose.yaml mounts them
+# as files.
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim
 
 FROM ${BASE_IMAGE} AS build
 COPY . /source
 RUN python3 -m venv /opt/vsvi \
     && /opt/vsvi/bin/pip install --no-cache-dir --disable-pip-version-check \
-        --constraint /source/constraints.txt /source
+        --constraint /source/constraints.txt '/source[celery,k8s,s3]'
 
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/vsvi /opt/vsvi

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -550,6 +551,28 @@ def code_server(name: str, port: int) -> None:
         subprocess.Popen([sys.executable, "-m", "vsvi_assets.cli", "end-runs", *address, *lost])
     command = ["dagster", "code-server", "start", "--host", "0.0.0.0", "--port", str(port)]
     os.execvp(command[0], [*command, "--module-name", "vsvi_assets.definitions"])
+
+
+@main.command()
+@_explaining
+def worker() -> None:
+    """Execute runs that other machines launch, one after the other; see "Many machines".
+
+    Ctrl-C lets the run that goes on end first. A second Ctrl-C ends it too, and another worker
+    takes it up.
+    """
+    if find_spec("dagster_celery") is None:
+        raise click.ClickException(
+            "A worker needs dagster-celery: pip install 'vsvi-assets[celery]'"
+        )
+    from vsvi_assets.orchestration.celery_app import app_arguments
+
+    os.environ.update(services.user_environment())
+    app_arguments()  # so that a wrong setting is reported by itself
+    app = ["--app", "vsvi_assets.orchestration.celery_worker"]
+    name = ["--hostname", f"vsvi-{os.getpid()}@%h"]
+    command = [sys.executable, "-m", "celery", *app, "worker", *name, "--loglevel", "INFO"]
+    os.execv(command[0], command)
 
 
 @main.command("end-runs", hidden=True)

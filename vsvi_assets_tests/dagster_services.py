@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class DagsterServices:
 
     folder: Path
     environment: dict[str, str]
+    dagster_yaml: Path = Path("dagster.yaml")
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _code_port: int = field(default_factory=lambda: free_port())
     _web_port: int = field(default_factory=lambda: free_port())
@@ -80,11 +81,13 @@ class DagsterServices:
     def __post_init__(self) -> None:
         self.folder.mkdir()
         self.environment = {**os.environ, **self.environment, "DAGSTER_HOME": str(self.folder)}
-        self.settings = yaml.safe_load(Path("dagster.yaml").read_text())
+        self.settings = yaml.safe_load(self.dagster_yaml.read_text())
         self.settings["run_monitoring"] |= {
             "poll_interval_seconds": 2,
             "free_slots_after_run_end_seconds": 2,
         }
+        local = yaml.safe_load(Path("dagster.yaml").read_text())
+        self.settings["compute_logs"] = local["compute_logs"]
         for storage in ("local_artifact_storage", "compute_logs"):
             self.settings[storage]["config"]["base_dir"] = str(self.folder / storage)
         (self.folder / "dagster.yaml").write_text(yaml.safe_dump(self.settings))
@@ -107,6 +110,11 @@ class DagsterServices:
 
     def start_daemon(self) -> None:
         self._start("daemon", "-c", QUICK_DAEMON, "run", "-w", "workspace.yaml")
+
+    def start_worker(self, name: str) -> subprocess.Popen[bytes]:
+        """Start one more worker of Celery, as on another machine."""
+        self._start(name, "-m", "vsvi_assets", "worker")
+        return self.processes[name]
 
     def kill_daemon(self) -> None:
         daemon = self.processes.pop("daemon")
@@ -168,6 +176,44 @@ class DagsterServices:
             },
         )
         return answer["launchRun"]["run"]["runId"]
+
+    def launch(self, *asset_path: str, partitions: Sequence[str] = ()) -> str:
+        """Materialize an asset, or a range of its partitions, in one run; return the run's id."""
+        tags = [
+            {"key": f"dagster/asset_partition_range_{end}", "value": partitions[position]}
+            for end, position in (("start", 0), ("end", -1))
+            if partitions
+        ]
+        answer = self.ask(
+            """mutation($params: ExecutionParams!) { launchPipelineExecution(
+                executionParams: $params
+            ) { __typename
+                ... on LaunchRunSuccess { run { runId } }
+                ... on PythonError { message }
+            } }""",
+            params={
+                "mode": "default",
+                "executionMetadata": {"tags": tags},
+                "runConfigData": "{}",
+                "selector": {
+                    **REPOSITORY,
+                    "pipelineName": "__ASSET_JOB",
+                    "assetSelection": [{"path": asset_path}],
+                },
+            },
+        )["launchPipelineExecution"]
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return answer["run"]["runId"]
+
+    def terminate(self, run_id: str) -> None:
+        """Press *Terminate* on the page of a run."""
+        answer = self.ask(
+            """mutation($run: String!) { terminateRun(runId: $run) {
+                __typename ... on PythonError { message } ... on TerminateRunFailure { message }
+            } }""",
+            run=run_id,
+        )
+        assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess", answer
 
     def cancel_backfill(self, backfill_id: str) -> None:
         """Press *Cancel* on the page of a backfill."""

@@ -58,6 +58,9 @@ from dagster._core.launcher import LaunchRunContext as LaunchRunContext
 from dagster._core.launcher import WorkerStatus as WorkerStatus
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._core.storage.tags import GRPC_INFO_TAG
+
+# What the configuration in dagster.yaml gives to a launcher.
+from dagster._serdes import ConfigurableClassData as ConfigurableClassData
 from dagster_postgres.utils import DagsterPostgresException
 
 from vsvi_assets.database.errors import ServerUnreachableError

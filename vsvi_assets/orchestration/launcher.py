@@ -66,12 +66,23 @@ class WatchedRunLauncher(DefaultRunLauncher):
             self._instance.add_run_tags(run_id, {HOST_TAG: this_machine()})
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        if lock := run.tags.get(LOCK_TAG):
-            lost = not _is_held(lock)
-        else:
-            is_here = run.tags.get(HOST_TAG) == this_machine()
-            lost = is_here and _lost_its_process(self._instance, run)
-        return CheckRunHealthResult(WorkerStatus.NOT_FOUND if lost else WorkerStatus.RUNNING)
+        if health := health_of_command(run):
+            return health
+        is_here = run.tags.get(HOST_TAG) == this_machine()
+        return _health(is_here and _lost_its_process(self._instance, run))
+
+
+def health_of_command(run: DagsterRun) -> CheckRunHealthResult | None:
+    """Return whether the command lives in whose process a run is executed; None: in no command's.
+
+    Every launcher asks this first: a command's run was launched by none.
+    """
+    lock = run.tags.get(LOCK_TAG)
+    return _health(not _is_held(lock)) if lock else None
+
+
+def _health(is_lost: bool) -> CheckRunHealthResult:
+    return CheckRunHealthResult(WorkerStatus.NOT_FOUND if is_lost else WorkerStatus.RUNNING)
 
 
 def this_machine() -> str:
