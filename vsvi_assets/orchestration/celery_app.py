@@ -33,13 +33,10 @@ CONFIGURATION: dict[str, Any] = {
         "socket_timeout": CONNECT_SECONDS,
         "socket_keepalive": True,
     },
-    # A run that is launched while Redis is away waits for it, for about two minutes.
-    "task_publish_retry_policy": {
-        "max_retries": 30,
-        "interval_start": 0.5,
-        "interval_step": 0.5,
-        "interval_max": 5,
-    },
+    # Each question and each launch has a connection of its own: one that is kept is of no more
+    # use once Redis was away, and to publish by it again does not always help.
+    "broker_pool_limit": None,
+    "task_publish_retry": False,
 }
 
 

@@ -9,11 +9,13 @@ from dagster import DagsterRun, DagsterRunStatus
 from dagster_celery.launcher import CeleryRunLauncher
 from dagster_celery.tags import DAGSTER_CELERY_TASK_ID_TAG
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from vsvi_assets.orchestration.celery_app import QUEUE, app_arguments
 from vsvi_assets.orchestration.dagster_internals import (
     CheckRunHealthResult,
     ConfigurableClassData,
+    LaunchRunContext,
     WorkerStatus,
 )
 from vsvi_assets.orchestration.launcher import health_of_command
@@ -30,6 +32,9 @@ PATIENCE_SECONDS = 40.0
 A worker that lost Redis tries to come back every 30 seconds at the latest, and its run goes on
 meanwhile (https://docs.celeryq.dev/projects/kombu, `Connection.ensure_connection`).
 """
+
+LAUNCH_SECONDS = 120.0
+"""For how long a launch waits for Redis."""
 
 END_SECONDS = 3.0
 """For how long *Terminate* waits for a run to end by itself."""
@@ -61,13 +66,19 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
     ) -> Self:
         return cls(inst_data)
 
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Hand a run to the workers; wait for Redis where it is away, for two minutes at most."""
+        with self.celery.connection_for_write() as connection:
+            connection.ensure_connection(timeout=LAUNCH_SECONDS)
+        super().launch_run(context)
+
     def terminate(self, run_id: str) -> bool:
         """End a run as canceled; return whether it is a run of a worker, and had not ended.
 
         Raises
         ------
         kombu.exceptions.OperationalError
-            When Redis does not answer; the run then goes on as before.
+            When Redis does not answer; the run goes on as before.
         """
         run = self._instance.get_run_by_id(run_id)
         task = run and run.tags.get(DAGSTER_CELERY_TASK_ID_TAG)
@@ -100,7 +111,7 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING, "It was launched by another launcher")
         try:
             is_executed = task in self._executed_tasks()
-        except OperationalError as error:
+        except (OperationalError, RedisError) as error:
             self._unknown_since.clear()
             return CheckRunHealthResult(
                 WorkerStatus.RUNNING, f"Redis does not answer: {error}", transient=True
