@@ -5,18 +5,14 @@ clock, so that machines whose clocks differ keep one pace.
 """
 
 import threading
-from contextlib import ExitStack
 from datetime import datetime
 from typing import NamedTuple
 
-import psycopg2
-import psycopg2.extensions
-from psycopg2 import sql
-
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.errors import PostgisError
+from vsvi_assets.database.graph_requests import GRAPH_REQUESTS_PER_SECOND, PostgresPace
 from vsvi_assets.database.server import project_database
+from vsvi_assets.database.shared_row import SharedRow
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.errors import AddressBlockedError, StoppedError, TileBudgetError
 from vsvi_assets.mapillary.pacing import TileState, random_gap_seconds
@@ -31,8 +27,6 @@ WAKE_SECONDS = 0.5
 PROBE_POLL_SECONDS = 1.0
 
 _CREATE = """
-    SELECT pg_advisory_xact_lock(hashtextextended('vsvi.tile_requests', 0));
-    CREATE SCHEMA IF NOT EXISTS vsvi;
     CREATE TABLE IF NOT EXISTS vsvi.tile_requests (
         tiles_url text PRIMARY KEY,
         next_turn timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -56,7 +50,7 @@ _TAKE_TURN = """
             WHEN blocked_until IS NOT NULL
             THEN clock_timestamp() + make_interval(secs => %(probe_seconds)s)
         END
-    WHERE tiles_url = %(tiles_url)s
+    WHERE tiles_url = %(key)s
         AND next_turn <= clock_timestamp()
         AND (requests < %(per_day)s OR day <> (clock_timestamp() AT TIME ZONE 'UTC')::date)
         AND (
@@ -77,7 +71,7 @@ _READ = """
         blocked_since, blocked_until, block_reason,
         blocked_until IS NOT NULL AND blocked_until > clock_timestamp(),
         blocked_until IS NOT NULL AND probe_until > clock_timestamp()
-    FROM vsvi.tile_requests WHERE tiles_url = %(tiles_url)s
+    FROM vsvi.tile_requests WHERE tiles_url = %(key)s
 """
 
 _BLOCK = """
@@ -86,7 +80,7 @@ _BLOCK = """
         blocked_until = statement_timestamp() + make_interval(hours => %(block_hours)s),
         block_reason = %(reason)s,
         probe_until = NULL
-    WHERE tiles_url = %(tiles_url)s
+    WHERE tiles_url = %(key)s
     RETURNING blocked_since, blocked_until
 """
 
@@ -94,7 +88,7 @@ _BLOCK = """
 _UNBLOCK = """
     UPDATE vsvi.tile_requests SET
         blocked_since = NULL, blocked_until = NULL, block_reason = NULL, probe_until = NULL
-    WHERE tiles_url = %(tiles_url)s AND blocked_until <= clock_timestamp()
+    WHERE tiles_url = %(key)s AND blocked_until <= clock_timestamp()
 """
 
 
@@ -129,13 +123,9 @@ class PostgresTileGate:
     def __init__(
         self, postgis: Postgis, tiles_url: str, *, per_minute: int, per_day: int, block_hours: int
     ) -> None:
-        self._postgis = postgis
-        self._tiles_url = tiles_url
+        self._row = SharedRow(postgis, "tile_requests", "tiles_url", tiles_url, _CREATE)
         self._per_minute, self._per_day, self._block_hours = per_minute, per_day, block_hours
         self._queue = threading.Lock()  # so that one thread of the process asks at a time
-        self._statement = threading.Lock()
-        self._session = ExitStack()
-        self._cursor: psycopg2.extensions.cursor | None = None
         self._is_probing = False
 
     def wait_turn(self, stop: threading.Event) -> None:
@@ -217,35 +207,7 @@ class PostgresTileGate:
         return _Row(*row)
 
     def _run(self, statement: str, **values: object) -> list[tuple]:
-        values |= {"tiles_url": self._tiles_url, "per_day": self._per_day}
-        with self._statement:
-            if self._cursor is not None:
-                try:
-                    return _rows(self._cursor, statement, values)
-                except (psycopg2.OperationalError, psycopg2.InterfaceError):
-                    self._session.close()  # the server was restarted meanwhile
-                    self._cursor = None
-            self._cursor = self._connect()
-            return _rows(self._cursor, statement, values)
-
-    def _connect(self) -> psycopg2.extensions.cursor:
-        cursor = self._session.enter_context(self._postgis.session("vsvi tile requests"))
-        cursor.execute("SELECT to_regclass('vsvi.tile_requests') IS NULL")
-        [(is_missing,)] = cursor.fetchall()
-        if is_missing:
-            try:
-                cursor.execute(_CREATE)  # several statements at once are one transaction
-            except psycopg2.errors.InsufficientPrivilege as error:
-                raise PostgisError(
-                    "The pace of the tile requests is kept in the schema vsvi, which the role of "
-                    "VSVI_POSTGRES_URL may not create. As the database's owner, run: "
-                    f"GRANT CREATE ON DATABASE {_database(cursor)} TO {_role(cursor)}"
-                ) from error
-        cursor.execute(
-            "INSERT INTO vsvi.tile_requests (tiles_url) VALUES (%s) ON CONFLICT DO NOTHING",
-            [self._tiles_url],
-        )
-        return cursor
+        return self._row.run(statement, per_day=self._per_day, **values)
 
 
 def tile_gate(services: ServiceAddresses, settings: Settings, postgis: Postgis) -> PostgresTileGate:
@@ -260,35 +222,21 @@ def tile_gate(services: ServiceAddresses, settings: Settings, postgis: Postgis) 
 
 
 def paced_client(city: City, settings: Settings, *, backoff: float = 1.0) -> Mapillary:
-    """Return a client of the city's services, whose tile requests wait for their turn.
+    """Return a client of the city's services, whose requests keep one pace with all others'.
 
     It tries as often as the city file says. `backoff` is in seconds: the base to which the
     pauses between attempts grow.
     """
-    services = settings.services_of(city.services)
+    services, postgis = settings.services_of(city.services), project_database(settings)
     return Mapillary(
         services,
-        tile_gate=tile_gate(services, settings, project_database(settings)),
+        tile_gate=tile_gate(services, settings, postgis),
+        graph_pace=PostgresPace(postgis, services.graph_url, GRAPH_REQUESTS_PER_SECOND),
         num_retries=city.num_retries,
         backoff=backoff,
     )
 
 
-def _rows(
-    cursor: psycopg2.extensions.cursor, statement: str, values: dict[str, object]
-) -> list[tuple]:
-    cursor.execute(statement, values)
-    return cursor.fetchall() if cursor.description else []
-
-
 def _check(stop: threading.Event) -> None:
     if stop.is_set():
         raise StoppedError("stopped while waiting for the turn of a tile request")
-
-
-def _database(cursor: psycopg2.extensions.cursor) -> str:
-    return sql.Identifier(cursor.connection.info.dbname).as_string(cursor)
-
-
-def _role(cursor: psycopg2.extensions.cursor) -> str:
-    return sql.Identifier(cursor.connection.info.user).as_string(cursor)

@@ -39,7 +39,7 @@ from vsvi_assets.mapillary.errors import (
     cut_short,
     is_block,
 )
-from vsvi_assets.mapillary.pacing import Pace, TileGate
+from vsvi_assets.mapillary.pacing import Pace, Pacing, TileGate
 from vsvi_assets.mapillary.tiles import MAX_TILE_BYTES, TileImages, decode_tile, tile_name
 from vsvi_assets.mapillary.token import ClientToken, hide_tokens_in_logs
 from vsvi_assets.proxies import proxies_for
@@ -49,9 +49,9 @@ IMAGES_PER_REQUEST = 50
 """Image ids in one request for links, as other clients of the service use it."""
 
 REQUESTS_PER_SECOND = {Service.TILES: 1000.0, Service.GRAPH: 75.0, Service.IMAGES: 500.0}
-"""Most requests of a process. Half the documented limits (10,000 searches and 60,000 entities a
-minute, https://www.mapillary.com/developer/api-documentation#rate-limits), so that two may run
-at a time. Tiles have a `TileGate`, which is far slower."""
+"""Most requests of a process. Of the Graph API half of what is documented (10,000 searches a
+minute, https://www.mapillary.com/developer/api-documentation#rate-limits), where the process
+keeps no pace together with others. Tiles have a `TileGate`, which is far slower."""
 
 RETRIES_ALONE = 2
 """How often the request for one image is repeated that failed together with others before."""
@@ -171,6 +171,8 @@ class Mapillary:
         Where the services are, and the token, which is read when it is first needed.
     tile_gate
         Gives the turns of the tile requests. None: for images alone.
+    graph_pace
+        Gives the turns of the requests to the Graph API. None: a pace of this process.
     num_retries
         How often what failed transiently is tried again.
     backoff
@@ -184,6 +186,7 @@ class Mapillary:
         services: ServiceAddresses,
         *,
         tile_gate: TileGate | None = None,
+        graph_pace: Pacing | None = None,
         num_retries: int = 8,
         backoff: float = 1.0,
         timeout: float = 30.0,
@@ -196,7 +199,9 @@ class Mapillary:
         self._timeout = timeout
         own_urls = (services.tiles_url, services.graph_url)
         self._schemes = {"https", *(urlsplit(url).scheme for url in own_urls)}
-        self._paces = shared_paces(services.tiles_url, services.graph_url)
+        self._paces: dict[Service, Pacing] = {**shared_paces(*own_urls)}
+        if graph_pace:
+            self._paces[Service.GRAPH] = graph_pace
         self._session = _Session()
         self._session.headers["User-Agent"] = services.user_agent
         adapter = HTTPAdapter(pool_maxsize=MAX_CONNECTIONS)

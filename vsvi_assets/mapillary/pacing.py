@@ -108,6 +108,22 @@ def mean_gap_seconds(per_minute: int) -> float:
     return (1.0 + LARGEST_GAP) / 2 * 60 / per_minute
 
 
+class Pacing(Protocol):
+    """Decides when the next request may be made to a service that documents a limit."""
+
+    def wait_turn(self, stop: threading.Event) -> None:
+        """Wait until the next request may be made.
+
+        Raises
+        ------
+        StoppedError
+            When `stop` is set meanwhile.
+        """
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody make a request for some seconds, after "too many requests"."""
+
+
 class Pace:
     """Spaces out the requests of all threads that share it, and lets them pause together.
 

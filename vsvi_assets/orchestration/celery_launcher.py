@@ -33,8 +33,8 @@ A worker that lost Redis tries to come back every 30 seconds at the latest, and 
 meanwhile (https://docs.celeryq.dev/projects/kombu, `Connection.ensure_connection`).
 """
 
-LAUNCH_SECONDS = 120.0
-"""For how long a launch waits for Redis."""
+LAUNCH_SECONDS = 50.0
+"""For how long a launch waits for Redis: less than `start_timeout_seconds` in dagster.yaml."""
 
 END_SECONDS = 3.0
 """For how long *Terminate* waits for a run to end by itself."""
@@ -67,7 +67,7 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
         return cls(inst_data)
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        """Hand a run to the workers; wait for Redis where it is away, for two minutes at most."""
+        """Hand a run to the workers; wait for Redis where it is away, for a minute at most."""
         with self.celery.connection_for_write() as connection:
             connection.ensure_connection(timeout=LAUNCH_SECONDS)
         super().launch_run(context)

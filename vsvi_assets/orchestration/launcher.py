@@ -108,6 +108,16 @@ def end_lost_runs(instance: DagsterInstance, held_lock: str) -> None:
         _end(instance, run)
 
 
+def runs_under_way(instance: DagsterInstance, city_name: str) -> list[str]:
+    """Return the ids of the runs that materialize assets of a city now, on whatever machine."""
+    under_way = RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING])
+    return [
+        run.run_id
+        for run in instance.get_runs(under_way)
+        if any(key.path[0] == city_name for key in run.asset_selection or ())
+    ]
+
+
 def unfinished_runs_of_code_server(instance: DagsterInstance, host: str) -> list[str]:
     """Return the ids of runs whose processes a code server started, by the host it is known by."""
     runs = instance.get_runs(RunsFilter(statuses=UNFINISHED))

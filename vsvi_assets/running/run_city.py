@@ -36,7 +36,7 @@ from vsvi_assets.database.tile_requests import paced_client
 from vsvi_assets.orchestration.build import build_cities_defs
 from vsvi_assets.orchestration.common import CITY_TAG, Fetch, asset_key, closing_assets
 from vsvi_assets.orchestration.dagster_internals import interruptible_waits, was_interrupted
-from vsvi_assets.orchestration.launcher import LOCK_TAG, end_lost_runs
+from vsvi_assets.orchestration.launcher import LOCK_TAG, end_lost_runs, runs_under_way
 from vsvi_assets.orchestration.retries import is_partial, reason
 from vsvi_assets.orchestration.sequence_partitions import (
     partition_keys,
@@ -59,7 +59,7 @@ METADATA_ASSETS = (
 
 
 class CityBusyError(PostgisError):
-    """Another process runs the city."""
+    """Another process, or a run of Dagster's, runs the city."""
 
 
 @dataclass
@@ -158,7 +158,7 @@ def run_city(
     TokenMissingError, SandboxMissingError
         Before anything is recorded or written.
     CityBusyError
-        When another process runs the city.
+        When another process, or a run that Dagster launched, runs the city.
     KeyboardInterrupt
         When Ctrl-C interrupted it; the run is then recorded as canceled.
     """
@@ -166,6 +166,11 @@ def run_city(
     postgis = project_database(settings)
     with only_process(city, postgis):
         end_lost_runs(instance, city_lock(city))
+        if others := runs_under_way(instance, city.name):
+            raise CityBusyError(
+                f"{city.name} is being run by Dagster's run {others[0]}. Wait until it has ended, "
+                "or terminate it in the UI (Runs)."
+            )
         began = datetime.now(UTC)
         runs = _Runs(city, settings, instance, progress, resource_overrides)
         runs.materialize_metadata(tiles_only=tiles_only, overwrite=overwrite)
