@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, serialize_value
+from dagster import AssetKey, DagsterInstance, DagsterRun, DagsterRunStatus, serialize_value
 from dagster._core.events import EngineEventData
 from dagster._core.launcher import WorkerStatus
 from psycopg2 import sql
@@ -457,6 +457,24 @@ def test_runs_that_lost_their_process_are_ended_and_others_are_not(
     assert runs.keys() - left == {"killed command", "earlier command", "killed worker"}
     alive = {name for name, health in healths.items() if health == WorkerStatus.RUNNING}
     assert alive == left | {"earlier command"}
+
+
+def test_a_city_that_a_run_of_another_machine_works_on_is_refused(project: Project) -> None:
+    town, village = project.write_city("town"), project.write_city("village")
+    other = project.instance.add_run(
+        DagsterRun(
+            "job",
+            status=DagsterRunStatus.STARTED,
+            asset_selection={AssetKey(["town", "image_files"])},
+            tags={HOST_TAG: "lab-server 0123"},
+        )
+    )
+    with pytest.raises(CityBusyError, match=f"town is being run by Dagster's run {other.run_id}"):
+        project.run_city(town)
+    assert project.run_city(village, tiles_only=True).success
+    found = project.instance.get_run_by_id(other.run_id)
+    assert found
+    assert found.status == DagsterRunStatus.STARTED
 
 
 def test_runs_of_a_code_server_that_is_started_again_are_ended(postgres_project: Project) -> None:
