@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
@@ -40,7 +41,13 @@ def read_districts(path: Path, layer: str | None) -> tuple[tuple[District, ...],
     called = called or next(iter(texts), None)
     names = [str(number) for number in range(1, len(table) + 1)]
     if called is not None:
-        names = [str(name) for name in table[called]]
+        names = ["" if pd.isna(name) else str(name).strip() for name in table[called]]
+    if not all(names):
+        number = names.index("") + 1
+        raise CityFileError(
+            f"{what}: district {number} of {len(names)} has no name in the column {called}; give "
+            "each its own"
+        )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise CityFileError(f"{what}: two districts are called {twice!r}; give each its own name")

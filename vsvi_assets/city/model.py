@@ -28,9 +28,9 @@ from vsvi_assets.city.area import Area, BoundingBox
 from vsvi_assets.city.districts import District, read_districts
 from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.lists import read_image_ids, read_tile_names, shortened
-from vsvi_assets.city.paths import FileLayer, UserPath, file_of, layer_of
+from vsvi_assets.city.paths import FileKey, UserPath, file_of, layer_of
 from vsvi_assets.city.places import Places, named, read_places, surroundings, swapped
-from vsvi_assets.city.projection import check_scale, check_srid, utm_srid
+from vsvi_assets.city.projection import Bounds, check_scale, check_srid, utm_srid
 from vsvi_assets.city.quality import QualityRules
 from vsvi_assets.city.region import PlaceNotLookedUpError, RegionKey, buffered, read_region
 from vsvi_assets.city.rules import DayHours, Duplicates, Elevation, MonthList
@@ -99,7 +99,7 @@ class City(BaseModel):
 
     bounding_box: BoundingBox | None = None
     region: RegionKey | None = None
-    points_file: UserPath | FileLayer | None = None
+    points_file: FileKey | None = None
     buffer: float = Field(0, ge=0, le=100_000)
     tile_cache_dir: UserPath | None = None
     seqdir: UserPath | None = None
@@ -107,8 +107,8 @@ class City(BaseModel):
     interval: float = Field(50, ge=5, le=10_000)
     max_distance: float = Field(100, gt=0, le=10_000)
     network_type: Literal["all", "all_public", "bike", "drive", "drive_service", "walk"] = "all"
-    streets_file: UserPath | FileLayer | None = None
-    districts: UserPath | FileLayer | None = None
+    streets_file: FileKey | None = None
+    districts: FileKey | None = None
     street_classes: tuple[StreetClass, ...] | None = Field(None, min_length=1)
     selection: Literal["nearest", "all"] = "nearest"
     imgid_file: UserPath | None = None
@@ -235,8 +235,7 @@ class City(BaseModel):
         city._require_own_folders()
         try:
             city._area = city._find_area()
-            if city.srid is not None:
-                check_srid(city.srid, city.area.bounds)
+            city._srid_in(city.area.bounds)
             city._tiles = city.area.tiles()
             check_scale(city.projected_srid, city.area.bounds)
         except CityFileError:
@@ -249,6 +248,11 @@ class City(BaseModel):
                 city._files_dir / file_of(city.districts), layer_of(city.districts)
             )
             city._warnings += warnings
+            if not any(city.area.outline.intersects(each.polygons) for each in city._districts):
+                city._warnings += (
+                    f"districts = {file_of(city.districts)}: none of them meets the "
+                    f"{city.area_name}",
+                )
         if city.tile_list_file:
             city._keep_listed_tiles(city._files_dir / city.tile_list_file)
         city.read_image_ids()
@@ -291,19 +295,27 @@ class City(BaseModel):
             raise PlaceNotLookedUpError(self._name, self.services, self.region, self.region_path)
         polygons, warnings = region
         self._warnings += warnings
-        if self.buffer:
-            srid = self.srid or utm_srid(polygons.bounds)
-            polygons = buffered(polygons, self.buffer, srid)
         try:
+            if self.buffer:
+                polygons = buffered(polygons, self.buffer, self._srid_in(polygons.bounds))
             return Area.of_polygons(polygons)
         except ValueError as error:
             raise CityFileError(f"region = {self.region}: {error}") from error
 
+    def _srid_in(self, bounds: Bounds) -> int:
+        """Return the EPSG code of the CRS in which distances are measured, checked there."""
+        if self.srid is None:
+            return utm_srid(bounds)
+        check_srid(self.srid, bounds)
+        return self.srid
+
     def _area_of_places(self) -> Area:
         assert self._places is not None
         self._require_none_swapped(None)
+        places = self._places.table
         try:
-            return Area.of_polygons(surroundings(self._places.table, self.max_distance, self.srid))
+            srid = self._srid_in(tuple(places.total_bounds))
+            return Area.of_polygons(surroundings(places, self.max_distance, srid))
         except ValueError as error:
             raise CityFileError(f"points_file = {self.points_path}: {error}") from error
 

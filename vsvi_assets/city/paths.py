@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 
 def _user_path(path: Path) -> Path:
@@ -27,6 +27,17 @@ class FileLayer(BaseModel):
 
     file: UserPath
     layer: str = Field(min_length=1)
+
+
+def _kind_of_file(value: object) -> str:
+    return "layer" if isinstance(value, dict | FileLayer) else "file"
+
+
+FileKey = Annotated[
+    Annotated[UserPath, Tag("file")] | Annotated[FileLayer, Tag("layer")],
+    Discriminator(_kind_of_file),
+]
+"""A file, or one of its layers."""
 
 
 def file_of(value: Path | FileLayer) -> Path:

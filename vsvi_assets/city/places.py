@@ -9,6 +9,7 @@ of the file, each as `place_<name>`, and `geometry` (Point).
 import csv
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +102,10 @@ def swapped(table: gpd.GeoDataFrame, area: Area | None) -> NDArray[np.bool_]:
     return is_far & (np.hypot(lat - middle_lon, lon - middle_lat) < NEAR)
 
 
-def surroundings(table: gpd.GeoDataFrame, metres: float, srid: int | None) -> Polygons:
+def surroundings(table: gpd.GeoDataFrame, metres: float, srid: int) -> Polygons:
     """Return polygons in degrees that hold all that is so near to one of the places, or more."""
     lon, lat = table.geometry.x.to_numpy(), table.geometry.y.to_numpy()
-    bounds = (lon.min(), lat.min(), lon.max(), lat.max())
-    there = pyproj.Transformer.from_crs(4326, srid or utm_srid(bounds), always_xy=True)
+    there = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
     # Larger, so that the polygon around the circle holds it, and the CRS's own scale.
     radius = 1.03 * metres / np.cos(np.pi / 4 / _CORNERS) + 1
     circles = shapely.buffer(shapely.points(*there.transform(lon, lat)), radius, quad_segs=_CORNERS)
@@ -134,14 +134,22 @@ def _read_csv(path: Path, what: str) -> gpd.GeoDataFrame:
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     try:
-        rows = pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            dtype=str,
-            skipinitialspace=True,
-            na_values=[""],
-            keep_default_na=False,
-        )
+        with warnings.catch_warnings():
+            # Otherwise a line of more fields than there are names would lose its last ones.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            rows = pd.read_csv(
+                io.StringIO(text),
+                sep=separator,
+                dtype=str,
+                index_col=False,
+                skipinitialspace=True,
+                na_values=[""],
+                keep_default_na=False,
+            )
+    except pd.errors.ParserWarning as error:
+        raise CityFileError(
+            f"{what}: its lines have more fields than the first line has names"
+        ) from error
     except (ValueError, csv.Error) as error:
         raise CityFileError(f"{what}: cannot be read as CSV ({error})") from error
     rows.columns = [str(name).strip() for name in rows.columns]
@@ -170,7 +178,7 @@ def _numbers(texts: pd.Series, what: str) -> Floats:
         row = int(wrong[0])
         raise CityFileError(
             f"{what}: {texts.name} must be a number of degrees such as 4.3571, and is "
-            f"{texts.iloc[row]!r:.40} in line {row + 2}"
+            f"{texts.fillna('').iloc[row]!r:.40} at place {row + 1}"
         )
     return numbers
 
@@ -180,8 +188,9 @@ def _typed(texts: pd.Series) -> pd.Series:
     known = texts.dropna()
     if len(known) and known.str.fullmatch(r"-?(0|[1-9]\d{0,17})").all():
         return texts.astype("Int64")
-    if len(known) and known.str.fullmatch(r"-?(0|[1-9]\d*)?(\.\d+)?([eE][-+]?\d+)?").all():
-        return pd.to_numeric(texts)
+    if len(known) and known.str.fullmatch(r"-?(0|[1-9]\d{0,17})?(\.\d+)?([eE][-+]?\d+)?").all():
+        numbers = pd.to_numeric(texts)
+        return texts if np.isinf(numbers).any() else numbers
     return texts
 
 
@@ -189,18 +198,28 @@ def _read_gpx(path: Path, interval: float) -> tuple[gpd.GeoDataFrame, Floats | N
     """Return the places, and along tracks the direction (degrees) of each."""
     what = f"points_file = {path}"
     parts = []
-    try:
-        with_features = [
-            name
-            for name in ("tracks", "routes")
-            if pyogrio.read_info(path, layer=name, force_feature_count=True)["features"]
-        ]
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-        raise CityFileError(f"{what}: GDAL cannot read it ({error})") from error
-    for name in with_features:
-        lines = read_features(path, "points_file", name).explode(ignore_index=True)
-        for number, (line, title) in enumerate(zip(lines.geometry, lines["name"], strict=True), 1):
-            parts.append(_along(line, interval).assign(track=title or f"{name} {number}"))
+    for kind in ("track", "route"):
+        # Read by their points: of a track with a segment of one point GDAL makes no line.
+        layer = f"{kind}_points"
+        try:
+            info = pyogrio.read_info(path, layer=layer, force_feature_count=True)
+            lines = pyogrio.read_dataframe(path, layer=f"{kind}s", read_geometry=False)
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
+            raise CityFileError(f"{what}: GDAL cannot read it ({error})") from error
+        if not info["features"]:
+            continue
+        table = read_features(path, "points_file", layer)
+        _require_points(table, what)
+        lon, lat = table.geometry.x.to_numpy(), table.geometry.y.to_numpy()
+        _require_positions(lon, lat, what)
+        segment = table.get(f"{kind}_seg_id", pd.Series(0, table.index))
+        segments = table.groupby([table[f"{kind}_fid"], segment]).indices
+        for number, ((row, _), vertices) in enumerate(segments.items(), 1):
+            # A segment of one point is a line without a length.
+            ends = vertices if len(vertices) > 1 else vertices.repeat(2)
+            line = shapely.linestrings(lon[ends], lat[ends])
+            title = lines["name"].iloc[row] or f"{kind}s {number}"
+            parts.append(_along(line, interval).assign(track=title))
     if not parts:
         return read_features(path, "points_file", "waypoints").dropna(axis=1, how="all"), None
     along = pd.concat(parts, ignore_index=True)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from vsvi_assets.city.area import BoundingBox
 from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.model import PROJECT_FOLDERS, City
+from vsvi_assets.city.paths import FileLayer
 from vsvi_assets.city.region import PlaceNotLookedUpError, RegionSource
 from vsvi_assets.city.rules import NearTwins
 from vsvi_assets.city.views import Views
@@ -33,9 +34,21 @@ RESERVED_NAMES = PROJECT_FOLDERS | {
 _KEYS_OF: Mapping[str, type[BaseModel]] = {
     "bounding_box": BoundingBox,
     "duplicates.near": NearTwins,
+    "districts.layer": FileLayer,
+    "points_file.layer": FileLayer,
     "region": RegionSource,
+    "streets_file.layer": FileLayer,
     "views": Views,
 }
+
+_MESSAGES = {
+    "missing": "is required",
+    "tuple_type": "must be a list",
+    "model_type": "must be an object of keys and values",
+    "too_short": "must not be empty",
+    "path_type": "must be the path of a file",
+}
+"""Of pydantic's types of errors, whose own messages are written for those who know Python."""
 
 _TOKEN = re.compile(r"MLY\|[^\s'\"]*")
 """Must not be repeated in logs and in the UI, should somebody put it into a city file."""
@@ -112,14 +125,18 @@ def read_content(path: Path) -> Mapping[str, Any]:
 
 
 def _describe(path: Path, error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
+    problems = error.errors()
+    places = [problem["loc"] for problem in problems]
+    for problem in problems:
+        if any(place[: len(problem["loc"])] == problem["loc"] != place for place in places):
+            continue  # A list is too short where all that is in it is wrong.
         key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             known = _KEYS_OF.get(".".join(map(str, problem["loc"][:-1])), City)
             message = f"unknown key; the keys are {', '.join(known.model_fields)}"
-        elif problem["type"] == "missing":
-            message = "is required"
+        else:
+            message = _MESSAGES.get(problem["type"], message)
         value = problem["input"]
         shown = "" if isinstance(value, dict) else f" = {value!r:.80}"
         yield f"{path}: {key}{shown}: {message}" if key else f"{path}: {message}"

@@ -170,9 +170,7 @@ def polygons_of(table: gpd.GeoDataFrame, what: str) -> Region:
     shapes = shapes[~shapely.is_empty(shapes)]
     kinds = sorted({shape.geom_type for shape in shapes} - {"Polygon", "MultiPolygon"})
     if kinds:
-        raise CityFileError(
-            f"{what}: a region must be made of polygons, and {_a(kinds[0])} is in it"
-        )
+        raise CityFileError(f"{what}: must be made of polygons, and {_a(kinds[0])} is in it")
     wrong = ~shapely.is_valid(shapes)
     warnings = tuple(
         f"{what}: a polygon is not valid ({shapely.is_valid_reason(shape)}) and was repaired: "

@@ -89,6 +89,6 @@ Duplicates = Annotated[
         _kind_of_duplicates,
         custom_error_type="duplicates",
         custom_error_message='must be "keep", "exact", or an object such as '
-        '{{"metres": 3, "seconds": 10}}',
+        '{"metres": 3, "seconds": 10}',
     ),
 ]

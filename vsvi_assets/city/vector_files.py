@@ -30,10 +30,12 @@ def read_features(path: Path, key: str, layer: str | None = None) -> gpd.GeoData
         When the file cannot be read, has several layers or no CRS.
     """
     what = f"{key} = {path}"
-    if not path.exists():
-        raise CityFileError(f"{what}: no such file")
     try:
+        if not path.exists():
+            raise CityFileError(f"{what}: no such file")
         layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        if not layers:
+            raise CityFileError(f"{what}: has no geometry in it")
         if layer is None and len(layers) > 1:
             raise CityFileError(
                 f"{what}: has the layers {', '.join(layers)}; name one of them, as in "
@@ -44,10 +46,17 @@ def read_features(path: Path, key: str, layer: str | None = None) -> gpd.GeoData
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of features that are looked at below
             table = gpd.read_file(path, layer=layer)
+    except CityFileError:
+        raise
+    except OSError as error:
+        raise CityFileError(f"{what}: cannot be read ({error.strerror})") from error
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
-        if isinstance(error, CityFileError):
-            raise
         raise CityFileError(f"{what}: GDAL cannot read it ({error})") from error
+    except shapely.errors.GEOSException as error:
+        raise CityFileError(
+            f"{what}: has a shape that cannot be, such as a ring that is not closed "
+            f"({str(error).strip()}); repair the file, with QGIS for example"
+        ) from error
     if not isinstance(table, gpd.GeoDataFrame) or table.geometry.isna().all():
         raise CityFileError(f"{what}: has no geometry in it")
     if table.crs is None:

@@ -8,11 +8,13 @@ import numpy as np
 import pyproj
 import pytest
 import shapely
+from geopandas.testing import assert_geodataframe_equal
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from vsvi_assets.city.places import read_places, surroundings
+from vsvi_assets.city.projection import utm_srid
 from vsvi_assets_tests.city.test_region import BOX, refusal, town
 
 CSV = """id,name,lon,lat,pupils,code,opened
@@ -123,7 +125,8 @@ def test_waypoints_are_places(tmp_path: Path) -> None:
         ("id,x1,y1\n1,2,3\n", "needs the columns lon and lat, in degrees; its columns are id, x1"),
         ("id,lon,lat\n", "has no place in it"),
         ('id,lon,lat\n1,4.35,52\n2,"4,36",52\n', "lon must be a number of degrees such as 4.3571"),
-        ("id,lon,lat\n1,4.35,\n", "lat must be a number of degrees such as 4.3571, and is nan in"),
+        ("id,lon,lat\n1,4.35,\n", "lat must be a number of degrees such as 4.3571, and is '' at"),
+        ("lon,lat\n4.35,52,9\n", "its lines have more fields than the first line has names"),
         ("id,lon,lat\n1,84000,446000\n", "have no position that can be, the first of them place 1"),
         ("id,lon,lat\n1,52,134\n2,52,4\n", "lat 134; are lon and lat swapped?"),
         ("id,lon,lat\n1,4.3,52\n1,4.31,52\n", "the same id is at several positions: '1'"),
@@ -143,6 +146,12 @@ def test_places_that_cannot_be_right_are_refused(tmp_path: Path, text: str, said
         ({"points_file": "absent.gpkg"}, "no such file"),
         ({"points_file": "absent.csv"}, "cannot be read"),
         ({"points_file": "absent.gpx"}, "GDAL cannot read it"),
+        ({"points_file": "north.gpx"}, "no position that can be, the first of them place 1"),
+        ({"points_file": "point.gpx"}, "its tracks have no length"),
+        ({"points_file": 5}, "points_file.file = 5: must be the path of a file"),
+        ({"points_file": {"file": "s.csv", "layer": "s", "name": "x"}}, "the keys are file, layer"),
+        ({"points_file": "s.csv", "srid": 999_999}, "srid 999999 is unknown"),
+        ({"points_file": "s.csv", "srid": 4326}, "has no unit of metres"),
         ({"points_file": "areas.geojson"}, "places are points, and 1 of 1 are something else"),
         ({"points_file": "s.csv", "street_classes": ["primary"]}, "there are none"),
     ],
@@ -151,7 +160,26 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, keys: dict[str, object], sa
     frame = gpd.GeoDataFrame(geometry=[shapely.box(4, 52, 4.1, 52.1)], crs=4326)
     frame.to_file(tmp_path / "areas.geojson")
     write(tmp_path, CSV, "s.csv")
+    write(tmp_path, gpx([(4.35, 95), (4.36, 95)], "trk"), "north.gpx")
+    write(tmp_path, gpx([(4.35, 52)], "trk"), "point.gpx")
     assert said in refusal(tmp_path, **keys)
+
+
+def test_a_segment_of_one_point_does_not_spoil_a_track(tmp_path: Path) -> None:
+    text = gpx([(4.35, 52.01), (4.36, 52.01)], "trk")
+    write(tmp_path, text, "ride.gpx")
+    one = '<trkseg><trkpt lat="52.3" lon="4.3"/></trkseg>'
+    write(tmp_path, text.replace("<trkseg>", f"{one}<trkseg>"), "spoilt.gpx")
+    tables = [read_places(tmp_path / name, None, 50).table for name in ("ride.gpx", "spoilt.gpx")]
+    assert len(tables[0]) > 10
+    assert_geodataframe_equal(*tables)
+
+
+def test_numbers_too_large_for_their_type_stay_texts(tmp_path: Path) -> None:
+    write(tmp_path, f"id,lon,lat,a,b,c\n1,4.35,52.01,{'9' * 5000},1e999,7\n", "s.csv")
+    table = read_places(tmp_path / "s.csv", None, 50).table
+    row = table.iloc[0]
+    assert (row["place_a"], row["place_b"], row["place_c"]) == ("9" * 5000, "1e999", 7)
 
 
 def test_places_swapped_into_a_box_are_refused_and_those_outside_reported(tmp_path: Path) -> None:
@@ -187,7 +215,7 @@ def test_all_that_is_near_to_a_place_lies_in_the_area(
         ),
         crs=4326,
     )
-    area = surroundings(places, metres, None)
+    area = surroundings(places, metres, utm_srid(tuple(places.total_bounds)))
     geod = pyproj.Geod(ellps="WGS84")
     repeated = places.geometry.repeat(20)
     lons, lats, _ = geod.fwd(

@@ -183,6 +183,12 @@ def test_what_is_no_area_of_a_city_is_refused(tmp_path: Path, shapes: list[Any],
         ({"region": {"file": "layers.gpkg", "layer": "west"}}, "has no layer 'west', but north"),
         ({"region": "without-crs.shp"}, "does not say its coordinate system"),
         ({"region": "metres-as-degrees.geojson"}, "coordinates that are none in its coordinate"),
+        ({"region": "tables"}, "has no geometry in it"),
+        ({"region": "open.geojson"}, "has a shape that cannot be, such as a ring that is not"),
+        ({"region": "x" * 300}, "cannot be read (File name too long)"),
+        ({"region": ["area.geojson"]}, "must be an object of keys"),
+        ({"region": "good.geojson", "buffer": 5, "srid": 999_999}, "srid 999999 is unknown"),
+        ({"region": "good.geojson", "buffer": 5, "srid": 4326}, "has no unit of metres"),
         ({"region": {"place": "Delft", "file": "x"}}, "must be a file such as"),
         ({"region": {"name": "Delft"}}, "unknown key; the keys are file, layer, place"),
         ({"region": {"osm_relation": 0}}, "greater than 0"),
@@ -199,6 +205,8 @@ def test_what_is_no_area_of_a_city_is_refused(tmp_path: Path, shapes: list[Any],
     ],
 )
 def test_bad_input_gets_one_sentence(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "schools.csv").write_text("id,name\n1,Delft\n")
     (tmp_path / "text.geojson").write_text("north of the river")
     (tmp_path / "table.csv").write_text("id,name\n1,Delft\n")
     for layer in ("north", "south"):
@@ -206,6 +214,10 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, keys: dict[str, Any], said:
         frame.to_file(tmp_path / "layers.gpkg", layer=layer)
     write_shapes(tmp_path, SQUARE, name="without-crs.shp")
     (tmp_path / "without-crs.prj").unlink()
+    write_shapes(tmp_path, SQUARE, name="good.geojson")
+    ring = {"type": "Polygon", "coordinates": [[[4.3, 52], [4.4, 52], [4.4, 52.1]]]}
+    feature = {"type": "Feature", "properties": {}, "geometry": ring}
+    (tmp_path / "open.geojson").write_text(json.dumps(feature))
     metres = shapely.box(84_000, 446_000, 85_000, 447_000)
     (tmp_path / "metres-as-degrees.geojson").write_text(
         json.dumps({"type": "Feature", "properties": {}, "geometry": metres.__geo_interface__})
@@ -220,6 +232,7 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, keys: dict[str, Any], said:
         ("points.geojson", "made of polygons, and a Point"),
         ("twice.gpkg", "two districts are called 'West'; give each its own name"),
         ({"file": "twice.gpkg", "layer": "east"}, "has no layer 'east'"),
+        ("unnamed.gpkg", "district 2 of 2 has no name in the column name"),
     ],
 )
 def test_districts_that_cannot_be_used_are_refused(
@@ -228,9 +241,18 @@ def test_districts_that_cannot_be_used_are_refused(
     write_shapes(tmp_path, shapely.Point(4.3, 52), name="points.geojson")
     twice = gpd.GeoDataFrame({"name": ["West", "West"]}, geometry=[SQUARE, SQUARE], crs=4326)
     twice.to_file(tmp_path / "twice.gpkg", layer="west")
+    unnamed = twice.assign(name=["West", None])
+    unnamed.to_file(tmp_path / "unnamed.gpkg")
     refused = refusal(tmp_path, bounding_box=BOX, districts=districts)
     assert said in refused
     assert "districts = " in refused
+
+
+def test_districts_elsewhere_are_reported(tmp_path: Path) -> None:
+    elsewhere = gpd.GeoDataFrame({"name": ["a"]}, geometry=[shapely.box(9, 9, 10, 10)], crs=4326)
+    elsewhere.to_file(tmp_path / "d.gpkg")
+    city = town(tmp_path, bounding_box=BOX, districts="d.gpkg")
+    assert city.warnings == ("districts = d.gpkg: none of them meets the bounding box",)
 
 
 def test_a_place_that_was_not_looked_up_says_how(tmp_path: Path) -> None:
