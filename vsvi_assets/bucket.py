@@ -7,7 +7,7 @@ whose errors a caller learns nothing. This one has what the data folder needs.
 import io
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import fsspec
 from fsspec.spec import AbstractFileSystem
@@ -20,12 +20,7 @@ from vsvi_assets.store import (
     StoreSettingsError,
     access_from,
     client_of,
-    entries_below,
-    explained,
 )
-
-if TYPE_CHECKING:
-    from obstore.store import S3Store
 
 
 def store_path(url: str, environ: Mapping[str, str]) -> DataPath:
@@ -39,10 +34,11 @@ def store_path(url: str, environ: Mapping[str, str]) -> DataPath:
     bucket, *folders = url.removeprefix(SCHEME).rstrip("/").split("/")
     if not url.startswith(SCHEME) or not bucket or not all(folders):
         raise StoreSettingsError(f"{url!r}: must be a folder, or written as s3://bucket/prefix")
+    access = access_from(environ)
     if find_spec("obstore") is None:
         raise StoreSettingsError(f"{url!r}: pip install 'vsvi-assets[s3]' to keep data there")
     fsspec.register_implementation("s3", Bucket, clobber=True)
-    path = UPath("/".join([SCHEME + bucket, *folders]), access=access_from(environ))
+    path = UPath("/".join([SCHEME + bucket, *folders]), access=access)
     return cast(DataPath, path)
 
 
@@ -60,10 +56,8 @@ class Bucket(AbstractFileSystem):
         self._access = access
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        client, key = self._client(path)
         try:
-            with explained(path):
-                found = client.head(key)
+            found = self._head(path)
         except FileNotFoundError:
             if self.isdir(path):
                 return {"name": path, "size": 0, "type": "directory"}
@@ -72,7 +66,7 @@ class Bucket(AbstractFileSystem):
         return {"name": path, "size": found["size"], "type": "file", "mtime": modified}
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        client, key = self._client(path)
+        client, key = client_of(self._access, path)
         entries = [
             {
                 "name": f"{path}/{entry.name}",
@@ -80,7 +74,7 @@ class Bucket(AbstractFileSystem):
                 "type": "directory" if entry.is_dir() else "file",
                 "mtime": entry.modified,
             }
-            for entry in entries_below(client, path, key)
+            for entry in client.entries(key)
         ]
         return entries if detail else [entry["name"] for entry in entries]
 
@@ -88,10 +82,8 @@ class Bucket(AbstractFileSystem):
         return self.isfile(path) or self.isdir(path)
 
     def isfile(self, path: str) -> bool:
-        client, key = self._client(path)
         try:
-            with explained(path):
-                client.head(key)
+            self._head(path)
         except FileNotFoundError:
             return False
         return True
@@ -100,17 +92,15 @@ class Bucket(AbstractFileSystem):
         return bool(self.ls(path))
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
-        client, key = self._client(path)
-        with explained(path):
-            client.delete(key)
+        client, key = client_of(self._access, path)
+        client.ask(key, lambda store: store.delete(key))
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> io.BytesIO:
         if mode != "rb":
             raise ValueError("objects are written by vsvi_assets.files.atomic_write")
-        client, key = self._client(path)
-        with explained(path):
-            return io.BytesIO(client.get(key).bytes())
+        client, key = client_of(self._access, path)
+        return io.BytesIO(client.ask(key, lambda store: store.get(key).bytes()))
 
-    def _client(self, path: str) -> tuple["S3Store", str]:
-        bucket, _, key = path.partition("/")
-        return client_of(self._access, bucket), key
+    def _head(self, path: str) -> Mapping[str, Any]:
+        client, key = client_of(self._access, path)
+        return client.ask(key, lambda store: store.head(key))

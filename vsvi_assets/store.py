@@ -13,17 +13,20 @@ obstore is imported where it is first needed: its threads do not survive a fork.
 import configparser
 import errno
 import io
+import logging
+import math
 import mmap
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 from vsvi_assets.proxies import is_loopback
@@ -43,6 +46,12 @@ SCHEME = "s3://"
 PATIENCE = timedelta(minutes=3)
 """For how long a request is repeated while the store does not answer."""
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
+"""Seconds between such attempts."""
+
+SILENT_SECONDS = 30.0
+"""In which it is said at most once that a store does not answer."""
+
 REQUEST_TIME = timedelta(minutes=5)
 """How long a request may take, with its object: a slow line sends many at a time."""
 
@@ -51,8 +60,15 @@ ONE_PUT_BYTES = 64_000_000
 
 _PART_BYTES = 16_000_000
 _KEYS_PER_REQUEST = 1000
+LISTINGS = 4
+"""How often a listing is begun at most."""
+
 _CREDENTIALS_SERVE = timedelta(minutes=5)
 """After which a file of credentials is read again."""
+
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 _NO_ROUTE = "http://127.0.0.1:9"
 _XML = re.compile(r"<(Code|Message)>([^<]*)</")
@@ -162,19 +178,22 @@ def put(path: DataPath, file: IO[bytes]) -> None:
     StoreError, StoreRefusedError
         When it is not stored.
     """
-    client, key = _client_of(path)
+    client, key = client_of(access_of(path), address_of(path))
     size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    with explained(address_of(path), missing=_no_bucket(path)):
+
+    def send(store: "S3Store") -> None:
+        file.seek(0)
         if size > ONE_PUT_BYTES:
-            client.put(key, file, use_multipart=True, chunk_size=_PART_BYTES)
+            store.put(key, file, use_multipart=True, chunk_size=_PART_BYTES)
         else:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-            client.put(key, content, use_multipart=False)
+            store.put(key, content, use_multipart=False)
+
+    client.ask(key, send, missing=f"there is no bucket {client.bucket}")
 
 
 def get(path: DataPath, file: IO[bytes]) -> None:
-    """Copy an object into an open file, a part at a time.
+    """Copy an object into an empty open file, a part at a time.
 
     Raises
     ------
@@ -183,10 +202,15 @@ def get(path: DataPath, file: IO[bytes]) -> None:
     StoreError, StoreRefusedError
         When it cannot be read.
     """
-    client, key = _client_of(path)
-    with explained(address_of(path)):
-        for chunk in client.get(key).stream(min_chunk_size=_PART_BYTES):
+    client, key = client_of(access_of(path), address_of(path))
+
+    def receive(store: "S3Store") -> None:
+        file.seek(0)
+        file.truncate()
+        for chunk in store.get(key).stream(min_chunk_size=_PART_BYTES):
             file.write(chunk)
+
+    client.ask(key, receive)
 
 
 @dataclass(frozen=True)
@@ -216,60 +240,176 @@ def entries_in(folder: DataPath) -> Iterator[StoredEntry]:
     StoreError, StoreRefusedError
         When it cannot be listed.
     """
-    client, key = _client_of(folder)
-    yield from entries_below(client, address_of(folder), key)
-
-
-def entries_below(client: "S3Store", address: str, key: str) -> Iterator[StoredEntry]:
-    """Yield what is below a key; `address` is the key with its bucket."""
-    found = answer_to_listing(client, address, lambda: client.list_with_delimiter(key or None))
-    for each in found["objects"]:
-        yield StoredEntry(_name(each["path"]), each["size"], each["last_modified"].timestamp())
-    for prefix in found["common_prefixes"]:
-        yield StoredEntry(_name(prefix), 0, 0.0, is_folder=True)
-
-
-def _name(key: str) -> str:
-    return key.rpartition("/")[2]
+    client, key = client_of(access_of(folder), address_of(folder))
+    return client.entries(key)
 
 
 def objects_below(folder: DataPath) -> Iterator[tuple[str, int]]:
     """Yield name (relative to the folder) and size in bytes of all objects below a folder.
 
-    A request is made for each 1,000 of them.
+    A request is made for each 1,000 of them. A listing that breaks off is begun again, and goes on
+    behind the last object that it had.
 
     Raises
     ------
     StoreError, StoreRefusedError
         When they cannot be listed.
     """
-    client, prefix = _client_of(folder)
+    client, prefix = client_of(access_of(folder), address_of(folder))
     start = len(prefix) + 1 if prefix else 0
 
-    def begin() -> tuple[Iterator[Any], Any]:
-        pages = client.list(prefix or None, chunk_size=_KEYS_PER_REQUEST)
+    def begin(store: "S3Store") -> tuple[Iterator[Any], Any]:
+        pages = store.list(prefix or None, chunk_size=_KEYS_PER_REQUEST)
         return pages, next(pages, ())
 
-    pages, page = answer_to_listing(client, address_of(folder), begin)
-    while page:
-        for found in page:
-            yield found["path"][start:], found["size"]
-        with explained(address_of(folder)):
-            page = next(pages, ())
+    last: str | None = None
+    for left in reversed(range(LISTINGS)):
+        pages, page = client.ask_for_listing(prefix, begin)
+        is_new = last is None
+        try:
+            while page:
+                for found in page:
+                    if is_new:
+                        last = found["path"]
+                        yield last[start:], found["size"]
+                    else:
+                        is_new = found["path"] == last
+                with client.explained(prefix):
+                    page = next(pages, ())
+        except StoreError:
+            if not left:
+                raise
+            continue
+        if is_new:
+            return
+        raise StoreError(str(folder), f"{last} was deleted while the folder was listed.")
 
 
-def _client_of(path: DataPath) -> tuple["S3Store", str]:
-    bucket, _, key = address_of(path).partition("/")
-    return client_of(access_of(path), bucket), key
+class Client:
+    """Makes requests to a bucket, again and again while the store does not answer.
+
+    obstore repeats a request by itself, but cannot be interrupted meanwhile: it does so for
+    seconds, and between its attempts there is a pause here, which can.
+    """
+
+    def __init__(self, access: Access, bucket: str) -> None:
+        self.bucket = bucket
+        self._server = f"the object store ({access.endpoint or 'Amazon S3'})"
+        self._store = _obstore(access, bucket)
+        self._patience = access.patience.total_seconds()
+        self._reported = -math.inf
+
+    def ask(
+        self, key: str, request: Callable[["S3Store"], Value], missing: str | None = None
+    ) -> Value:
+        """Return the answer to a request.
+
+        Parameters
+        ----------
+        missing
+            What it means that there is no such object, where that is no answer.
+
+        Raises
+        ------
+        FileNotFoundError
+            When there is no such object.
+        StoreError, StoreRefusedError
+            When there is no answer, or a refusal.
+        """
+        deadline = time.monotonic() + self._patience
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                with self.explained(key, missing):
+                    return request(self._store)
+            except StoreError as error:
+                if time.monotonic() + pause > deadline:
+                    raise
+                self._report(error)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def ask_for_listing(self, key: str, request: Callable[["S3Store"], Value]) -> Value:
+        """Return the answer to a listing; a refusal is told from a store that does not answer.
+
+        obstore has one error for both. A store that answers another question, but not this one
+        twice, refuses it.
+        """
+
+        def listing(store: "S3Store") -> Value:
+            try:
+                with self.explained(key):
+                    return request(store)
+            except StoreError as error:
+                with suppress(FileNotFoundError), self.explained(key):
+                    store.head("vsvi")
+                try:
+                    with self.explained(key):
+                        return request(store)
+                except StoreError:
+                    raise StoreRefusedError(
+                        f"{error} Check that the bucket {self.bucket} exists, and that the keys "
+                        "may list it."
+                    ) from None
+
+        return self.ask(key, listing)
+
+    def entries(self, key: str) -> Iterator[StoredEntry]:
+        """Yield what is below a key, as in a folder."""
+        found = self.ask_for_listing(key, lambda store: store.list_with_delimiter(key or None))
+        for each in found["objects"]:
+            modified = each["last_modified"].timestamp()
+            yield StoredEntry(_name(each["path"]), each["size"], modified)
+        for prefix in found["common_prefixes"]:
+            yield StoredEntry(_name(prefix), 0, 0.0, is_folder=True)
+
+    @contextmanager
+    def explained(self, key: str, missing: str | None = None) -> Iterator[None]:
+        """Turn obstore's errors into ours, without the server's answers, which may quote a key."""
+        from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+        url = f"{SCHEME}{self.bucket}/{key}"
+        try:
+            yield
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise StoreRefusedError(
+                f"{url}: {self._server} refuses the keys ({_said(error)}). Check AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY, and that they may read, write and list there."
+            ) from None
+        except FileNotFoundError:
+            if missing:
+                raise StoreRefusedError(
+                    f"{url}: {missing}. Make it, or correct VSVI_DATA_DIR."
+                ) from None
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
+        except BaseError as error:
+            raise StoreError(
+                url, f"{self._server} does not answer as it should ({_said(error)})."
+            ) from None
+
+    def _report(self, error: StoreError) -> None:
+        now = time.monotonic()
+        if now - self._reported > SILENT_SECONDS:
+            self._reported = now
+            log.warning("%s It is asked again for up to %.0f seconds.", error, self._patience)
 
 
-def client_of(access: Access, bucket: str) -> "S3Store":
-    """Return the client of a bucket; all threads of a process share it."""
-    return _client(access, bucket, os.getpid())
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def client_of(access: Access, address: str) -> tuple[Client, str]:
+    """Return the client of an address's bucket, which all threads share, and the key in it."""
+    bucket, _, key = address.partition("/")
+    return _client(access, bucket, os.getpid()), key
 
 
 @lru_cache
-def _client(access: Access, bucket: str, process: int) -> "S3Store":
+def _client(access: Access, bucket: str, process: int) -> Client:
+    return Client(access, bucket)
+
+
+def _obstore(access: Access, bucket: str) -> "S3Store":
     from obstore.store import S3Store
 
     config: dict[str, Any] = {"region": access.region}
@@ -296,13 +436,8 @@ def _client(access: Access, bucket: str, process: int) -> "S3Store":
             ),
         },
         retry_config={
-            "max_retries": 1000 if access.patience else 0,
-            "retry_timeout": access.patience,
-            "backoff": {
-                "init_backoff": timedelta(milliseconds=100),
-                "max_backoff": timedelta(seconds=5),
-                "base": 2,
-            },
+            "max_retries": 3 if access.patience else 0,
+            "retry_timeout": timedelta(seconds=2),
         },
         credential_provider=provider,
     )
@@ -362,59 +497,6 @@ def _read_credentials(path: Path, profile: str) -> tuple[str, str, str | None]:
             f"AWS_SHARED_CREDENTIALS_FILE = {str(path)!r}: must hold aws_access_key_id and "
             f"aws_secret_access_key below [{profile}]"
         ) from None
-
-
-def answer_to_listing(client: "S3Store", path: str, ask: Callable[[], Any]) -> Any:
-    """Return the answer to a listing; tell a refusal from a store that does not answer.
-
-    obstore has one error for both. A store that answers another question, but not this one twice,
-    refuses it.
-    """
-    try:
-        with explained(path):
-            return ask()
-    except StoreError as error:
-        with suppress(FileNotFoundError), explained(path):
-            client.head("vsvi")
-        try:
-            with explained(path):
-                return ask()
-        except StoreError:
-            raise StoreRefusedError(
-                f"{error} Check that the bucket {path.partition('/')[0]} exists, and that the keys "
-                "may list it."
-            ) from None
-
-
-@contextmanager
-def explained(path: str, missing: str | None = None) -> Iterator[None]:
-    """Turn obstore's errors into ours, without the server's answers, which may quote a key.
-
-    `missing` is what it means that there is no such object, where that is no answer.
-    """
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-
-    url = SCHEME + path
-    try:
-        yield
-    except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise StoreRefusedError(
-            f"{url}: the object store refuses the keys ({_said(error)}). Check AWS_ACCESS_KEY_ID "
-            "and AWS_SECRET_ACCESS_KEY, and that they may read, write and list there."
-        ) from None
-    except FileNotFoundError:
-        if missing:
-            raise StoreRefusedError(f"{url}: {missing}") from None
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
-    except BaseError as error:
-        raise StoreError(
-            url, f"the object store does not answer as it should ({_said(error)})."
-        ) from None
-
-
-def _no_bucket(path: DataPath) -> str:
-    bucket = address_of(path).partition("/")[0]
-    return f"there is no bucket {bucket}. Make it, or correct VSVI_DATA_DIR."
 
 
 def _said(error: Exception) -> str:

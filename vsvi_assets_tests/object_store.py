@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -124,3 +126,52 @@ def _wait_for(store: ObjectStore, process: subprocess.Popen[bytes], log: Path) -
                 return
         except requests.RequestException:
             time.sleep(0.2)
+
+
+class Outage:
+    """A way to the store that can be closed: connections are then refused.
+
+    Attributes
+    ----------
+    endpoint
+        The address of the way.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._behind = urlsplit(store.endpoint).netloc.split(":")
+        self._port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        self._open: list[socket.socket] = []
+        self.begin_service()
+
+    def begin_service(self) -> None:
+        """Let connections through."""
+        self._server = socket.create_server(("127.0.0.1", self._port))
+        threading.Thread(target=self._accept, args=[self._server], daemon=True).start()
+
+    def end_service(self) -> None:
+        """Cut all connections, and refuse others."""
+        # An accept that waits keeps the port open.
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for each in self._open:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+        self._open.clear()
+
+    def _accept(self, server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                behind = socket.create_connection((self._behind[0], int(self._behind[1])))
+                self._open += [client, behind]
+                for ends in ((client, behind), (behind, client)):
+                    threading.Thread(target=_pass_on, args=ends, daemon=True).start()
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)

@@ -286,6 +286,7 @@ class _Busy(BaseHTTPRequestHandler):
 
 
 def test_what_a_busy_store_refuses_is_sent_again() -> None:
+    pytest.importorskip("obstore")
     _Busy.answers = [503, 500, 503, 200]
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Busy)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -25,6 +25,6 @@ page ("url"). See also https://help.mapillary.com/hc/en-us/articles/115001770409
 def write_attribution(seqdir: DataPath) -> None:
     """Write ATTRIBUTION.txt into the folder of the sequences, unless it is there."""
     path = seqdir / "ATTRIBUTION.txt"
-    if not path.exists():
+    if not path.is_file():
         with atomic_write(path) as file:
             file.write(ATTRIBUTION.encode())

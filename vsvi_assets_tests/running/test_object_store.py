@@ -12,12 +12,14 @@ from threading import Thread
 import pytest
 import requests
 from click.testing import CliRunner
+from dagster import DagsterRunStatus
 
 from vsvi_assets.city import City
 from vsvi_assets.cli import main
 from vsvi_assets.database.photographs import rebuild_photographs, take_inventory
 from vsvi_assets.database.tables import selected_images_of, selected_sequences
 from vsvi_assets.files import DataPath, atomic_write
+from vsvi_assets.orchestration.retries import reason
 from vsvi_assets.photographs.sidecar import Sidecar, image_path, write_sidecar
 from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.running.doctor import examine
@@ -25,7 +27,14 @@ from vsvi_assets.running.pages import Pages
 from vsvi_assets.sandbox import Fault, Faults
 from vsvi_assets.views.report import report_link
 from vsvi_assets.views.status import city_status, status_lines
-from vsvi_assets_tests.object_store import KEY, SECRET, ObjectStore
+from vsvi_assets_tests.object_store import (
+    KEY,
+    READER,
+    READERS_SECRET,
+    SECRET,
+    ObjectStore,
+    Outage,
+)
 from vsvi_assets_tests.project import Project
 from vsvi_assets_tests.running.test_resilience import WORKERS, killed_runs
 
@@ -118,6 +127,54 @@ def test_killed_runs_leave_whole_photographs_and_no_files(
     assert stats.images_asked.total() - 120 <= 3 * WORKERS
     # Dagster's own, which belongs to this machine.
     assert {path.name for path in (project.folder / "data").iterdir()} <= {"dagster"}
+
+
+def test_a_store_that_stops_for_a_while_costs_a_city_nothing(
+    project_in_store: Project, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, outage = project_in_store, Outage(object_store)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", outage.endpoint)
+    city = project.write_city(selection="all")
+    assert project.materialize_metadata(city).success
+    stats = project.sandbox.stats
+    project.sandbox.latency = 0.05
+
+    def stop_for_a_while() -> None:
+        while stats.images_served.total() < 40:
+            time.sleep(0.01)
+        outage.end_service()
+        time.sleep(8)
+        outage.begin_service()
+
+    stopping = Thread(target=stop_for_a_while)
+    stopping.start()
+    result = project.run_city(city)
+    stopping.join()
+    assert (result.failures, result.missing) == ([], 0)
+    assert set(stats.images_asked.values()) == {1}
+    assert verify_photographs(city.sequences_folder).photographs == 120
+    assert [run.status for run in project.instance.get_runs()] == (
+        [DagsterRunStatus.SUCCESS] * len(project.instance.get_runs())
+    )
+    outage.end_service()
+
+
+def test_a_store_that_refuses_ends_a_run_with_one_sentence(
+    project_in_store: Project, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = project_in_store
+    city = project.write_city()
+    assert project.materialize_metadata(city).success
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READERS_SECRET)
+    project.write_city()
+    result = project.materialize(
+        city, "image_files", partitions=project.sequences(city), raise_on_error=False
+    )
+    [failure] = result.filter_events(lambda event: event.is_step_failure)
+    assert "refuses the keys" in reason(failure)
+    assert READER not in reason(failure)
+    assert project.sandbox.stats.requests["images"] <= 64
 
 
 def test_verification_finds_what_changed_and_what_is_missing(project_in_store: Project) -> None:
