@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from benchmarks import adoption as adoptions
-from benchmarks import city, dataset, downloads, partitions, streets, tiles
+from benchmarks import city, dataset, downloads, partitions, stored, streets, tiles
 from benchmarks.surroundings import MissingProgramError, home, require
 from benchmarks.table import Row, as_markdown
 from vsvi_assets.settings import Settings
@@ -33,7 +33,7 @@ def _repeat(default: int = 3) -> Option:
 @contextmanager
 def _workshop() -> Iterator[Path]:
     """Give a folder on the disk that holds the project's data."""
-    data_dir = Settings.from_environment().data_dir
+    data_dir = Settings.from_environment().machine_dir
     data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=data_dir) as folder:
         yield Path(folder)
@@ -84,6 +84,16 @@ def present(images: int, repeat: int) -> list[Row]:
     """A run when all photographs are on disk already."""
     with _workshop() as folder, home(folder / "home") as place:
         return _told(downloads.present(place, images, repeat))
+
+
+@main.command("object-store")
+@_images(1500)
+@click.option("--objects", default=100_000, show_default=True)
+@_repeat()
+def object_store(images: int, objects: int, repeat: int) -> list[Row]:
+    """Photographs into an object store, beside the disk; the inventory of many objects."""
+    with _workshop() as folder:
+        return _told(stored.object_store(folder, images, objects, repeat))
 
 
 @main.command()

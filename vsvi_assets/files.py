@@ -117,7 +117,7 @@ class DiskGuard:
 def writing_in(folder: DataPath) -> Iterator[None]:
     """Raise `DiskFullError` where a write in `folder` finds no room.
 
-    What goes to an object store may first be in a temporary file.
+    What goes to an object store is first in a temporary file.
     """
     try:
         yield
@@ -147,7 +147,7 @@ def atomic_write(path: DataPath) -> Iterator[BinaryIO]:
         When the object store does not take it.
     """
     if in_store(path):
-        with writing_in(path.parent), tempfile.TemporaryFile() as unnamed:
+        with writing_in(path), tempfile.TemporaryFile() as unnamed:
             yield unnamed
             unnamed.flush()
             store.put(path, unnamed)

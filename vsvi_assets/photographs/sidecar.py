@@ -170,9 +170,14 @@ def sequence_folder(seqdir: DataPath, sequence_id: str) -> DataPath:
     return seqdir / check_sequence_id(sequence_id)
 
 
+def image_name(image_id: int) -> str:
+    """Return the name of an image's file."""
+    return f"{image_id}.jpg"
+
+
 def image_path(folder: DataPath, image_id: int) -> DataPath:
     """Return the file of an image in its sequence's folder."""
-    return folder / f"{image_id}.jpg"
+    return folder / image_name(image_id)
 
 
 def write_sidecar(folder: DataPath, sidecar: Sidecar) -> None:
