@@ -436,7 +436,10 @@ def _obstore(access: Access, bucket: str) -> "S3Store":
             # A proxy of the environment cannot reach this machine; one that is named here is asked
             # in its place, and leaves this machine out.
             **(
-                {"proxy_url": _NO_ROUTE, "proxy_excludes": urlsplit(access.endpoint).hostname or ""}
+                {
+                    "proxy_url": _NO_ROUTE,
+                    "proxy_excludes": urlsplit(access.endpoint or "").hostname or "",
+                }
                 if is_here
                 else {}
             ),
