@@ -81,12 +81,14 @@ def read_streets(
                 return streets_of_elements(_parse_extract(file), network_type)
         if path.suffix == ".pbf":
             return _read_pbf(path, network_type, box)
-        return _streets_of_lines(read_features(path, "streets_file", layer))
+        return _streets_of_lines(
+            read_features(path, "streets_file", layer), f"streets_file = {path}"
+        )
     except CityFileError as error:
         raise StreetsFileError(f"{error}.") from error
     except (
         *(ElementTree.ParseError, gzip.BadGzipFile, zlib.error, EOFError),
-        *(nx.NetworkXException, KeyError, ValueError),
+        *(nx.NetworkXException, KeyError, OverflowError, ValueError),
         *(pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError),
     ) as error:
         raise StreetsFileError(
@@ -128,21 +130,21 @@ def _read_pbf(path: Path, network_type: str, box: Box | None) -> gpd.GeoDataFram
     )
 
 
-def _streets_of_lines(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+def _streets_of_lines(table: gpd.GeoDataFrame, what: str) -> gpd.GeoDataFrame:
     """Return the streets of a file of lines.
 
     Raises
     ------
-    ValueError
+    CityFileError
         When a feature is no line, or an id no whole number.
     """
     lines, row = shapely.get_parts(table.geometry.to_numpy(), return_index=True)
     kinds = {line.geom_type for line in lines} - {"LineString"}
     if kinds:
-        raise ValueError(f"streets are lines, and there is a {min(kinds)} among them")
+        raise CityFileError(f"{what}: streets are lines, and there is a {min(kinds)} among them")
     columns = {str(name).lower(): table[name] for name in table.columns}
     ids = columns.get("osmid", columns.get("osm_id"))
-    osmids = np.arange(1, len(table) + 1) if ids is None else pd.to_numeric(ids).to_numpy(np.int64)
+    osmids = np.arange(1, len(table) + 1) if ids is None else _whole_numbers(ids, what)
     nothing = pd.Series(None, index=table.index, dtype=object)
 
     def texts(name: str) -> NDArray[np.object_]:
@@ -156,6 +158,18 @@ def _streets_of_lines(table: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
         texts("name")[long_enough],
         texts("highway")[long_enough],
     )
+
+
+def _whole_numbers(ids: pd.Series, what: str) -> NDArray[np.int64]:
+    numbers = pd.to_numeric(ids, errors="coerce").astype(object)
+    whole = numbers.map(lambda number: number % 1 == 0 and abs(number) < 2**63).astype(bool)
+    if not whole.all():
+        line = int(np.flatnonzero(~whole)[0])
+        raise CityFileError(
+            f"{what}: {ids.name} must be a whole number, and is {ids.iloc[line]!s:.40} at line "
+            f"{line + 1} of {len(ids)}; without that column, lines are numbered"
+        )
+    return numbers.to_numpy(np.int64)
 
 
 def streets_of_graph(graph: nx.MultiDiGraph) -> gpd.GeoDataFrame:

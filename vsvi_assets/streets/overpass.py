@@ -182,7 +182,7 @@ def _download(
             streets = _read_streets(cache.folder, network_type)
         except StoreError:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             report(
                 f"The answer in {cache.folder} cannot be read ({error}); Overpass is asked again"
             )

@@ -4,6 +4,7 @@ import gzip
 from pathlib import Path
 from typing import get_args
 
+import geopandas as gpd
 import networkx as nx
 import numpy as np
 import osmnx
@@ -170,6 +171,7 @@ def test_a_graph_that_osmnx_saved_gives_the_points_it_gave_before(
         ("town.osm", b""),
         ("town.osm", EXTRACT.encode()[:700]),
         ("town.osm", EXTRACT.replace('lat="52.361"', 'lat="north"').encode()),
+        ("town.osm", EXTRACT.replace('way id="', f'way id="{2**70}').encode()),
         ("town.osm.gz", gzip.compress(EXTRACT.encode())[:-30]),
         ("town.osm.gz", EXTRACT.encode()),
         ("town.graphml", b"<graphml/>"),
@@ -183,3 +185,24 @@ def test_a_file_that_is_not_a_network_is_an_error_that_names_it(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(StreetsFileError, match=name):
         read_streets(tmp_path / name, "all")
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([7, None], "osmid must be a whole number, and is nan at line 2 of 2"),
+        ([7, 1.5], "osmid must be a whole number, and is 1.5 at line 2"),
+        ([7, 1e30], r"osmid must be a whole number, and is 1e\+30 at line 2"),
+        (["7", "[8, 9]"], r"osmid must be a whole number, and is \[8, 9\] at line 2"),
+    ],
+)
+def test_ids_that_are_no_whole_numbers_are_refused(
+    ids: list[object], said: str, tmp_path: Path
+) -> None:
+    lines = [shapely.LineString([(4.9, lat), (4.91, lat)]) for lat in (52.361, 52.362)]
+    table = gpd.GeoDataFrame({"osmid": ids}, geometry=lines, crs=4326)
+    table.to_file(tmp_path / "lines.gpkg")
+    with pytest.raises(StreetsFileError, match=said):
+        read_streets(tmp_path / "lines.gpkg", "all")
+    table.assign(osmid=["7", "8"]).to_file(tmp_path / "lines.gpkg")
+    assert read_streets(tmp_path / "lines.gpkg", "all")["osmid"].tolist() == [7, 8]
