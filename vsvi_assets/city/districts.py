@@ -25,13 +25,13 @@ class District(NamedTuple):
 def read_districts(path: Path, layer: str | None) -> tuple[tuple[District, ...], tuple[str, ...]]:
     """Read districts, and what had to be repaired of them.
 
-    They are called as in the column `name`; where there is none, as in the first column of
-    texts, or by their numbers.
+    Their names are those of the column `name`; without it those of the first column of texts, or
+    their numbers.
 
     Raises
     ------
     CityFileError
-        When the file holds anything but polygons, or the same name twice.
+        When the file holds anything but polygons, the same name twice, or a district without one.
     """
     what = f"districts = {path}"
     table = read_features(path, "districts", layer)

@@ -224,7 +224,7 @@ class City(BaseModel):
             When a value is not what it should be.
         CityFileError
             When `region`, `points_file`, `districts` or another of its files cannot
-            be used, the area is none for one city, or a file of the city would lie in a folder
+            be used, the area is too large for one city, or a file of the city would lie in a folder
             that is the project's own.
         PlaceNotLookedUpError
             When the region is a place about which Nominatim was not asked yet.

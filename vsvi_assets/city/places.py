@@ -30,7 +30,7 @@ from vsvi_assets.city.vector_files import read_features
 from vsvi_assets.files import TextFileError, read_text
 
 PREFIX = "place_"
-"""Before the name of each column of the user's, so that it is none of this project's."""
+"""Before the name of each of the user's columns, so that it differs from this project's."""
 
 LONGITUDES = ("lon", "longitude", "lng", "long", "x")
 LATITUDES = ("lat", "latitude", "y")
@@ -70,8 +70,8 @@ def read_places(path: Path, layer: str | None, interval: float) -> Places:
     Raises
     ------
     CityFileError
-        When the file cannot be read, has no places, or some that cannot be right: positions that
-        are none, the same id at several positions.
+        When the file cannot be read, has no places, impossible positions, or the same id at
+        several positions.
     """
     what = f"points_file = {path}"
     bearing = None
@@ -91,8 +91,8 @@ def read_places(path: Path, layer: str | None, interval: float) -> Places:
 def swapped(table: gpd.GeoDataFrame, area: Area | None) -> NDArray[np.bool_]:
     """Return which places look as if longitude and latitude were swapped.
 
-    Those are they that lie outside of the area, and inside when swapped; without an area, those
-    far from the middle of all, and near to it when swapped.
+    With an area: those outside it that are inside when swapped. Without: those far from the middle
+    of all places that are near to it when swapped.
     """
     lon, lat = table.geometry.x.to_numpy(), table.geometry.y.to_numpy()
     if area is not None:
@@ -277,7 +277,7 @@ def _require_positions(lon: Floats, lat: Floats, what: str) -> None:
         else "; are they degrees?"
     )
     raise CityFileError(
-        f"{what}: {int(wrong.sum())} of {len(lon)} places have no position that can be, the first "
+        f"{what}: {int(wrong.sum())} of {len(lon)} places have an impossible position, the first "
         f"of them place {row + 1} with lon {lon[row]:g}, lat {lat[row]:g}{advice}"
     )
 

@@ -54,7 +54,7 @@ def read_features(path: Path, key: str, layer: str | None = None) -> gpd.GeoData
         raise CityFileError(f"{what}: GDAL cannot read it ({error})") from error
     except shapely.errors.GEOSException as error:
         raise CityFileError(
-            f"{what}: has a shape that cannot be, such as a ring that is not closed "
+            f"{what}: has an invalid shape, such as a ring that is not closed "
             f"({str(error).strip()}); repair the file, with QGIS for example"
         ) from error
     if not isinstance(table, gpd.GeoDataFrame) or table.geometry.isna().all():
@@ -84,6 +84,6 @@ def in_degrees(table: gpd.GeoDataFrame, what: str) -> gpd.GeoDataFrame:
     bounds = shapely.bounds(table.geometry.dropna().to_numpy())
     if not (abs(bounds[~shapely.is_empty(table.geometry.dropna().to_numpy())]) <= 360).all():
         raise CityFileError(
-            f"{what}: has coordinates that are none in its coordinate system ({table.crs.name})"
+            f"{what}: has coordinates outside its coordinate system ({table.crs.name})"
         )
     return table

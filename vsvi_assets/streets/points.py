@@ -360,7 +360,7 @@ def _thin(x: NDArray[np.float64], y: NDArray[np.float64], distance: float) -> ND
     near to one taken before. It is made in few rounds: in each, the points with no undecided
     one before them are taken, and those too near to them given up.
     """
-    # A thousandth of a millimetre more, lest two chosen points measure less for rounding.
+    # A thousandth of a millimetre more, so that rounding brings no two chosen points nearer.
     earlier, later = _near_pairs(x, y, distance + 1e-6)
     chosen = np.ones(len(x), dtype=bool)
     while earlier.size:

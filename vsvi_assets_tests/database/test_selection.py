@@ -408,10 +408,17 @@ def test_what_rules_left_out_is_kept_with_the_selection(
     assert twins.before == months.before - months.removed
 
 
+@pytest.mark.parametrize("keys", [{}, {"assignment": "one_to_one", "facing": "along"}], ids=str)
 def test_a_city_without_candidates_selects_nothing(
-    database: Postgis, make_city: Callable[..., City]
+    database: Postgis, make_city: Callable[..., City], keys: dict[str, Any]
 ) -> None:
-    city = make_city(prefer="newest", duplicates={"metres": 3, "seconds": 5}, per_year=True)
+    near = {"metres": 3, "seconds": 5}
+    city = make_city(prefer="newest", duplicates=near, per_year=True, daylight=-90, **keys)
     for points, images in (([], []), (random_points(3, 1), []), ([], random_images(3, 1))):
         fill(database, city, points, images)
+        assert len(select_images(database, city)) == 0
+    city = make_city(same_street=True, **keys)
+    replace_tables(database, city.name, [streets_table(no_streets(), city)])
+    for images in ([], random_images(3, 1)):
+        fill(database, city, [], images)
         assert len(select_images(database, city)) == 0
