@@ -14,12 +14,15 @@ import geopandas as gpd
 import orjson
 import osmnx
 import requests
+import shapely
 
 from vsvi_assets.proxies import proxies_for
 from vsvi_assets.streets.errors import PlaceError
 from vsvi_assets.streets.osmnx_settings import osmnx_configured
 
 READ_SECONDS = 60
+_NEEDED = {"boundingbox", "display_name", "importance", "osm_id", "osm_type"}
+"""What osmnx and the city's folder keep of a place."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def look_up(nominatim: Nominatim, place: str | None, osm_relation: int | None) -
             f"Nominatim ({host}) knows nothing of {what}. Try the name at "
             "nominatim.openstreetmap.org, or name a file as the region."
         ) from error
-    except TypeError as error:
+    except (KeyError, TypeError, shapely.errors.ShapelyError) as error:
         raise PlaceError(
             f"Nominatim ({host}) knows no polygon of {what}. Try the name at "
             "nominatim.openstreetmap.org, or name a file as the region."
@@ -103,5 +106,7 @@ def _require_places(response: requests.Response, **_: object) -> None:
         answer = orjson.loads(response.content)
     except orjson.JSONDecodeError as error:
         raise requests.RequestException("the answer is no JSON") from error
-    if not isinstance(answer, list):
+    if not isinstance(answer, list) or not all(
+        isinstance(place, dict) and place.keys() >= _NEEDED for place in answer
+    ):
         raise requests.RequestException("the answer is no list of places")

@@ -1,5 +1,7 @@
 """Nominatim: what is asked, what comes back, and what is said when nothing does."""
 
+import json
+
 import pytest
 import shapely
 
@@ -67,9 +69,26 @@ def test_a_broken_answer_is_reported(fault: Fault) -> None:
         assert sandbox.stats.requests["nominatim"] == 1
 
 
-def test_an_answer_that_is_no_list_is_reported() -> None:
+PLACE = {
+    **{"osm_type": "relation", "osm_id": 324431, "display_name": "Delft", "importance": 0.5},
+    **{"lat": "52", "lon": "4.3", "boundingbox": ["51.96", "52.03", "4.32", "4.41"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"error": "x"}, "gave no answer"),
+        ([{}], "gave no answer"),
+        ([5], "gave no answer"),
+        ([PLACE], "knows no polygon of the relation"),
+        ([{**PLACE, "geojson": {"type": "Polygon"}}], "knows no polygon of the relation"),
+        ([{**PLACE, "geojson": {"type": "Blob", "coordinates": []}}], "knows no polygon"),
+    ],
+)
+def test_an_answer_that_is_none_is_reported(answer: object, said: str) -> None:
     with (
-        recorder(body=b'{"error": "x"}') as port,
-        pytest.raises(PlaceError, match="gave no answer"),
+        recorder(body=json.dumps(answer).encode()) as port,
+        pytest.raises(PlaceError, match=said),
     ):
-        look_up(Nominatim(f"http://127.0.0.1:{port}", AGENT), "Delft", None)
+        look_up(Nominatim(f"http://127.0.0.1:{port}", AGENT), None, 324431)
