@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +135,20 @@ def _describe(path: Path, error: ValidationError) -> Iterator[str]:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             known = _KEYS_OF.get(".".join(map(str, problem["loc"][:-1])), City)
-            message = f"unknown key; the keys are {', '.join(known.model_fields)}"
+            message = f"unknown key; {_hint(str(problem['loc'][-1]), known)}"
+        elif problem["type"] == "model_type" and key in _KEYS_OF:
+            message = f"must be an object of the keys {', '.join(_KEYS_OF[key].model_fields)}"
         else:
             message = _MESSAGES.get(problem["type"], message)
         value = problem["input"]
         shown = "" if isinstance(value, dict) else f" = {value!r:.80}"
         yield f"{path}: {key}{shown}: {message}" if key else f"{path}: {message}"
+
+
+def _hint(key: str, model: type[BaseModel]) -> str:
+    if close := get_close_matches(key, model.model_fields, cutoff=0.75):
+        return f"did you mean {' or '.join(close)}?"
+    return f"the keys are {', '.join(model.model_fields)}"
 
 
 def load_cities(cities_dir: Path, data_dir: DataPath) -> tuple[list[City], list[BrokenCity]]:

@@ -120,7 +120,12 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
         ({"bounding_box": {**BOX, "up": 1}}, ["bounding_box.up = 1", "unknown key", "north"]),
         ({"bounding_box": {"west": 5}}, ["bounding_box.south", "required"]),
         ({"bounding_box": "5,52,6,53"}, ["bounding_box = '5,52,6,53'"]),
-        ({"intervall": 25}, ["intervall = 25", "unknown key", "interval"]),
+        ({"intervall": 25}, ["intervall = 25: unknown key; did you mean interval?"]),
+        ({"shape": 1}, ["shape = 1: unknown key; the keys are bounding_box, region,"]),
+        (
+            {"bounding_box": [4.3, 51.9, 4.4, 52.1]},
+            ["bounding_box = [", "must be an object of the keys west, south, east, north"],
+        ),
         ({"interval": "many"}, ["interval = 'many'", "number"]),
         ({"interval": 0}, ["interval = 0", "greater than or equal to 5"]),
         ({"max_distance": float("inf")}, ["max_distance = inf", "finite"]),
