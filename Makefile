@@ -8,6 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+TOOLS := .venv/installed-for-developers
 
 .PHONY: help setup demo dev test live bench constraints
 
@@ -19,8 +20,14 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@setup/system.sh $(PYTHON)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Installing into .venv, which takes some minutes the first time"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	$(BIN)/vsvi install-postgis
+	@touch $@
+
+# What linters and tests need besides.
+$(TOOLS): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup
@@ -30,22 +37,22 @@ dev: setup
 	$(BIN)/vsvi up
 	$(BIN)/dagster dev
 
-test: setup
+test: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist worksteal
 
 # Needs a Mapillary token, and is the only command here that spends requests on nothing else.
-live: setup
+live: $(TOOLS)
 	VSVI_LIVE=1 $(BIN)/pytest -q -rs --no-header --tb=short -k live \
 		vsvi_assets_tests/contract/test_real_services.py
 
-bench: setup
+bench: $(TOOLS)
 	$(BIN)/python -m benchmarks
 
 # The versions that are installed: the newest that the bounds in pyproject.toml allow.
-constraints: setup
+constraints: $(TOOLS)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --all-extras --no-annotate --no-header \
 		--output-file constraints.txt pyproject.toml
