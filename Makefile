@@ -1,7 +1,7 @@
 # make demo   the whole pipeline on the demo city, from a bounding box to photographs
 # make dev    Dagster's UI on http://127.0.0.1:3000
 # make test   linters, type checker, tests
-# make live   asks the real services whether what is known of them holds: 23 requests
+# make live   asks the real services whether what is known of them holds: 25 requests at most
 # make bench  the project beside the way people do it today
 # Each sets up what is missing first. PYTHON chooses the interpreter: make PYTHON=python3.13 demo
 
