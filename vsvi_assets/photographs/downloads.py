@@ -108,6 +108,8 @@ class SequenceResult:
         What is now known of all images of the sequence.
     fetched_images, fetched_bytes
         What was fetched just now.
+    may_pass
+        Whether what failed may succeed minutes later, with nothing changed.
     """
 
     sequence_id: str
@@ -115,6 +117,7 @@ class SequenceResult:
     sidecar: Sidecar = field(default_factory=Sidecar)
     fetched_images: int = 0
     fetched_bytes: int = 0
+    may_pass: bool = True
 
 
 @dataclass(eq=False)
@@ -384,7 +387,7 @@ class _Downloads:
             with writing_in(sequence.folder):
                 return self._look_into(sequence)
         except OSError as error:
-            raise UnusableFolderError(_message(sequence.folder, error)) from error
+            raise UnusableFolderError(_message(sequence.folder, error), error) from error
 
     def _look_into(self, sequence: _Sequence) -> tuple[list[_Image], int]:
         folder, found = sequence.folder, sequence.result.found
@@ -559,6 +562,7 @@ class _Downloads:
         try:
             wanted, adopted = future.result()
         except UnusableFolderError as error:
+            sequence.result.may_pass = error.may_pass
             self._fail_all(sequence, str(error))
             self._complete.append(sequence.result)
             return

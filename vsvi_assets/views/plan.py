@@ -31,7 +31,7 @@ from vsvi_assets.mapillary.client import (
     Mapillary,
 )
 from vsvi_assets.mapillary.corrections import Corrections
-from vsvi_assets.mapillary.errors import Service, TransientError
+from vsvi_assets.mapillary.errors import Service
 from vsvi_assets.mapillary.pacing import TileState, duration
 from vsvi_assets.photographs.attribution import write_attribution
 from vsvi_assets.photographs.downloads import MAX_WITNESSES, SequenceJob, download_sequences
@@ -52,8 +52,15 @@ RESAMPLINGS = 2000
 _GRAPH_PER_SECOND = REQUESTS_PER_SECOND[Service.GRAPH]
 
 
-class SampleFailedError(TransientError):
-    """None of the images could be fetched whose sizes the plan is made of."""
+class SampleFailedError(Exception):
+    """None of the images could be fetched whose sizes the plan is made of.
+
+    `may_pass` says whether the same may succeed minutes later, with nothing changed.
+    """
+
+    def __init__(self, message: str, may_pass: bool) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 @dataclass(frozen=True)
@@ -171,13 +178,16 @@ def make_plan(city: City, postgis: Postgis, client: Mapillary) -> DownloadPlan:
         for is_pano, ids in kinds.items()
         for image_id in ids[: max(SAMPLE_OF_A_KIND - len(sizes.get(is_pano, [])), 0)]
     ]
-    fetched = _fetch(city, postgis, client, inventory, sample) if sample else Sidecar()
+    fetched, may_pass = (
+        _fetch(city, postgis, client, inventory, sample) if sample else (Sidecar(), True)
+    )
     if fetched.images or fetched.absent or fetched.refused:
         sizes = _known_sizes(city, postgis)
     elif fetched.failed and not sizes:
         raise SampleFailedError(
             f"{city.name}: none of {len(sample)} images could be fetched to plan the download. "
-            f"The first reason: {next(iter(fetched.failed.values()))}"
+            f"The first reason: {next(iter(fetched.failed.values()))}",
+            may_pass,
         )
     left = missing - (fetched.ids - fetched.failed.keys())
     counts = {is_pano: sum(id_ in left for id_ in ids) for is_pano, ids in kinds.items()}
@@ -335,9 +345,12 @@ def _fetch(
     client: Mapillary,
     inventory: Inventory,
     image_ids: Collection[int],
-) -> Sidecar:
-    """Download some of the missing images, and return what became of them."""
-    found, wanted = Sidecar(), set(image_ids)
+) -> tuple[Sidecar, bool]:
+    """Download some of the missing images.
+
+    Returns what became of them, and whether one of those that failed may succeed minutes later.
+    """
+    found, may_pass, wanted = Sidecar(), False, set(image_ids)
     sequence_ids = [key for key, ids in inventory.missing.items() if not wanted.isdisjoint(ids)]
     jobs = [
         SequenceJob(sequence_id, [image for image in images if image.id in wanted])
@@ -360,4 +373,5 @@ def _fetch(
         for result in results:
             records.add(result.sequence_id, result.sidecar)
             found = found.updated(result.found)
-    return found
+            may_pass |= bool(result.found.failed) and result.may_pass
+    return found, may_pass

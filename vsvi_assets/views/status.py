@@ -149,8 +149,9 @@ def verification_lines(found: Verification) -> list[str]:
     """Return what a verification found as lines for people, but for the differences."""
     lines = [f"  {'verified':<14} {found.photographs:,} photographs are as they were downloaded"]
     if found.unlisted:
-        lines.append(f"  {'not listed':<14} {len(found.unlisted):,} that no sidecar lists:")
-        lines += [f"    {name}" for name in found.unlisted]
+        few = "" if len(found.unlisted) <= SHOWN else f"; the first {SHOWN} are"
+        lines.append(f"  {'not listed':<14} {len(found.unlisted):,} that no sidecar lists{few}:")
+        lines += [f"    {name}" for name in found.unlisted[:SHOWN]]
     if found.others:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.others.items()))
         lines.append(f"  {'other files':<14} {counts}")

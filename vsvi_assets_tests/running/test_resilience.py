@@ -36,7 +36,13 @@ from vsvi_assets.orchestration.launcher import (
     this_machine,
     unfinished_runs_of_code_server,
 )
-from vsvi_assets.photographs.sidecar import known_images, read_sidecar, write_sidecar
+from vsvi_assets.photographs.sidecar import (
+    SIDECAR_NAME,
+    Sidecar,
+    known_images,
+    read_sidecar,
+    write_sidecar,
+)
 from vsvi_assets.photographs.states import Absence
 from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.progress import LogProgress
@@ -771,3 +777,20 @@ def test_overwriting_replaces_files_only_by_whole_new_ones(project: Project) -> 
     assert not_whole(project, city) == [kept.id]
     assert path_of(city, kept).read_bytes() == old(kept, "original")
     assert differences(city) == []
+
+
+def test_folders_that_stay_unusable_are_reported_at_once(project: Project) -> None:
+    city = project.write_city()
+    assert project.materialize_metadata(city).success
+    folders = [city.sequences_folder / key for key in project.sequences(city)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        write_sidecar(folder, Sidecar(services="elsewhere"))
+    [message] = project.run_city(city).failures
+    assert "holds photographs of the services 'elsewhere'" in message
+    for folder in folders[1:]:
+        (folder / SIDECAR_NAME).unlink()
+    [message] = project.run_city(city).failures
+    assert "holds photographs of the services 'elsewhere'" in message
+    assert attempts(project) == []
+    assert all(list(folder.glob("*.jpg")) for folder in folders[1:])

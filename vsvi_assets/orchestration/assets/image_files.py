@@ -57,10 +57,10 @@ REASONS_SHOWN = 5
 class ImagesFailedError(Exception):
     """Images that could not be downloaded, after everything else was."""
 
-    may_pass = True
     all_else_is_done = True
 
-    def __init__(self, failed: Mapping[int, str]) -> None:
+    def __init__(self, failed: Mapping[int, str], may_pass: bool) -> None:
+        self.may_pass = may_pass
         reasons = "\n".join(
             f"image {id_}: {why}" for id_, why in islice(failed.items(), REASONS_SHOWN)
         )
@@ -107,6 +107,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
             expected = Counter(partition_of(city, sequence_id) for sequence_id in sequence_ids)
             unsettled = set(context.partition_keys)
             arrived = defaultdict[str, list[SequenceResult]](list)
+            may_pass = False
             inventory = take_inventory(city, postgis, sequence_ids)
             settled = progress.counting(
                 context.asset_key.to_user_string(),
@@ -135,6 +136,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
             ):
                 for result in results:
                     failed.update(result.found.failed)
+                    may_pass |= bool(result.found.failed) and result.may_pass
                     records.add(result.sequence_id, result.sidecar)
                     key = partition_of(city, result.sequence_id)
                     arrived[key].append(result)
@@ -148,7 +150,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
             for key in sorted(unsettled):
                 yield _partition(key, arrived[key])
             if failed:
-                raise ImagesFailedError(failed)
+                raise ImagesFailedError(failed, may_pass)
 
         city.sequences_folder.mkdir(parents=True, exist_ok=True)
         write_attribution(city.sequences_folder)
