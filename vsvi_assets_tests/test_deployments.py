@@ -1,7 +1,10 @@
 """What the deployments on many machines promise, as far as it can be read from their files."""
 
 import importlib
+import json
 import re
+import runpy
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +188,24 @@ def test_secrets_are_files_alone(name: str) -> None:
         assert not re.search("//[^/@]*:[^/@]*@", value), variable  # a password in an address
         if re.search("password|token|credentials|secret|key", variable, re.IGNORECASE):
             assert value.startswith("/run/secrets/"), variable
+
+
+def test_keys_of_the_store_are_the_same_for_store_and_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = runpy.run_path(str(ROOT / "deploy/celery/store_keys.py"))["main"]
+    monkeypatch.setitem(keys.__globals__, "FOLDER", tmp_path)
+    keys()
+    [identity] = json.loads((tmp_path / "store_keys.json").read_text())["identities"]
+    [pair] = identity["credentials"]
+    credentials = ConfigParser()
+    credentials.read(tmp_path / "aws_credentials")
+    assert dict(credentials["default"]) == {
+        "aws_access_key_id": pair["accessKey"],
+        "aws_secret_access_key": pair["secretKey"],
+    }
+    with pytest.raises(FileExistsError):
+        keys()
 
 
 def test_only_the_workers_have_the_token() -> None:
