@@ -41,12 +41,12 @@ def read_districts(path: Path, layer: str | None) -> tuple[tuple[District, ...],
     called = called or next(iter(texts), None)
     names = [str(number) for number in range(1, len(table) + 1)]
     if called is not None:
-        names = ["" if pd.isna(name) else str(name).strip() for name in table[called]]
-    if not all(names):
-        number = names.index("") + 1
+        names = ["" if pd.isna(name) else str(name) for name in table[called]]
+    unnamed = [number for number, name in enumerate(names, 1) if not name.strip()]
+    if unnamed:
         raise CityFileError(
-            f"{what}: district {number} of {len(names)} has no name in the column {called}; give "
-            "each its own"
+            f"{what}: district {unnamed[0]} of {len(names)} has no name in the column {called}; "
+            "give each its own"
         )
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

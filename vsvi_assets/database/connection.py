@@ -1,5 +1,6 @@
 """Connections to a PostgreSQL database with PostGIS."""
 
+import io
 import os
 import re
 import tempfile
@@ -249,7 +250,12 @@ def _copy_out(
     parameters: Mapping[str, object] | None,
 ) -> pa.Table:
     with tempfile.SpooledTemporaryFile(ANSWER_BYTES) as answer:
-        _copy_to(answer, cursor, query, parameters)
+        # The rows come one by one, for which a spooled file alone is slow.
+        writer = io.BufferedWriter(answer, ANSWER_BYTES)
+        try:
+            _copy_to(writer, cursor, query, parameters)
+        finally:
+            writer.detach()
         if not answer.tell():
             return schema.empty_table()
         answer.seek(0)
