@@ -289,11 +289,13 @@ def qgis(city_name: str) -> None:
     from vsvi_assets.database.dataset import require_selection
 
     city = find_city(city_name)
-    settings = start_postgis()
+    # QGIS gets photographs in an object store from the server of the reports.
+    in_object_store = in_store(city.sequences_folder)
+    settings = start_all().settings if in_object_store else start_postgis()
     require_selection(project_database(settings), city)
     city.qgis_project_path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(city.qgis_project_path) as file:
-        file.write(qgis_project(city, settings.postgres_url).encode())
+        file.write(qgis_project(city, settings.postgres_url, settings.pages_url).encode())
     command = f"qgis {shlex.quote(str(city.qgis_project_path))}"
     if settings.postgres_url is None:
         service_file = LocalPostgis(settings.machine_dir).service_file

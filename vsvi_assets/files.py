@@ -12,14 +12,22 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 from vsvi_assets import store
 from vsvi_assets.store import DataPath, in_store
+
+STORE_READERS = 16
+"""Objects that are read at a time where many are."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 PART_SUFFIX = ".part"
 NO_LIMIT = "object store: no limit known"
@@ -319,6 +327,21 @@ def remove_folder(folder: DataPath) -> None:
         return
     for name, _ in store.objects_below(folder):
         (folder / name).unlink()
+
+
+def each_in_turn(
+    folder: DataPath, work: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """Yield what becomes of each item, in order: in an object store, whose answers take a while,
+    several are at work at a time.
+    """
+    if not in_store(folder):
+        yield from map(work, items)
+        return
+    remaining = iter(items)
+    with ThreadPoolExecutor(STORE_READERS) as pool:
+        while batch := list(islice(remaining, 10 * STORE_READERS)):
+            yield from pool.map(work, batch)
 
 
 def update_lines(path: DataPath, *, added: Iterable[str], removed: Iterable[str]) -> None:

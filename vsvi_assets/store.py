@@ -91,9 +91,13 @@ class StoreError(OSError):
 
 
 class StoreRefusedError(Exception):
-    """The object store refuses what is asked of it, however often."""
+    """The object store refuses what is asked of it, however often: why, and what to do."""
 
     may_pass = False
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.reason, self.advice = reason, advice
 
 
 @dataclass(frozen=True)
@@ -348,8 +352,9 @@ class Client:
                         return request(store)
                 except StoreError:
                     raise StoreRefusedError(
-                        f"{error} Check that the bucket {self.bucket} exists, and that the keys "
-                        "may list it."
+                        str(error),
+                        f"Check that the bucket {self.bucket} exists, and that the keys may list "
+                        "it.",
                     ) from None
 
         return self.ask(key, listing)
@@ -373,13 +378,14 @@ class Client:
             yield
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise StoreRefusedError(
-                f"{url}: {self._server} refuses the keys ({_said(error)}). Check AWS_ACCESS_KEY_ID "
-                "and AWS_SECRET_ACCESS_KEY, and that they may read, write and list there."
+                f"{url}: {self._server} refuses the keys ({_said(error)}).",
+                "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may read, write "
+                "and list there.",
             ) from None
         except FileNotFoundError:
             if missing:
                 raise StoreRefusedError(
-                    f"{url}: {missing}. Make it, or correct VSVI_DATA_DIR."
+                    f"{url}: {missing}.", "Make it, or correct VSVI_DATA_DIR."
                 ) from None
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
         except BaseError as error:

@@ -19,7 +19,7 @@ from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.locks import advisory_lock
 from vsvi_assets.database.replacement import mark_as_own, own_table
 from vsvi_assets.database.schema import PHOTOGRAPHS
-from vsvi_assets.files import update_lines
+from vsvi_assets.files import each_in_turn, update_lines
 from vsvi_assets.photographs.inventory import (
     Inventory,
     compare_with_store,
@@ -307,8 +307,12 @@ def quality_of_selected(postgis: Postgis, city: City) -> pa.Table:
 
 def _fill(cursor: psycopg2.extensions.cursor, city: City) -> None:
     rows: list[Photograph] = []
-    for sequence_id in sequences_on_disk(city.sequences_folder):
-        sidecar = known_images(sequence_folder(city.sequences_folder, sequence_id))
+    folder = city.sequences_folder
+
+    def read(sequence_id: str) -> tuple[str, Sidecar]:
+        return sequence_id, known_images(sequence_folder(folder, sequence_id))
+
+    for sequence_id, sidecar in each_in_turn(folder, read, sequences_on_disk(folder)):
         if (sidecar.services or SERVICES_WITHOUT_MARK) == city.services:
             rows += photographs_of(sequence_id, sidecar)
         if len(rows) >= BATCH_ROWS:

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vsvi_assets.files import PART_SUFFIX, DataPath, Entry, entries_in
+from vsvi_assets.files import PART_SUFFIX, DataPath, Entry, each_in_turn, entries_in
 from vsvi_assets.photographs.errors import InvalidSidecarError
 from vsvi_assets.photographs.inventory import sequences_on_disk
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME, image_path, read_sidecar, sha256_of
@@ -37,6 +37,13 @@ class Verification:
     unlisted: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: "Verification") -> None:
+        """Add what was found in another folder."""
+        self.photographs += other.photographs
+        self.differences += other.differences
+        self.unlisted += other.unlisted
+        self.others += other.others
+
 
 def verify_photographs(seqdir: DataPath) -> Verification:
     """Read every photograph below `seqdir` that a sidecar lists, and compare its SHA-256.
@@ -47,19 +54,26 @@ def verify_photographs(seqdir: DataPath) -> Verification:
         When an object store does not give what it has.
     """
     found = Verification()
-    for sequence_id in sequences_on_disk(seqdir):
-        try:
-            _verify_folder(found, seqdir / sequence_id)
-        except InvalidSidecarError as error:
-            found.differences.append(str(error))
-        except StoreError:
-            raise
-        except OSError as error:
-            found.differences.append(f"{sequence_id}: cannot be read ({error.strerror})")
+    sequence_ids = sequences_on_disk(seqdir)
+    for part in each_in_turn(seqdir, lambda name: _verify_folder(seqdir / name), sequence_ids):
+        found.add(part)
     return found
 
 
-def _verify_folder(found: Verification, folder: DataPath) -> None:
+def _verify_folder(folder: DataPath) -> Verification:
+    found = Verification()
+    try:
+        _verify_photographs(found, folder)
+    except InvalidSidecarError as error:
+        found.differences.append(str(error))
+    except StoreError:
+        raise
+    except OSError as error:
+        found.differences.append(f"{folder.name}: cannot be read ({error.strerror})")
+    return found
+
+
+def _verify_photographs(found: Verification, folder: DataPath) -> None:
     listed, entries = read_sidecar(folder).images, entries_in(folder)
     for image in listed.values():
         path = image_path(folder, image.id)

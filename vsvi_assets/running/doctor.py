@@ -133,8 +133,7 @@ def _object_store(data_dir: DataPath) -> Finding:
         listed = probe.name in entries_in(probe.parent)
         probe.unlink()
     except StoreRefusedError as error:
-        text, _, fix = str(error).partition(". ")
-        return Finding(Verdict.BAD, "object store", text, fix or None)
+        return Finding(Verdict.BAD, "object store", error.reason, error.advice)
     except StoreError as error:
         return Finding(
             Verdict.BAD,

@@ -10,6 +10,7 @@ from psycopg2.extensions import parse_dsn
 
 from vsvi_assets.city import City
 from vsvi_assets.database.server import SERVICE
+from vsvi_assets.views.links import photographs_link
 
 OUTLINE_TOLERANCE = 1e-5
 """Degrees by which the outline of the city's area may differ on the map."""
@@ -17,7 +18,7 @@ OUTLINE_TOLERANCE = 1e-5
 CONNECTION_KEYS = ("service", "host", "port", "dbname", "user", "sslmode")
 
 
-def qgis_project(city: City, postgres_url: str | None) -> str:
+def qgis_project(city: City, postgres_url: str | None, pages_url: str | None = None) -> str:
     """Return a project for QGIS 3.22 or newer, in QGIS's own XML (.qgs).
 
     Map and layers are in the city's projected CRS, so that QGIS converts no coordinates.
@@ -27,6 +28,8 @@ def qgis_project(city: City, postgres_url: str | None) -> str:
     postgres_url
         Address of the database, whose password is left out: QGIS asks for it. None: the
         project's own server, as the service `vsvi` of its pg_service.conf.
+    pages_url
+        The server of the reports, from which QGIS gets photographs that are in an object store.
     """
     crs = pyproj.CRS.from_epsg(city.projected_srid)
     to_crs = pyproj.Transformer.from_crs(4326, crs, always_xy=True)
@@ -38,7 +41,7 @@ def qgis_project(city: City, postgres_url: str | None) -> str:
         "outline": shapely.to_wkt(
             shapely.simplify(city.area.outline, OUTLINE_TOLERANCE).boundary, rounding_precision=6
         ),
-        "sequences": city.sequences_folder.as_uri(),
+        "sequences": photographs_link(city, pages_url),
         "srid": city.projected_srid,
         "wkt": crs.to_wkt(),
         "xmin": xmin,

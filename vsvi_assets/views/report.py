@@ -33,9 +33,7 @@ from vsvi_assets.database.queries import (
     points_without_good_image,
     street_lines,
 )
-from vsvi_assets.files import DataPath, in_store
 from vsvi_assets.photographs.inventory import Inventory
-from vsvi_assets.store import address_of
 
 ON_DISK, GAP, MISSING, UNAVAILABLE, NOT_GOOD_ENOUGH = range(5)
 """What a street point has: a photograph, none near it, one yet to come, one that is gone, and only
@@ -100,18 +98,6 @@ class CoverageReport:
     unavailable: int
     images: int
     inventory: Inventory
-
-
-def report_link(city: City, pages_url: str | None) -> str:
-    """Return the address of a city's coverage report: of the file itself where none serves it."""
-    if pages_url is None:
-        return city.coverage_report_path.as_uri()
-    return pages_url + quote(page_path(city.coverage_report_path))
-
-
-def page_path(path: DataPath) -> str:
-    """Return where on the server of the reports a file is: at its own path, or below its bucket."""
-    return f"/{address_of(path)}" if in_store(path) else os.path.normpath(path)
 
 
 def make_report(city: City, postgis: Postgis) -> CoverageReport:

@@ -14,7 +14,7 @@ import requests
 from click.testing import CliRunner
 from dagster import DagsterRunStatus
 
-from vsvi_assets.city import City
+from vsvi_assets.city import City, CityFileError
 from vsvi_assets.cli import main
 from vsvi_assets.database.photographs import rebuild_photographs, take_inventory
 from vsvi_assets.database.tables import selected_images_of, selected_sequences
@@ -25,7 +25,9 @@ from vsvi_assets.photographs.verification import verify_photographs
 from vsvi_assets.running.doctor import examine
 from vsvi_assets.running.pages import Pages
 from vsvi_assets.sandbox import Fault, Faults
-from vsvi_assets.views.report import report_link
+from vsvi_assets.settings import Settings
+from vsvi_assets.store import address_of, objects_below
+from vsvi_assets.views.links import report_link
 from vsvi_assets.views.status import city_status, status_lines
 from vsvi_assets_tests.object_store import (
     KEY,
@@ -64,6 +66,13 @@ def run(*arguments: str) -> str:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def use_postgres_instance(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands and other processes find Dagster's storage."""
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", os.environ["VSVI_POSTGRES_URL"])
+    monkeypatch.setenv("DAGSTER_HOME", str(project.folder))
+    shutil.copy(Path(__file__).parents[2] / "dagster.yaml", project.folder)
 
 
 def test_the_same_photographs_as_on_disk_and_each_fetched_once(
@@ -106,9 +115,7 @@ def test_killed_runs_leave_whole_photographs_and_no_files(
     project_in_store: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, stats = project_in_store, project_in_store.sandbox.stats
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", os.environ["VSVI_POSTGRES_URL"])
-    monkeypatch.setenv("DAGSTER_HOME", str(project.folder))
-    shutil.copy(Path(__file__).parents[2] / "dagster.yaml", project.folder)
+    use_postgres_instance(project, monkeypatch)
     city = project.write_city(selection="all")
     project.sandbox.latency = 0.1
     with killed_runs(project) as runs:
@@ -272,8 +279,11 @@ def test_ids_that_fail_are_listed(project_in_store: Project) -> None:
     assert city.failed_image_ids_path.read_text() == ""
 
 
-def test_every_command_works_on_it(project_in_store: Project) -> None:
+def test_every_command_works_on_it(
+    project_in_store: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = project_in_store
+    use_postgres_instance(project, monkeypatch)
     city = project.write_city()
     assert project.run_city(city, plan_only=True).success
     result = project.run_city(city)
@@ -286,7 +296,8 @@ def test_every_command_works_on_it(project_in_store: Project) -> None:
         "status", "town", "--verify"
     )
     run("qgis", "town")
-    assert city.qgis_project_path.is_file()
+    pictures = f"{project.settings.pages_url}/{address_of(city.sequences_folder)}"
+    assert pictures in city.qgis_project_path.read_text(encoding="utf-8")
     run("export", "town", "--format", "gpkg")
     assert (city.folder / "dataset.gpkg").read_bytes().startswith(b"SQLite")
     run("freeze", "town", "--output", str(project.folder / "frozen"))
@@ -295,6 +306,55 @@ def test_every_command_works_on_it(project_in_store: Project) -> None:
     refused = CliRunner().invoke(main, ["percept", "town"])
     assert refused.exit_code == 1
     assert "vsvi freeze town" in refused.output
+
+
+def test_another_worker_fetches_nothing_twice(
+    project_in_store: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project = project_in_store
+    city = project.write_city()
+    assert project.run_city(city).success
+    asked = dict(project.sandbox.stats.requests)
+    # Another machine has the same database, store and city files, and no file of this one.
+    os.chdir(tmp_path_factory.mktemp("another-machine"))
+    assert project.run_city(city).success
+    assert project.sandbox.stats.requests == asked
+    assert not list(Path().iterdir())
+
+
+def test_the_doctor_says_what_is_wrong_with_a_store(
+    project_in_store: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finding() -> str:
+        [found] = [
+            each
+            for each in examine(Settings.from_environment())
+            if (each.subject == "object store")
+        ]
+        return str(found)
+
+    data_dir = os.environ["VSVI_DATA_DIR"]
+    assert finding().startswith(f"✓ object store       {data_dir}, at http://127.0.0.1:")
+    assert not list(objects_below(project_in_store.settings.data_dir))
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        assert "refuses the keys" in finding()
+        assert "→ Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in finding()
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        assert "✗ object store       http://127.0.0.1:9 cannot be reached" in finding()
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", READER)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", READERS_SECRET)
+        patch.setenv("VSVI_DATA_DIR", "s3://no-such-bucket/data")
+        assert "✗ object store       s3://no-such-bucket/data" in finding()
+
+
+def test_folders_outside_of_the_store_are_refused(project_in_store: Project) -> None:
+    for key in ("seqdir", "tile_cache_dir", "failed_imgid_file"):
+        for path in ("/photographs", "~/photographs", "../photographs"):
+            with pytest.raises(CityFileError, match=f"{key} = .*the object store s3://"):
+                project_in_store.write_city(**{key: path})
 
 
 def test_the_report_and_its_photographs_are_served(project_in_store: Project) -> None:

@@ -24,8 +24,9 @@ from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.orchestration.sequence_partitions import sequence_statuses
 from vsvi_assets.photographs.inventory import file_sizes
 from vsvi_assets.settings import Settings
+from vsvi_assets.views.links import report_link
 from vsvi_assets.views.pictures import contact_sheet, markdown_picture
-from vsvi_assets.views.report import CoverageReport, Covered, make_report, report_link
+from vsvi_assets.views.report import CoverageReport, Covered, make_report
 
 THUMBNAILS = 20
 """How many photographs a contact sheet shows at most."""
