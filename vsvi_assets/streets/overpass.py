@@ -406,20 +406,24 @@ class _Cache:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(self.part / "answers")
-        remove_folder(self.folder)
         if in_store(self.folder):
             # By its request an answer counts as complete.
+            (self.folder / "request.json").unlink(missing_ok=True)
+            remove_folder(self.folder)
             copy_files(self.part / "answers", self.folder / "answers")
             copy_file(self.part / "request.json", self.folder / "request.json")
             remove_folder(self._saved_part)
         else:
+            remove_folder(self.folder)
             self.part.rename(self.folder)
             sync_folder(self.folder.parent)
 
     def save_part(self) -> None:
         """Keep what has come of a download that failed, for the next attempt."""
-        if self._saved_part != self.part and self.part.exists():
-            copy_files(self.part, self._saved_part)
+        if self._saved_part != self.part:
+            remove_folder(self._saved_part)
+            if self.part.exists():
+                copy_files(self.part, self._saved_part)
 
     def remove_part(self) -> None:
         """Delete what has come of a download."""

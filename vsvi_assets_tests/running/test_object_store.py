@@ -322,6 +322,27 @@ def test_another_worker_fetches_nothing_twice(
     assert not list(Path().iterdir())
 
 
+def test_parts_of_the_streets_that_came_are_kept(
+    project_in_store: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, stats = project_in_store, project_in_store.sandbox.stats
+    monkeypatch.setenv("VSVI_OVERPASS_AREA", "1")
+    monkeypatch.setenv("VSVI_RETRY_DELAY", "3600")
+    box = {"west": 5.19, "south": 52.51, "east": 5.22, "north": 52.53}
+    city = project.write_city(bounding_box=box)
+    project.sandbox.faults = Faults(overpass={Fault.OUT_OF_MEMORY: 0.5}, seed=2)
+    assert not project.materialize(city, "street_points", raise_on_error=False).success
+    kept = [name for name, _ in objects_below(project.settings.data_dir) if "answers" in name]
+    failed = stats.requests["overpass"] - len(kept)
+    assert kept
+    assert failed
+    project.sandbox.faults = Faults()
+    assert project.materialize(city, "street_points").success
+    names = [name for name, _ in objects_below(project.settings.data_dir) if "answers" in name]
+    assert stats.requests["overpass"] == len(names) + failed
+    assert not any(".part" in name for name in names)
+
+
 def test_the_doctor_says_what_is_wrong_with_a_store(
     project_in_store: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
