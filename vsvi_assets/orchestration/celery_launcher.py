@@ -18,7 +18,7 @@ from vsvi_assets.orchestration.dagster_internals import (
     LaunchRunContext,
     WorkerStatus,
 )
-from vsvi_assets.orchestration.launcher import health_of_command
+from vsvi_assets.orchestration.launcher import end_runs, health_of_command
 
 ANSWER_SECONDS = 2.0
 """For how long a worker's answer is waited for."""
@@ -36,7 +36,7 @@ meanwhile (https://docs.celeryq.dev/projects/kombu, `Connection.ensure_connectio
 LAUNCH_SECONDS = 50.0
 """For how long a launch waits for Redis: less than `start_timeout_seconds` in dagster.yaml."""
 
-END_SECONDS = 3.0
+END_SECONDS = 2.0
 """For how long *Terminate* waits for a run to end by itself."""
 
 
@@ -93,7 +93,7 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
         while run and not run.is_finished:
             # Who has not begun, was only being loaded, or is lost, does not report its own end.
             if run.status == DagsterRunStatus.STARTING or time.monotonic() > deadline:
-                self._instance.report_run_canceled(run)
+                end_runs(self._instance, [run_id])  # which frees its place in the pool too
             time.sleep(0.1)
             run = self._instance.get_run_by_id(run_id)
         return True
