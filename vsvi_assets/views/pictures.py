@@ -316,7 +316,7 @@ def _chart(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label, color=INK)
     axes.tick_params(colors=INK)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
 

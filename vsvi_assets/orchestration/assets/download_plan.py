@@ -120,7 +120,7 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
             seconds(plan.bytes),
             f"{seconds(plan.bytes_low)} to {seconds(plan.bytes_high)}, at the rate of the sample",
         ),
-        ("requests for links", f"{plan.link_requests:,}", "at most 10,000 a minute are allowed"),
+        ("requests for links", f"{plan.link_requests:,}", "at most 10,000 per minute are allowed"),
         ("tile requests of a refresh", f"{requests:,}", plan.tile_state.summary(requests)),
         *(
             [("heading requests of a refresh", f"{corrections.heading_requests:,}", plan.headings)]
