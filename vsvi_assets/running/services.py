@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from vsvi_assets.city import City, PlaceNotLookedUpError
 from vsvi_assets.database.server import LocalPostgis
@@ -61,9 +62,17 @@ def user_environment() -> dict[str, str]:
     Raises
     ------
     ServiceError
-        When `.env` cannot be read.
+        When `.env` cannot be read, or has a line that is no setting.
     """
-    text = _BLOCK.sub("", _env_text())
+    text = _env_text()
+    for line in parse_stream(StringIO(text)):
+        # What the line says is not repeated: it may be a token.
+        if line.error:
+            raise ServiceError(
+                f"{ENV_FILE.absolute()}: line {line.original.line} is no setting. Write it as "
+                "NAME=value, with quotes around a value that has spaces, or begin it with #."
+            )
+    text = _BLOCK.sub("", text)
     in_file = {name: value for name, value in dotenv_values(stream=StringIO(text)).items() if value}
     return in_file | os.environ
 

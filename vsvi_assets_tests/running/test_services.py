@@ -231,6 +231,19 @@ def test_a_server_that_ignores_a_signal_is_ended(
     process.stdout.close()
 
 
+@pytest.mark.parametrize("line", ["MLY|a token without a name", "VSVI_CONTACT='me@example.org"])
+def test_a_line_of_env_that_is_no_setting_is_named_and_not_repeated(
+    folder: Path, line: str
+) -> None:
+    start_all(user_environment() | ELSEWHERE, [])
+    with (folder / ".env").open("a") as file:
+        file.write(f"VSVI_TILES_PER_MINUTE=20\n{line}\n")
+    at = len((folder / ".env").read_text().splitlines())
+    with pytest.raises(ServiceError, match=rf"\.env: line {at} is no setting") as raised:
+        user_environment()
+    assert line not in str(raised.value)
+
+
 @pytest.mark.parametrize("command", ["pages", "sandbox"])
 def test_a_server_comes_back_to_its_port_unless_that_is_taken(folder: Path, command: str) -> None:
     server = services._Server(command, folder / "data")
