@@ -205,7 +205,7 @@ def test_a_layer_of_lines_is_a_street_network(tmp_path: Path, name: str, crs: in
     ("geometry", "osmid", "said"),
     [
         (shapely.box(4, 52, 4.1, 52.1), 1, "there is a Polygon among them"),
-        (shapely.LineString([(4, 52), (4.1, 52)]), "a1", "Unable to parse string"),
+        (shapely.LineString([(4, 52), (4.1, 52)]), "a1", "osmid must be a whole number, and is a1"),
     ],
 )
 def test_what_is_no_street_is_refused(
