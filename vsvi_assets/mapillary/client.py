@@ -465,9 +465,11 @@ class Mapillary:
     ) -> None:
         """Raise what the answer means, unless it is good."""
         status, headers = response.status_code, response.headers
-        if service != Service.IMAGES:  # which is not shown the token
-            body = self._token.hidden_in(body.decode("latin-1")).encode("latin-1")
         error = answer_error(service, status, headers, body, asked_for)
+        if error and service != Service.IMAGES:  # which is not shown the token
+            # Only what is reported: a good answer has megabytes, through which to look takes long.
+            body = self._token.hidden_in(body.decode("latin-1")).encode("latin-1")
+            error = answer_error(service, status, headers, body, asked_for)
         if isinstance(error, ThrottledError):
             self._paces[service].pause(error.retry_after or self._backoff)
         if isinstance(error, TileNotFoundError) and self.tile_gate:
