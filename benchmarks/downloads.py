@@ -18,7 +18,7 @@ from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import take_inventory
 from vsvi_assets.database.replacement import replace_tables
 from vsvi_assets.database.tables import SELECTION_SCHEMA, selected_images_table
-from vsvi_assets.files import DiskGuard
+from vsvi_assets.files import DataPath, DiskGuard
 from vsvi_assets.mapillary.client import IMAGES_PER_REQUEST, Mapillary
 from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
 from vsvi_assets.photographs.sidecar import ImageRecord, Sidecar, image_path, write_sidecar
@@ -66,7 +66,11 @@ def client(environment: Mapping[str, str]) -> Mapillary:
 
 
 def project_downloads(
-    clock: Clock, environment: Mapping[str, str], folder: Path, sequences: int, per_sequence: int
+    clock: Clock,
+    environment: Mapping[str, str],
+    folder: DataPath,
+    sequences: int,
+    per_sequence: int,
 ) -> None:
     folder.mkdir(exist_ok=True)
     before = requests_made(environment)

@@ -8,7 +8,6 @@ from pathlib import Path
 from benchmarks.downloads import (
     LATENCY,
     PHOTOGRAPH_BYTES,
-    client,
     ids_of,
     jobs,
     project_downloads,
@@ -18,8 +17,7 @@ from benchmarks.measure import Clock, Measured, in_turn, measure
 from benchmarks.surroundings import emptied, serving
 from benchmarks.table import Row, megabytes, seconds
 from vsvi_assets.bucket import store_path
-from vsvi_assets.files import DiskGuard, atomic_write
-from vsvi_assets.photographs.downloads import download_sequences
+from vsvi_assets.files import atomic_write
 from vsvi_assets.photographs.inventory import compare_with_store
 from vsvi_assets.photographs.states import State
 from vsvi_assets_tests.object_store import running_object_store
@@ -37,18 +35,7 @@ def store_downloads(
 ) -> None:
     folder = store_path(url, store)
     folder.exists()  # so that the client is made
-    fetched = 0
-    with clock:
-        for result in download_sequences(
-            client(environment),
-            jobs(sequences, per_sequence),
-            folder,
-            size="original",
-            services="mapillary",
-            guard=DiskGuard(folder, 0),
-        ):
-            fetched += result.fetched_images
-    clock.facts = {"fetched": fetched}
+    project_downloads(clock, environment, folder, sequences, per_sequence)
 
 
 def store_inventory(
