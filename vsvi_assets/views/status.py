@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -46,14 +47,21 @@ def city_status(city: City, postgis: Postgis) -> CityStatus:
     """Count what a city has."""
     times = [entry.stat().st_mtime for entry in city.stored_tiles().values()]
     selected = row_count(postgis, city, SELECTED_IMAGES) is not None
+    inventory = without_image = None
+    if selected:
+        # The server looks for points while the folders are listed here.
+        with ThreadPoolExecutor(1) as pool:
+            counting = pool.submit(count_points_without_image, postgis, city)
+            inventory = take_inventory(city, postgis)
+            without_image = counting.result()
     return CityStatus(
         street_points=row_count(postgis, city, STREET_POINTS),
-        points_without_image=count_points_without_image(postgis, city) if selected else None,
+        points_without_image=without_image,
         tiles=len(city.tile_keys),
         tiles_on_disk=len(times),
         tiles_refreshed=datetime.fromtimestamp(max(times), UTC) if times else None,
         images=row_count(postgis, city, IMAGES),
-        inventory=take_inventory(city, postgis) if selected else None,
+        inventory=inventory,
         oversized=count_oversized(postgis, city) if selected else 0,
         quality=measured_quality(postgis, city) if selected and city.quality else None,
         points_without_good_image=len(points_without_good_image(postgis, city))
