@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,30 @@ ServicesName = Literal["mapillary", "sandbox"]
 
 PROJECT_PAGE = "https://github.com/Spatial-Data-Science-and-GEO-AI-Lab"
 """Where those who run a service find the makers of this program."""
+
+NAMES = (
+    "VSVI_BLOCK_HOURS",
+    "VSVI_BROKER_PASSWORD_FILE",
+    "VSVI_BROKER_URL",
+    "VSVI_CITIES_DIR",
+    "VSVI_CONTACT",
+    "VSVI_DAGSTER_DIR",
+    "VSVI_DATA_DIR",
+    "VSVI_LOGS_BUCKET",
+    "VSVI_NOTIFY_EMAIL",
+    "VSVI_NOTIFY_WEBHOOK",
+    "VSVI_OVERPASS_AREA",
+    "VSVI_OVERPASS_MEMORY",
+    "VSVI_PAGES_URL",
+    "VSVI_POSTGRES_URL",
+    "VSVI_RETRY_DELAY",
+    "VSVI_SANDBOX_URL",
+    "VSVI_SEQUENCES_PER_RUN",
+    "VSVI_SMTP_URL",
+    "VSVI_TILES_PER_DAY",
+    "VSVI_TILES_PER_MINUTE",
+)
+"""The variables named after this project, in whichever module they are read."""
 
 SANDBOX_TOKEN = "MLY|sandbox|0123456789abcdef"
 SANDBOX_TILES_PER_MINUTE = 60_000
@@ -161,9 +186,11 @@ class Settings:
         Raises
         ------
         SettingError
-            When a variable holds what it should not; the message names it.
+            When a variable holds what it should not, or its name looks like that of another one;
+            the message names it.
         """
         environ = os.environ if environment is None else environment
+        _check_names(environ)
         return cls(
             cities_dir=_path(environ, "VSVI_CITIES_DIR", "cities"),
             data_dir=_data_path(environ),
@@ -285,6 +312,14 @@ def _notifications(environ: Mapping[str, str]) -> NotificationSettings:
             )
     webhook_url = _url(environ, "VSVI_NOTIFY_WEBHOOK", "") or None
     return NotificationSettings(webhook_url, email, smtp_url)
+
+
+def _check_names(environ: Mapping[str, str]) -> None:
+    """Refuse names that are nearly those of settings, whose values would go unnoticed."""
+    for name in environ:
+        close = get_close_matches(name, NAMES, n=1, cutoff=0.85) if name.startswith("VSVI_") else []
+        if close and name not in NAMES:
+            raise SettingError(f"{name} is no setting: did you mean {close[0]}?")
 
 
 def _path(environ: Mapping[str, str], name: str, default: str) -> Path:

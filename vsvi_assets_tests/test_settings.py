@@ -1,10 +1,12 @@
 """Settings from the environment, as users write them."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from vsvi_assets.settings import (
+    NAMES,
     SandboxMissingError,
     SettingError,
     Settings,
@@ -100,3 +102,15 @@ def test_every_request_says_whom_to_contact() -> None:
 def test_a_wrong_value_is_named(name: str, value: str) -> None:
     with pytest.raises(SettingError, match=f"{name} = "):
         settings(**{name: value})
+
+
+def test_a_name_that_is_nearly_a_settings_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"VSVI_DATADIR is no setting.*VSVI_DATA_DIR\?"):
+        settings(VSVI_DATADIR="/mnt/large")
+    assert settings(VSVI_USER="1000:1000").data_dir == Path("data").absolute()
+
+
+def test_the_names_are_those_of_the_example() -> None:
+    example = Path(__file__).parents[1] / ".env.example"
+    named = re.findall(r"^#(VSVI_[A-Z_]+)=", example.read_text(), re.MULTILINE)
+    assert sorted(named) == list(NAMES)
