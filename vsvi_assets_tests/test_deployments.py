@@ -1,8 +1,6 @@
 """What the deployments on many machines promise, as far as it can be read from their files."""
 
-import importlib
 import json
-import re
 import runpy
 from configparser import ConfigParser
 from pathlib import Path
@@ -10,15 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from dagster import Shape
-from dagster._config import validate_config
-
-from vsvi_assets.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "deploy/celery/compose.yaml").read_text(encoding="utf-8"))
 OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
-VALUES = yaml.safe_load((ROOT / "deploy/kubernetes/values.yaml").read_text(encoding="utf-8"))
 BOUNDS = {
     "concurrency.runs.tag_concurrency_limits",
     "concurrency.pools.default_limit",
@@ -28,13 +21,6 @@ BOUNDS = {
     "run_retries.max_retries",
 }
 """The keys of dagster.yaml that differ from one machine to many."""
-
-
-def environment_of_kubernetes() -> dict[str, Any]:
-    """Return what the containers have in their environment: texts, and references to secrets."""
-    return {
-        each["name"]: each.get("value", each.get("valueFrom")) for each in VALUES["x-environment"]
-    }
 
 
 def instance_of(path: str) -> dict[str, Any]:
@@ -72,86 +58,6 @@ def test_no_more_runs_are_launched_than_there_are_workers() -> None:
     assert concurrency["pools"]["default_limit"] == workers
     [limit] = concurrency["runs"]["tag_concurrency_limits"]
     assert limit["limit"] == workers
-
-
-def test_kubernetes_differs_from_them_in_launcher_logs_and_bounds_alone() -> None:
-    local, daemon = instance_of("dagster.yaml"), VALUES["dagsterDaemon"]
-    # As the chart writes it into its dagster.yaml.
-    monitoring = daemon["runMonitoring"]
-    rendered = {
-        **VALUES["additionalInstanceConfig"],
-        "telemetry": VALUES["telemetry"],
-        "retention": {
-            "sensor": {"purge_after_days": VALUES["retention"]["sensor"]["purgeAfterDays"]},
-            "auto_materialize": {
-                "purge_after_days": VALUES["retention"]["autoMaterialize"]["purgeAfterDays"]
-            },
-        },
-        "run_monitoring": {
-            "enabled": monitoring["enabled"],
-            "start_timeout_seconds": monitoring["startTimeoutSeconds"],
-            "cancel_timeout_seconds": monitoring["cancelTimeoutSeconds"],
-            "free_slots_after_run_end_seconds": monitoring["freeSlotsAfterRunEndSeconds"],
-            "poll_interval_seconds": monitoring["pollIntervalSeconds"],
-        },
-        **{
-            name: {
-                "use_threads": daemon[name]["useThreads"],
-                "num_workers": daemon[name]["numWorkers"],
-            }
-            for name in ("schedules", "sensors")
-        },
-    }
-    assert monitoring["maxResumeRunAttempts"] == 0
-    assert daemon["runCoordinator"]["enabled"] is daemon["runRetries"]["enabled"] is False
-    assert differences(local, rendered) == {
-        # Of the chart's own making.
-        "storage",
-        "local_artifact_storage",
-        "compute_logs",
-        "run_launcher",
-        "concurrency.runs.max_concurrent_runs",
-        *BOUNDS,
-    }
-
-
-def test_values_of_kubernetes_name_secrets_and_hold_none() -> None:
-    for name, value in environment_of_kubernetes().items():
-        if isinstance(value, str):
-            assert not re.search("//[^/@]*:[^/@]*@", value), name  # a password in an address
-        if re.search("password|token|credentials|secret|key", name, re.IGNORECASE):
-            assert isinstance(value, dict) or value.startswith("/secrets/"), name
-    assert VALUES["generatePostgresqlPasswordSecret"] is False
-    assert "postgresqlPassword" not in VALUES["postgresql"]
-    [code] = VALUES["dagster-user-deployments"]["deployments"]
-    for deployment in (code, VALUES["dagsterWebserver"], VALUES["dagsterDaemon"]):
-        assert deployment["podSecurityContext"]["runAsNonRoot"] is True
-        assert deployment["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert deployment["resources"].keys() == {"requests", "limits"}
-
-
-def test_settings_of_kubernetes_are_those_of_this_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("obstore", reason="the extra [s3] is not installed")
-    for name, value in environment_of_kubernetes().items():
-        if isinstance(value, str):
-            monkeypatch.setenv(name, value)
-    credentials = tmp_path / "credentials"
-    credentials.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
-    settings = Settings.from_environment()
-    assert str(settings.data_dir) == "s3://vsvi/data"
-    assert str(settings.cities_dir) == "/cities"
-    assert str(settings.token_file) == "/secrets/mapillary_token"
-
-
-def test_the_launcher_of_kubernetes_takes_its_settings() -> None:
-    pytest.importorskip("dagster_k8s", reason="the extra [k8s] is not installed")
-    custom = VALUES["runLauncher"]["config"]["customRunLauncher"]
-    launcher = getattr(importlib.import_module(custom["module"]), custom["class"])
-    config = validate_config(Shape(launcher.config_type()), custom["config"])
-    assert config.success, config.errors
 
 
 def test_workers_share_no_folder() -> None:
