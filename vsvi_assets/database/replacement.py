@@ -3,8 +3,10 @@
 import io
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import psycopg2.errors
 import psycopg2.extensions
@@ -159,19 +161,20 @@ def _build(cursor: psycopg2.extensions.cursor, schema: str, new: NewTable) -> in
     table, name = new.table, sql.Identifier(schema, new.table.name)
     cursor.execute(sql.SQL("CREATE TABLE {} {}").format(name, table.definition(new.city)))
     given = [column.name for column in table.columns if not column.made_of]
-    rows = _File(binary_rows(batch.select(given) for batch in new.rows))
-    try:
-        cursor.copy_expert(
-            # FREEZE: nobody has to look up later whether the rows were committed.
-            sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)").format(
-                name, sql.SQL(", ").join(map(sql.Identifier, given))
-            ),
-            rows,
-        )
-    except psycopg2.errors.QueryCanceled:
-        if rows.error:
-            raise rows.error from None
-        raise
+    with ThreadPoolExecutor(1) as pool:
+        rows = _File(binary_rows(batch.select(given) for batch in new.rows), pool)
+        try:
+            cursor.copy_expert(
+                # FREEZE: nobody has to look up later whether the rows were committed.
+                sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)").format(
+                    name, sql.SQL(", ").join(map(sql.Identifier, given))
+                ),
+                rows,
+            )
+        except psycopg2.errors.QueryCanceled:
+            if rows.error:
+                raise rows.error from None
+            raise
     count = cursor.rowcount
     for column in table.columns:
         if column.made_of:
@@ -194,21 +197,27 @@ def _build(cursor: psycopg2.extensions.cursor, schema: str, new: NewTable) -> in
 
 
 class _File(io.RawIOBase):
-    """Parts of a file that come one after the other, read from the beginning to the end."""
+    """Parts of a file that come one after the other, read from the beginning to the end.
 
-    def __init__(self, parts: Iterator[bytes]) -> None:
+    A thread of the pool makes the next part while the server takes the one before.
+    """
+
+    def __init__(self, parts: Iterator[bytes], pool: Executor) -> None:
         super().__init__()
-        self._parts = parts
+        self._make_next = partial(pool.submit, next, parts, b"")
+        self._next = self._make_next()
         self.error: BaseException | None = None
         """What kept the parts from coming; psycopg2 raises an error of its own instead."""
 
     def read(self, size: int = -1) -> bytes:
         """Return the next part, whatever its size."""
         try:
-            return next(self._parts, b"")
+            part = self._next.result()
         except BaseException as error:
             self.error = error
             raise
+        self._next = self._make_next()
+        return part
 
 
 def _add_primary_key(cursor: psycopg2.extensions.cursor, name: sql.Composable, table: Table) -> int:
