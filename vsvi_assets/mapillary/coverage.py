@@ -6,7 +6,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing
 from functools import partial
 
 import mercantile
@@ -68,8 +67,8 @@ def fetch_tiles(
     A tile that fails does not keep the others from coming. Closing the iterator stops all
     requests. No more tiles are in memory at a time than are being fetched.
 
-    Tiles are decoded in the thread that iterates: each further thread would keep the memory that
-    its largest tile took.
+    One thread decodes tiles while the thread that iterates stores others: each further thread
+    would keep the memory that its largest tile took.
 
     Parameters
     ----------
@@ -91,16 +90,17 @@ def fetch_tiles(
     RefusedTokenError, ConnectionSettingsError
         At once.
     """
-    with interruptible_workers(WORKERS) as (pool, stop), closing(CallsToThisThread()) as calls:
+    with interruptible_workers(1) as (decoder, _), interruptible_workers(WORKERS) as (pool, stop):
         yield from _Fetching(
-            client, tiles, positions, heading, not_found_pause, pool, stop, calls
+            client, tiles, positions, heading, not_found_pause, pool, stop, decoder
         ).run()
 
 
 class _Fetching:
     """The tiles that are being fetched.
 
-    All of it runs in the thread that iterates, but for the requests, which the pool makes.
+    All of it runs in the thread that iterates, but for the requests, which the pool makes, and the
+    decoding.
     """
 
     def __init__(
@@ -112,11 +112,12 @@ class _Fetching:
         not_found_pause: float,
         pool: Executor,
         stop: threading.Event,
-        calls: CallsToThisThread,
+        decoder: Executor,
     ) -> None:
         self._client, self._tiles = client, iter(tiles)
         self._positions, self._heading = positions, heading
-        self._pool, self._stop, self._calls = pool, stop, calls
+        self._pool, self._stop, self._decoder = pool, stop, decoder
+        self._calls = CallsToThisThread()
         self._not_found_pause = not_found_pause
         self._not_found: Counter[mercantile.Tile] = Counter()
         self._later: deque[tuple[float, mercantile.Tile]] = deque()
@@ -176,7 +177,7 @@ class _Fetching:
         return images
 
     def _tile_images(self, tile: mercantile.Tile, tile_set: TileSet = "mly1_public") -> TileImages:
-        return self._client.tile_images(tile, self._stop, tile_set, decoder=self._calls)
+        return self._client.tile_images(tile, self._stop, tile_set, decoder=self._decoder)
 
     def _headings(self, tile: mercantile.Tile, images: TileImages) -> dict[int, float]:
         """Ask for the corrected headings of a tile's images.

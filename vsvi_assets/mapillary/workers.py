@@ -26,6 +26,8 @@ class DaemonThreads(Executor):
 
     def __init__(self, count: int) -> None:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._is_open = True
+        self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._work, name=f"mapillary-{number}", daemon=True)
             for number in range(count)
@@ -34,13 +36,24 @@ class DaemonThreads(Executor):
             thread.start()
 
     def submit(self, task: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
-        """Run a task as soon as a thread is free."""
+        """Run a task as soon as a thread is free.
+
+        Raises
+        ------
+        RuntimeError
+            After `shutdown`, as in every executor.
+        """
         future: Future[T] = Future()
-        self._tasks.put((future, partial(task, *arguments, **options)))
+        with self._lock:
+            if not self._is_open:
+                raise RuntimeError("the threads end, and take no task any more")
+            self._tasks.put((future, partial(task, *arguments, **options)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let the threads end after the tasks that are waiting, or without them."""
+        with self._lock:
+            self._is_open = False
         with suppress(Empty):
             while cancel_futures:
                 if task := self._tasks.get_nowait():
@@ -62,44 +75,20 @@ class DaemonThreads(Executor):
             _run(*task)
 
 
-class CallsToThisThread(Executor):
+class CallsToThisThread:
     """Collects what other threads want this one to do, which does it one after the other."""
 
     def __init__(self) -> None:
-        self._calls: SimpleQueue[tuple[Callable[[], object], Future[Any] | None]] = SimpleQueue()
-        self._is_open = True
-        self._lock = threading.Lock()
-
-    def submit(self, task: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
-        """Have a task run for the thread that submits it, and waits for its result."""
-        future: Future[T] = Future()
-        run = partial(_run, future, partial(task, *arguments, **options))
-        with self._lock:
-            if self._is_open:
-                self._calls.put((run, future))
-            else:
-                future.cancel()
-        return future
+        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
 
     def call(self, task: Callable[..., object], /, *arguments: Any) -> None:
         """Have a task run whose errors are raised in this thread."""
-        self._calls.put((partial(task, *arguments), None))
+        self._calls.put(partial(task, *arguments))
 
     def run_next(self, timeout: float | None) -> None:
         """Run what comes next, for which it waits up to so many seconds."""
         with suppress(Empty):
-            run, _ = self._calls.get(timeout=timeout)
-            run()
-
-    def close(self) -> None:
-        """Cancel what was submitted and has not run, and what will be."""
-        with self._lock:
-            self._is_open = False
-        with suppress(Empty):
-            while True:
-                _, future = self._calls.get_nowait()
-                if future:
-                    future.cancel()
+            self._calls.get(timeout=timeout)()
 
 
 def _run(future: Future[T], task: Callable[[], T]) -> None:

@@ -8,8 +8,10 @@ from collections import Counter
 import mercantile
 import pytest
 
+import vsvi_assets.mapillary.client
 from vsvi_assets.mapillary.coverage import TilesFailedError, fetch_tiles
 from vsvi_assets.mapillary.errors import AddressBlockedError, TileBudgetError
+from vsvi_assets.mapillary.tiles import TileImages, decode_tile
 from vsvi_assets.sandbox import Fault, Faults, Sandbox
 from vsvi_assets_tests.mapillary.parts import (
     LAT,
@@ -54,6 +56,22 @@ def test_tiles_come_in_parallel_and_one_that_fails_does_not_keep_the_others_back
     assert set(arrived) == set(tiles) - {broken}
     assert error.value.may_pass
     assert time.monotonic() - began < 1.5
+
+
+def test_others_are_decoded_while_a_tile_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = tiles_beside(4)
+    decoded = threading.Semaphore(0)
+
+    def decode(data: bytes, tile: mercantile.Tile) -> TileImages:
+        decoded.release()
+        return decode_tile(data, tile)
+
+    monkeypatch.setattr(vsvi_assets.mapillary.client, "decode_tile", decode)
+    with service(lambda request: (200, {}, b"")) as url:
+        fetched = fetch_tiles(client_at(url), tiles)
+        first, _ = next(fetched)
+        assert all(decoded.acquire(timeout=5) for _ in tiles)
+        assert {first, *(tile for tile, _ in fetched)} == set(tiles)
 
 
 def test_a_tile_that_is_not_found_is_asked_for_again_while_others_come() -> None:

@@ -133,3 +133,10 @@ def test_leaving_by_an_exception_sets_the_event_and_drops_what_waits() -> None:
     assert len(ran) == 3
     assert sum(future.cancelled() for future in futures) == 97
     assert all(isinstance(future.exception(), StoppedError) for future in futures[:3])
+
+
+def test_threads_that_end_take_no_task_that_nobody_would_run() -> None:
+    with DaemonThreads(1) as pool:
+        pass
+    with pytest.raises(RuntimeError, match="take no task any more"):
+        pool.submit(print)
