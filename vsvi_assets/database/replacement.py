@@ -7,6 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 import psycopg2.errors
 import psycopg2.extensions
@@ -40,7 +41,8 @@ class NewTable:
     city
         Whose table it is.
     rows
-        The rows in batches, in the order of storage; consumed once, one batch in memory at a time.
+        The rows in batches, in the order of storage; consumed once, one batch in memory at a time,
+        in another thread.
         Columns that the server makes of others are not in them. Of rows with the same primary key
         one is kept: the first by longitude and latitude.
     """
@@ -48,6 +50,11 @@ class NewTable:
     table: Table
     city: City
     rows: Iterable[pa.Table]
+
+    @property
+    def given_columns(self) -> list[str]:
+        """The names of the columns that `rows` has."""
+        return [column.name for column in self.table.columns if not column.made_of]
 
 
 def replace_tables(postgis: Postgis, schema: str, new_tables: Sequence[NewTable]) -> dict[str, int]:
@@ -69,7 +76,6 @@ def replace_tables(postgis: Postgis, schema: str, new_tables: Sequence[NewTable]
         As `Postgis.transaction` does. Nothing is changed after any error.
     """
     building = f"{schema}~building"
-    counts = {}
     with postgis.transaction() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [_lock_name(schema)])
         old = {new.table.name: own_table(cursor, schema, new.table) for new in new_tables}
@@ -78,8 +84,7 @@ def replace_tables(postgis: Postgis, schema: str, new_tables: Sequence[NewTable]
                 sql.Identifier(schema), sql.Identifier(building)
             )
         )
-        for new in new_tables:
-            counts[new.table.name] = _build(cursor, building, new)
+        counts = _build(cursor, building, new_tables)
         oids = {name: oid for name, oid in old.items() if oid}
         _lock_tables(cursor, schema, oids)
         for name, oid in oids.items():
@@ -157,25 +162,48 @@ def own_table(cursor: psycopg2.extensions.cursor, schema: str, table: Table) -> 
     return int(oid)
 
 
-def _build(cursor: psycopg2.extensions.cursor, schema: str, new: NewTable) -> int:
-    table, name = new.table, sql.Identifier(schema, new.table.name)
-    cursor.execute(sql.SQL("CREATE TABLE {} {}").format(name, table.definition(new.city)))
-    given = [column.name for column in table.columns if not column.made_of]
+def _build(
+    cursor: psycopg2.extensions.cursor, schema: str, new_tables: Sequence[NewTable]
+) -> dict[str, int]:
+    """Make tables with their indexes, and return each one's number of rows.
+
+    A thread makes rows while the server is at work: the next ones of a table, and the first ones of
+    the next table, for which the indexes of the one before leave it time.
+    """
+    counts = {}
     with ThreadPoolExecutor(1) as pool:
-        rows = _File(binary_rows(batch.select(given) for batch in new.rows), pool)
-        try:
-            cursor.copy_expert(
-                # FREEZE: nobody has to look up later whether the rows were committed.
-                sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)").format(
-                    name, sql.SQL(", ").join(map(sql.Identifier, given))
-                ),
-                rows,
-            )
-        except psycopg2.errors.QueryCanceled:
-            if rows.error:
-                raise rows.error from None
-            raise
-    count = cursor.rowcount
+        rows = _File(new_tables[0], pool)
+        for new, following in zip_longest(new_tables, new_tables[1:]):
+            name = sql.Identifier(schema, new.table.name)
+            count = _load(cursor, name, new, rows)
+            if following:
+                rows = _File(following, pool)
+            counts[new.table.name] = count - _finish(cursor, name, new.table)
+    return counts
+
+
+def _load(
+    cursor: psycopg2.extensions.cursor, name: sql.Composable, new: NewTable, rows: "_File"
+) -> int:
+    """Make a table of the rows; return how many they are."""
+    cursor.execute(sql.SQL("CREATE TABLE {} {}").format(name, new.table.definition(new.city)))
+    try:
+        cursor.copy_expert(
+            # FREEZE: nobody has to look up later whether the rows were committed.
+            sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary, FREEZE)").format(
+                name, sql.SQL(", ").join(map(sql.Identifier, new.given_columns))
+            ),
+            rows,
+        )
+    except psycopg2.errors.QueryCanceled:
+        if rows.error:
+            raise rows.error from None
+        raise
+    return int(cursor.rowcount)
+
+
+def _finish(cursor: psycopg2.extensions.cursor, name: sql.Composable, table: Table) -> int:
+    """Give a table its indexes and comments; return how many rows were deleted for its key."""
     for column in table.columns:
         if column.made_of:
             cursor.execute(
@@ -183,8 +211,7 @@ def _build(cursor: psycopg2.extensions.cursor, schema: str, new: NewTable) -> in
                     name, sql.Identifier(column.name)
                 )
             )
-    if table.primary_key:
-        count -= _add_primary_key(cursor, name, table)
+    deleted = _add_primary_key(cursor, name, table) if table.primary_key else 0
     for method, indexed in table.indexes:
         cursor.execute(
             sql.SQL("CREATE INDEX ON {} USING {} ({})").format(
@@ -193,17 +220,18 @@ def _build(cursor: psycopg2.extensions.cursor, schema: str, new: NewTable) -> in
         )
     mark_as_own(cursor, name, table)
     cursor.execute(sql.SQL("ANALYZE {}").format(name))
-    return count
+    return deleted
 
 
 class _File(io.RawIOBase):
-    """Parts of a file that come one after the other, read from the beginning to the end.
+    """The rows of a table as COPY takes them, read from the beginning to the end.
 
-    A thread of the pool makes the next part while the server takes the one before.
+    A thread of the pool makes the first part at once, and the next one while one is taken.
     """
 
-    def __init__(self, parts: Iterator[bytes], pool: Executor) -> None:
+    def __init__(self, new: NewTable, pool: Executor) -> None:
         super().__init__()
+        parts = binary_rows(rows.select(new.given_columns) for rows in new.rows)
         self._make_next = partial(pool.submit, next, parts, b"")
         self._next = self._make_next()
         self.error: BaseException | None = None

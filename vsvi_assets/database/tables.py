@@ -93,24 +93,30 @@ def street_points_table(
         values = points[name] if name in points else [None] * len(points)
         return pa.array(values, type_, from_pandas=True)
 
-    metres = None
-    if streets is not None and len(streets):
-        metres = metres_of_points(points, streets, city.projected_srid)
-    rows = pa.table(
-        {
-            "id": column("id", pa.int64()),
-            "osmid": column("osmid", pa.int64()),
-            "street": column("street", pa.string()),
-            "bearing": column("bearing", pa.float64()),
-            "highway": column("highway", pa.string()),
-            "place_id": column("place_id", pa.string()),
-            "place": pa.array(_places_as_json(points), pa.string()),
-            "metres": pa.array([None] * len(points) if metres is None else metres, pa.float64()),
-            "lon": points.geometry.x.to_numpy(),
-            "lat": points.geometry.y.to_numpy(),
-        }
-    )
-    return NewTable(STREET_POINTS, city, [_placed(rows)])
+    def rows() -> Iterator[pa.Table]:
+        metres = None
+        if streets is not None and len(streets):
+            metres = metres_of_points(points, streets, city.projected_srid)
+        yield _placed(
+            pa.table(
+                {
+                    "id": column("id", pa.int64()),
+                    "osmid": column("osmid", pa.int64()),
+                    "street": column("street", pa.string()),
+                    "bearing": column("bearing", pa.float64()),
+                    "highway": column("highway", pa.string()),
+                    "place_id": column("place_id", pa.string()),
+                    "place": pa.array(_places_as_json(points), pa.string()),
+                    "metres": pa.array(
+                        [None] * len(points) if metres is None else metres, pa.float64()
+                    ),
+                    "lon": points.geometry.x.to_numpy(),
+                    "lat": points.geometry.y.to_numpy(),
+                }
+            )
+        )
+
+    return NewTable(STREET_POINTS, city, rows())
 
 
 def _places_as_json(points: gpd.GeoDataFrame) -> list[str | None]:

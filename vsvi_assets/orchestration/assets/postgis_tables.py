@@ -54,10 +54,11 @@ def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
                     yield tile.images
 
             points, ways = street_points.points, street_points.streets
+            # The points are made ready while the server indexes the images.
             tables = [
                 streets_table(ways, city),
-                street_points_table(points, city, ways),
                 images_table(tiles(), city),
+                street_points_table(points, city, ways),
             ]
             if city.goes_by_corrections:
                 tables.append(corrections_table(corrections, city))
