@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
-from xml.etree import ElementTree
+from xml.parsers import expat
 
 import geopandas as gpd
 import networkx as nx
@@ -32,6 +32,8 @@ from vsvi_assets.streets.network_types import is_street
 
 OSM_DECIMALS = 7
 """Of a degree, in which OpenStreetMap stores positions; GDAL multiplies them, which is inexact."""
+
+_BLOCK_BYTES = 65_536
 
 Floats = NDArray[np.float64]
 Lines = NDArray[np.object_]
@@ -87,7 +89,7 @@ def read_streets(
     except CityFileError as error:
         raise StreetsFileError(f"{error}.") from error
     except (
-        *(ElementTree.ParseError, gzip.BadGzipFile, zlib.error, EOFError),
+        *(expat.ExpatError, gzip.BadGzipFile, zlib.error, EOFError),
         *(nx.NetworkXException, KeyError, OverflowError, ValueError),
         *(pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError),
     ) as error:
@@ -271,27 +273,37 @@ def streets_of_elements(
 
 def _parse_extract(file: IO[bytes] | gzip.GzipFile) -> Iterator[dict[str, Any]]:
     """Read nodes and ways of OSM XML as the elements of an Overpass answer."""
-    events = ElementTree.iterparse(file, events=("start", "end"))
-    _, root = next(events)
-    for event, element in events:
-        if event == "start" or element.tag not in {"node", "way", "relation"}:
-            continue
-        if element.tag == "node" and "lat" in element.attrib:
-            yield {
-                "type": "node",
-                "id": int(element.attrib["id"]),
-                "lon": float(element.attrib["lon"]),
-                "lat": float(element.attrib["lat"]),
-            }
-        elif element.tag == "way":
-            yield {
-                "type": "way",
-                "id": int(element.attrib["id"]),
-                "nodes": [int(node.attrib["ref"]) for node in element.iterfind("nd")],
-                "tags": {tag.attrib["k"]: tag.attrib["v"] for tag in element.iterfind("tag")},
-            }
-        # Otherwise all elements would stay in memory.
-        root.clear()
+    elements: list[dict[str, Any]] = []
+    way: dict[str, Any] | None = None
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal way
+        if name == "nd":
+            if way:
+                way["nodes"].append(int(attributes["ref"]))
+        elif name == "tag":
+            if way:
+                way["tags"][attributes["k"]] = attributes["v"]
+        elif name == "way":
+            way = {"type": "way", "id": int(attributes["id"]), "nodes": [], "tags": {}}
+            elements.append(way)
+        else:
+            way = None
+            if name == "node" and "lat" in attributes:
+                lon, lat = float(attributes["lon"]), float(attributes["lat"])
+                node_id = int(attributes["id"])
+                elements.append({"type": "node", "id": node_id, "lon": lon, "lat": lat})
+
+    # ElementTree makes an object of each tag, for which it takes twice the time.
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    while data := file.read(_BLOCK_BYTES):
+        parser.Parse(data)
+        # The last may be a way whose end is to come.
+        yield from elements[:-1]
+        del elements[:-1]
+    parser.Parse(b"", True)
+    yield from elements
 
 
 def _table(

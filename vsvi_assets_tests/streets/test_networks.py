@@ -74,6 +74,22 @@ def test_missing_nodes_leave_a_gap(tmp_path: Path) -> None:
     }
 
 
+def test_a_long_extract_is_read_in_blocks_and_its_ways_are_whole(tmp_path: Path) -> None:
+    count = 10_000
+    nodes = "".join(
+        f'<node id="{id}" lat="52.3" lon="{4 + id / 1e5:.5f}"/>' for id in range(1, count + 1)
+    )
+    references = "".join(f'<nd ref="{id}"/>' for id in range(1, count + 1))
+    street = '<tag k="highway" v="residential"/>'
+    (tmp_path / "town.osm").write_text(
+        f'<osm>{nodes}<way id="7">{references}{street}</way><way id="8">{references}</way>'
+        f'<relation id="9"><member type="way" ref="8" role=""/>{street}</relation></osm>'
+    )
+    streets = read_streets(tmp_path / "town.osm", "all")
+    assert len(streets) == count - 1
+    assert set(streets["osmid"]) == {7}
+
+
 def test_an_extract_without_streets_is_an_empty_table(tmp_path: Path) -> None:
     (tmp_path / "town.osm").write_text("<osm version='0.6'></osm>")
     assert read_streets(tmp_path / "town.osm", "all").empty
