@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -173,72 +173,30 @@ class Cluster:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.ended: set[str] = set()
         self.asked: list[str] = []
+        self.is_forbidden = False
         self.kubeconfig = folder / "kubeconfig"
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Api, self))
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
 
-    @contextmanager
-    def running(self) -> Iterator["Cluster"]:
-        cluster = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                size = int(self.headers["Content-Length"])
-                job = json.loads(self.rfile.read(size))
-                cluster.jobs[job["metadata"]["name"]] = job
-                self.answer({**job, "status": {"active": 1}})
-
-            def do_GET(self) -> None:
-                cluster.asked.append(self.path)
-                if self.path.startswith(f"/api/v1/namespaces/{NAMESPACE}/pods?"):
-                    self.answer({"kind": "PodList", "items": []})
-                elif job := cluster.jobs.get(self.name):
-                    ended = self.name in cluster.ended
-                    self.answer({**job, "status": {"failed": 1} if ended else {"active": 1}})
-                else:
-                    self.answer(None)
-
-            def do_DELETE(self) -> None:
-                job = cluster.jobs.pop(self.name, None)
-                self.answer(job and {"kind": "Status", "status": "Success"})
-
-            @property
-            def name(self) -> str:
-                jobs = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/"
-                return self.path.removeprefix(jobs).removesuffix("/status")
-
-            def answer(self, found: dict[str, Any] | None) -> None:
-                content = json.dumps(found or {"kind": "Status", "code": 404}).encode()
-                self.send_response(200 if found else 404)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = Thread(target=server.serve_forever)
-            thread.start()
-            self.kubeconfig.write_text(
-                json.dumps(
-                    {
-                        "current-context": "here",
-                        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-                        "clusters": [
-                            {
-                                "name": "c",
-                                "cluster": {"server": f"http://127.0.0.1:{server.server_port}"},
-                            }
-                        ],
-                        "users": [{"name": "u", "user": {}}],
-                    }
-                )
+    def start(self) -> None:
+        self._thread.start()
+        here = {"server": f"http://127.0.0.1:{self._server.server_port}"}
+        self.kubeconfig.write_text(
+            yaml.safe_dump(
+                {
+                    "current-context": "here",
+                    "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+                    "clusters": [{"name": "here", "cluster": here}],
+                    "users": [{"name": "me", "user": {}}],
+                }
             )
-            try:
-                yield self
-            finally:
-                server.shutdown()
-                thread.join()
+        )
+
+    def stop(self) -> None:
+        """Refuse all further requests."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
     def end_job(self, run: DagsterRun) -> None:
         """Let a run's job end as that of a pod that was killed."""
@@ -248,10 +206,56 @@ class Cluster:
         return self.jobs[f"dagster-run-{run.run_id}"]
 
 
+class _Api(BaseHTTPRequestHandler):
+    """One connection to a cluster."""
+
+    def __init__(self, cluster: Cluster, *arguments: Any) -> None:
+        self.cluster = cluster
+        super().__init__(*arguments)
+
+    def do_POST(self) -> None:
+        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.cluster.jobs[job["metadata"]["name"]] = job
+        self._answer(201, job)
+
+    def do_GET(self) -> None:
+        self.cluster.asked.append(self.path)
+        if self.cluster.is_forbidden:
+            self._answer(403)
+        elif self.path.startswith(f"/api/v1/namespaces/{NAMESPACE}/pods?"):
+            self._answer(200, {"kind": "PodList", "items": []})
+        elif job := self.cluster.jobs.get(self._name):
+            ended = self._name in self.cluster.ended
+            self._answer(200, {**job, "status": {"failed": 1} if ended else {"active": 1}})
+        else:
+            self._answer(404)
+
+    def do_DELETE(self) -> None:
+        self._answer(200 if self.cluster.jobs.pop(self._name, None) else 404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    @property
+    def _name(self) -> str:
+        jobs = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/"
+        return self.path.removeprefix(jobs).removesuffix("/status")
+
+    def _answer(self, status: int, content: Mapping[str, Any] | None = None) -> None:
+        body = json.dumps(content or {"kind": "Status"}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(tmp_path).running() as cluster:
-        yield cluster
+    cluster = Cluster(tmp_path)
+    cluster.start()
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture
@@ -432,6 +436,22 @@ def test_run_whose_pod_was_killed_is_lost(instance: DagsterInstance, cluster: Cl
     assert _health(instance, run) == WorkerStatus.RUNNING
     cluster.end_job(run)
     assert _health(instance, run) == WorkerStatus.FAILED
+
+
+def test_run_whose_job_was_deleted_is_lost(instance: DagsterInstance, cluster: Cluster) -> None:
+    run = launched_run(instance)
+    cluster.jobs.clear()
+    assert _health(instance, run) == WorkerStatus.NOT_FOUND
+
+
+def test_run_is_not_lost_while_the_cluster_does_not_answer(
+    instance: DagsterInstance, cluster: Cluster
+) -> None:
+    run = launched_run(instance)
+    cluster.is_forbidden = True  # as when the service account loses its role for a moment
+    assert _health(instance, run) == WorkerStatus.RUNNING
+    cluster.stop()
+    assert _health(instance, run) == WorkerStatus.RUNNING
 
 
 def test_run_of_a_command_is_alive_though_it_has_no_job(
