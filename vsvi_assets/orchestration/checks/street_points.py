@@ -17,6 +17,7 @@ from vsvi_assets.files import local_copy
 from vsvi_assets.orchestration.checks.rules import Rule
 from vsvi_assets.orchestration.common import asset_key
 from vsvi_assets.orchestration.retries import retry_boundary
+from vsvi_assets.streets.point_files import read_points
 from vsvi_assets.streets.points import COORDINATE_DECIMALS
 
 
@@ -43,7 +44,7 @@ def build_street_points_checks(city: City) -> AssetChecksDefinition:
     def street_points_checks() -> Iterator[AssetCheckResult]:
         with retry_boundary():
             with local_copy(city.street_points_path) as copy:
-                points = gpd.read_file(copy, columns=["id"], use_arrow=True)
+                points = gpd.read_file(copy) if is_of_user else read_points(copy)
             yield in_the_box.result(_points_outside(points, city))
             if not is_of_user:
                 yield spacing.result(_crowded_points(points, city))

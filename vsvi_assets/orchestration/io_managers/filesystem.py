@@ -1,6 +1,5 @@
 """What a city keeps on disk: its points, its tiles, its photographs, one path a partition."""
 
-import io
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,7 +23,8 @@ from vsvi_assets.photographs.sidecar import (
     sequence_folder,
     write_sidecar,
 )
-from vsvi_assets.streets.points import COORDINATE_DECIMALS, StreetsAndPoints, no_streets
+from vsvi_assets.streets.point_files import read_points, write_points
+from vsvi_assets.streets.points import StreetsAndPoints, no_streets
 
 Value = TypeVar("Value")
 
@@ -145,20 +145,11 @@ class StreetPointsFile(FilesystemIOManager[StreetsAndPoints]):
         if not city.street_classes and city.places is None:
             points = points.drop(columns="highway")
         with atomic_write(path) as file:
-            # GDAL writes to memory: pyogrio takes no open file.
-            text = io.BytesIO()
-            points.to_file(
-                text,
-                driver="GeoJSON",
-                layer="street_points",
-                COORDINATE_PRECISION=COORDINATE_DECIMALS,
-                use_arrow=_has_known_columns(city),
-            )
-            file.write(text.getbuffer())
+            write_points(points, file)
 
     def read(self, city: City, path: DataPath) -> StreetsAndPoints:
         with local_copy(path) as copy:
-            points = gpd.read_file(copy, use_arrow=_has_known_columns(city))
+            points = read_points(copy) if city.places is None else gpd.read_file(copy)
         try:
             with local_copy(city.streets_table_path) as copy:
                 streets = gpd.read_parquet(copy)
@@ -170,14 +161,6 @@ class StreetPointsFile(FilesystemIOManager[StreetsAndPoints]):
         highway = points["osmid"].map(class_of).astype(object)
         points["highway"] = highway.where(highway.notna(), None)
         return StreetsAndPoints(points, streets)
-
-
-def _has_known_columns(city: City) -> bool:
-    """Return whether Arrow, which is faster, reads and writes the points as GDAL does.
-
-    Some of a user's own columns, such as lists, it turns into others.
-    """
-    return city.places is None
 
 
 class TileFiles(FilesystemIOManager[TileImages]):
