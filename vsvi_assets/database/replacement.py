@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from vsvi_assets.database.binary_copy import binary_rows
 from vsvi_assets.database.connection import APPLICATION_NAME, Postgis
 from vsvi_assets.database.errors import DependentViewError, TableInUseError, TableNotOwnError
 from vsvi_assets.database.schema import Table
+from vsvi_assets.mapillary.workers import interruptible_workers
 
 LOCK_SECONDS = 2
 """How long a swap waits for those who use the old tables, while new readers wait behind it."""
@@ -171,7 +172,7 @@ def _build(
     the next table, for which the indexes of the one before leave it time.
     """
     counts = {}
-    with ThreadPoolExecutor(1) as pool:
+    with interruptible_workers(1) as (pool, _):
         rows = _File(new_tables[0], pool)
         for new, following in zip_longest(new_tables, new_tables[1:]):
             name = sql.Identifier(schema, new.table.name)

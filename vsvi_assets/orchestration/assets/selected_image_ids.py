@@ -27,6 +27,7 @@ from vsvi_assets.database.selection import select_images, selection_rules_table
 from vsvi_assets.database.summaries import image_density, street_point_positions
 from vsvi_assets.database.tables import selected_images_table
 from vsvi_assets.files import atomic_write
+from vsvi_assets.mapillary.workers import interruptible_workers
 from vsvi_assets.orchestration.columns import SELECTED_IMAGES_TABLE
 from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
@@ -52,7 +53,10 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
     @retry_boundary()
     def selected_image_ids(context: AssetExecutionContext, postgis_tables: PostgisSchema) -> Output:
         removals: list[Removal] = []
-        selection = select_images(postgis_tables.postgis, city, removals)
+        with interruptible_workers(1) as (pool, _):
+            # Drawn meanwhile, since it does not depend on the selection.
+            density = pool.submit(_density, postgis_tables.postgis, city)
+            selection = select_images(postgis_tables.postgis, city, removals)
         image_ids = pc.unique(selection["image_id"]).sort()
         sequence_ids = pc.unique(selection["sequence_id"]).sort().to_pylist()
         if len(sequence_ids) > MAX_SEQUENCES and not city.sequence_buckets:
@@ -80,6 +84,7 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
                 "images": len(image_ids),
                 "sequences": len(sequence_ids),
                 **({"rules": _rules(removals)} if removals else {}),
+                "density": density.result(),
                 **_looks(postgis_tables.postgis, city, selection),
             },
         )
@@ -101,12 +106,15 @@ def _rules(removals: Sequence[Removal]) -> MetadataValue:
     return MetadataValue.table([TableRecord(vars(removal)) for removal in removals])
 
 
+def _density(postgis: Postgis, city: City) -> MetadataValue:
+    """Return a picture of the images that the selection is made from."""
+    picture = density_map(image_density(postgis, city), city.area)
+    return MetadataValue.md(markdown_picture(picture, f"images of the {city.area_name}"))
+
+
 def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, MetadataValue]:
-    """Return pictures of the selection and of the images that it is made from."""
-    density = density_map(image_density(postgis, city), city.area)
-    looks: dict[str, MetadataValue] = {
-        "density": MetadataValue.md(markdown_picture(density, f"images of the {city.area_name}"))
-    }
+    """Return a picture and figures of the selection."""
+    looks: dict[str, MetadataValue] = {}
     if city.chooses_for_points:
         points = street_point_positions(postgis, city)
         nearest = selection.sort_by("distance") if city.per_year else selection
