@@ -53,7 +53,7 @@ def test_only_launcher_logs_and_bounds_differ_between_one_machine_and_many() -> 
 
 def test_no_more_runs_are_launched_than_there_are_workers() -> None:
     concurrency = instance_of("deploy/celery/dagster.yaml")["concurrency"]
-    workers = COMPOSE["services"]["worker"]["deploy"]["replicas"]
+    workers = COMPOSE["services"]["worker"]["scale"]
     assert concurrency["runs"]["max_concurrent_runs"] == workers
     assert concurrency["pools"]["default_limit"] == workers
     [limit] = concurrency["runs"]["tag_concurrency_limits"]
