@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 from dagster import DagsterRun, DagsterRunStatus
@@ -20,24 +21,43 @@ from vsvi_assets.orchestration.dagster_internals import (
 )
 from vsvi_assets.orchestration.launcher import end_runs, health_of_command
 
-ANSWER_SECONDS = 2.0
-"""For how long a worker's answer is waited for."""
+ANSWER_SECONDS = 20.0
+"""For how long a worker's answer is waited for, at most.
+
+It shares the worker's link with photographs: over a full link of 40 Mbit/s answers took 4 to 11
+seconds.
+"""
 
 SECONDS_BETWEEN_QUESTIONS = 5.0
 """The daemon checks all runs one after the other, for which the workers are asked once."""
 
-PATIENCE_SECONDS = 40.0
-"""For how long no worker may know a run before it counts as lost.
+MISSES_OF_A_LOST_RUN = 2
+"""Questions in a row to which no worker named a run, after which the run counts as lost.
 
-A worker that lost Redis tries to come back every 30 seconds at the latest, and its run goes on
-meanwhile (https://docs.celeryq.dev/projects/kombu, `Connection.ensure_connection`).
+One is not enough: a worker that lost Redis tries to come back every 30 seconds at the latest, and
+its run goes on meanwhile (https://docs.celeryq.dev/projects/kombu, `Connection.ensure_connection`).
 """
+
+MISSES_OF_AN_ENDED_RUN = 4
+"""The same, after which a run is asked for no more: the daemon checks it no more either."""
+
+BEFORE_THOSE_THAT_WAIT = {"dagster/priority": "1"}
+"""The tag of a lost run, which the run that takes it up inherits; others have priority 0."""
 
 LAUNCH_SECONDS = 50.0
 """For how long a launch waits for Redis: less than `start_timeout_seconds` in dagster.yaml."""
 
 END_SECONDS = 2.0
 """For how long *Terminate* waits for a run to end by itself."""
+
+
+@dataclass
+class Watched:
+    """What the workers answered about a run: which one named it last, and what followed."""
+
+    worker: str | None = None
+    misses: int = 0
+    """Questions since, to which no worker named it."""
 
 
 class WatchedCeleryRunLauncher(CeleryRunLauncher):
@@ -50,11 +70,9 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(default_queue=QUEUE, inst_data=inst_data, **app_arguments())
-        self._executed: set[str] = set()
-        """The ids of the tasks that the workers execute, as they answered at `_asked_at`."""
+        self._watched: dict[str, Watched] = {}
+        """By the id of the run's task."""
         self._asked_at = -math.inf
-        self._unknown_since: dict[str, float] = {}
-        """Since when no worker knows a task, by the task's id. Both on the monotonic clock."""
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -101,30 +119,30 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Return whether a worker executes the run.
 
-        A run counts as lost once the workers have been asked for `PATIENCE_SECONDS`, at each
-        poll of the daemon, and none knew it. Who asks for the first time hears that it runs.
+        A run counts as lost once no worker has named it in answer to `MISSES_OF_A_LOST_RUN`
+        questions in a row: within seconds where its worker answers, which was started anew then,
+        and within a minute where it is silent. Who asks for the first time is answered that the
+        run goes on.
         """
         if health := health_of_command(run):
             return health
         task = run.tags.get(DAGSTER_CELERY_TASK_ID_TAG)
         if task is None:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "It was launched by another launcher")
+        watched = self._watched.get(task)
+        if watched is None:
+            self._watched[task] = Watched()
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "Not asked yet", transient=True)
         try:
-            is_executed = task in self._executed_tasks()
+            self._ask_workers()
         except (OperationalError, RedisError) as error:
-            self._unknown_since.clear()
+            self._watched.clear()
             return CheckRunHealthResult(
                 WorkerStatus.RUNNING, f"Redis does not answer: {error}", transient=True
             )
-        if is_executed:
-            self._unknown_since.pop(task, None)
-            return CheckRunHealthResult(WorkerStatus.RUNNING)
-        since = self._unknown_since.setdefault(task, time.monotonic())
-        if time.monotonic() - since < PATIENCE_SECONDS:
-            return CheckRunHealthResult(
-                WorkerStatus.RUNNING, "No worker answers that it executes the run", transient=True
-            )
-        del self._unknown_since[task]
+        if watched.misses < MISSES_OF_A_LOST_RUN:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, transient=watched.misses > 0)
+        self._instance.add_run_tags(run.run_id, BEFORE_THOSE_THAT_WAIT)
         return CheckRunHealthResult(
             WorkerStatus.NOT_FOUND, "No worker executes the run any more: its worker was lost"
         )
@@ -134,10 +152,20 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
     ) -> None:
         """Return nothing: what dagster-celery says here, it asks of a result backend."""
 
-    def _executed_tasks(self) -> set[str]:
-        """Return the ids of the tasks that the workers execute, asked a moment ago at most."""
-        if time.monotonic() - self._asked_at > SECONDS_BETWEEN_QUESTIONS:
-            answers = self.celery.control.inspect(timeout=ANSWER_SECONDS).active() or {}
-            self._executed = {task["id"] for tasks in answers.values() for task in tasks}
-            self._asked_at = time.monotonic()
-        return self._executed
+    def _ask_workers(self) -> None:
+        """Ask the workers which tasks they execute, unless they were asked a moment ago."""
+        if time.monotonic() - self._asked_at < SECONDS_BETWEEN_QUESTIONS:
+            return
+        workers = {watched.worker for watched in self._watched.values()}
+        # All are asked, and waited for, only where it is not known who executes a run.
+        whom = {} if None in workers else {"destination": [*workers], "limit": len(workers)}
+        answers = self.celery.control.inspect(timeout=ANSWER_SECONDS, **whom).active() or {}
+        self._asked_at = time.monotonic()
+        worker_of = {task["id"]: worker for worker, tasks in answers.items() for task in tasks}
+        for task, watched in list(self._watched.items()):
+            if task in worker_of:
+                watched.worker, watched.misses = worker_of[task], 0
+                continue
+            watched.misses += 1
+            if watched.misses >= MISSES_OF_AN_ENDED_RUN:
+                del self._watched[task]
