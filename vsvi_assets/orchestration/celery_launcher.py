@@ -21,24 +21,21 @@ from vsvi_assets.orchestration.dagster_internals import (
 )
 from vsvi_assets.orchestration.launcher import end_runs, health_of_command
 
-ANSWER_SECONDS = 20.0
-"""For how long a worker's answer is waited for, at most.
-
-It shares the worker's link with photographs: over a full link of 40 Mbit/s answers took 4 to 11
-seconds.
-"""
+ANSWER_SECONDS = 10.0
+"""For how long a worker's answer is waited for: it shares the worker's link with photographs."""
 
 SECONDS_BETWEEN_QUESTIONS = 5.0
 """The daemon checks all runs one after the other, for which the workers are asked once."""
 
-MISSES_OF_A_LOST_RUN = 2
+MISSES_OF_A_LOST_RUN = 3
 """Questions in a row to which no worker named a run, after which the run counts as lost.
 
-One is not enough: a worker that lost Redis tries to come back every 30 seconds at the latest, and
-its run goes on meanwhile (https://docs.celeryq.dev/projects/kombu, `Connection.ensure_connection`).
+To a worker that is silent the last is put after 30 seconds. One that lost Redis tries to come back
+every 30 seconds at the latest, and its run goes on meanwhile
+(https://docs.celeryq.dev/projects/kombu, `Connection.ensure_connection`).
 """
 
-MISSES_OF_AN_ENDED_RUN = 4
+MISSES_OF_AN_ENDED_RUN = 6
 """The same, after which a run is asked for no more: the daemon checks it no more either."""
 
 BEFORE_THOSE_THAT_WAIT = {"dagster/priority": "1"}

@@ -19,6 +19,9 @@ PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent ends."""
 
 app = make_app({**app_arguments(), "task_default_queue": QUEUE})
+# Answers go over the connection by which the question came. A new one for each takes several round
+# trips, of which each lasts a second where photographs fill the link.
+app.control.mailbox.producer_pool = None
 execute_job = create_execute_job_task(app)
 
 
