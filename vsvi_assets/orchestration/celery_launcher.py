@@ -139,6 +139,7 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
             )
         if watched.misses < MISSES_OF_A_LOST_RUN:
             return CheckRunHealthResult(WorkerStatus.RUNNING, transient=watched.misses > 0)
+        self._watched.pop(task, None)  # its worker need not be waited for any more
         self._instance.add_run_tags(run.run_id, BEFORE_THOSE_THAT_WAIT)
         return CheckRunHealthResult(
             WorkerStatus.NOT_FOUND, "No worker executes the run any more: its worker was lost"
@@ -162,7 +163,7 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
         for task, watched in list(self._watched.items()):
             if task in worker_of:
                 watched.worker, watched.misses = worker_of[task], 0
-                continue
-            watched.misses += 1
-            if watched.misses >= MISSES_OF_AN_ENDED_RUN:
+            elif watched.misses < MISSES_OF_AN_ENDED_RUN:
+                watched.misses += 1
+            else:
                 del self._watched[task]
