@@ -246,10 +246,11 @@ def test_the_run_of_a_killed_worker_is_taken_up_by_another(
     assert its_process
     os.kill(its_process, signal.SIGKILL)
     killed = time.monotonic()
-    wait_until(lambda: is_taken_up(second.id), 90, "the run is taken up again")
-    print(f"taken up again after {time.monotonic() - killed:.0f} s")
+    wait_until(lambda: status_of(services, second.id) == "FAILURE", 90, "the loss is noticed")
+    print(f"noticed after {time.monotonic() - killed:.0f} s")
     question = celery_launcher.ANSWER_SECONDS + celery_launcher.SECONDS_BETWEEN_QUESTIONS
     assert time.monotonic() - killed < celery_launcher.MISSES_OF_A_LOST_RUN * question
+    wait_until(lambda: is_taken_up(second.id), 60, "the run is taken up again")
 
     project.sandbox.faults = Faults()
     wait_until(
