@@ -3,10 +3,9 @@
 import io
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import zip_longest
 
 import psycopg2.errors
@@ -43,7 +42,7 @@ class NewTable:
         Whose table it is.
     rows
         The rows in batches, in the order of storage; consumed once, one batch in memory at a time,
-        in another thread.
+        the first of them made in another thread.
         Columns that the server makes of others are not in them. Of rows with the same primary key
         one is kept: the first by longitude and latitude.
     """
@@ -168,8 +167,7 @@ def _build(
 ) -> dict[str, int]:
     """Make tables with their indexes, and return each one's number of rows.
 
-    A thread makes rows while the server is at work: the next ones of a table, and the first ones of
-    the next table, for which the indexes of the one before leave it time.
+    A thread makes the first rows of a table while the server indexes the one before.
     """
     counts = {}
     with interruptible_workers(1) as (pool, _):
@@ -227,26 +225,30 @@ def _finish(cursor: psycopg2.extensions.cursor, name: sql.Composable, table: Tab
 class _File(io.RawIOBase):
     """The rows of a table as COPY takes them, read from the beginning to the end.
 
-    A thread of the pool makes the first part at once, and the next one while one is taken.
+    A thread of the pool makes the first batch of rows at once.
     """
 
     def __init__(self, new: NewTable, pool: Executor) -> None:
         super().__init__()
-        parts = binary_rows(rows.select(new.given_columns) for rows in new.rows)
-        self._make_next = partial(pool.submit, next, parts, b"")
-        self._next = self._make_next()
+        self._rows = iter(new.rows)
+        self._first: Future[pa.Table | None] = pool.submit(next, self._rows, None)
+        self._parts = binary_rows(rows.select(new.given_columns) for rows in self._batches())
         self.error: BaseException | None = None
-        """What kept the parts from coming; psycopg2 raises an error of its own instead."""
+        """What kept the rows from coming; psycopg2 raises an error of its own instead."""
 
     def read(self, size: int = -1) -> bytes:
         """Return the next part, whatever its size."""
         try:
-            part = self._next.result()
+            return next(self._parts, b"")
         except BaseException as error:
             self.error = error
             raise
-        self._next = self._make_next()
-        return part
+
+    def _batches(self) -> Iterator[pa.Table]:
+        first = self._first.result()
+        if first is not None:
+            yield first
+            yield from self._rows
 
 
 def _add_primary_key(cursor: psycopg2.extensions.cursor, name: sql.Composable, table: Table) -> int:

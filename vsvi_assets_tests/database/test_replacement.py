@@ -13,6 +13,7 @@ import psycopg2
 import psycopg2.extensions
 import pyarrow as pa
 import pytest
+from psycopg2 import sql
 
 from vsvi_assets.city import City
 from vsvi_assets.database import replacement
@@ -23,8 +24,8 @@ from vsvi_assets.database.errors import (
     TableNotOwnError,
 )
 from vsvi_assets.database.photographs import ensure_photographs
-from vsvi_assets.database.replacement import replace_tables
-from vsvi_assets.database.schema import IMAGES
+from vsvi_assets.database.replacement import NewTable, replace_tables
+from vsvi_assets.database.schema import IMAGES, STREET_POINTS, Table
 from vsvi_assets.database.selection import select_images
 from vsvi_assets.database.tables import (
     images_table,
@@ -113,6 +114,29 @@ def test_a_replacement_that_fails_leaves_the_old_tables(
     assert ask(database, "SELECT count(*) FROM mine") == [(50,)]
     schemas = ask(database, "SELECT nspname FROM pg_namespace WHERE nspname LIKE '%town%'")
     assert schemas == [("town",)]
+
+
+def test_the_rows_of_a_table_are_made_while_the_server_indexes_the_one_before(
+    database: Postgis, make_city: Callable[..., City], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    city = make_city()
+    are_made = threading.Event()
+    mark_as_own = replacement.mark_as_own
+    found = []
+
+    def rows() -> Iterator[pa.Table]:
+        are_made.set()
+        yield from street_points_table(points([5.209], [52.525]), city).rows
+
+    def mark(cursor: psycopg2.extensions.cursor, name: sql.Composable, table: Table) -> None:
+        if table is IMAGES:
+            found.append(are_made.wait(5))
+        mark_as_own(cursor, name, table)
+
+    monkeypatch.setattr(replacement, "mark_as_own", mark)
+    tables = [images_table([scattered(10)], city), NewTable(STREET_POINTS, city, rows())]
+    assert replace_tables(database, city.name, tables) == {"images": 10, "street_points": 1}
+    assert found == [True]
 
 
 def test_two_replacements_of_one_city_wait_for_each_other(
