@@ -317,9 +317,10 @@ def _notifications(environ: Mapping[str, str]) -> NotificationSettings:
 def _check_names(environ: Mapping[str, str]) -> None:
     """Refuse names that are nearly those of settings, whose values would go unnoticed."""
     for name in environ:
-        close = get_close_matches(name, NAMES, n=1, cutoff=0.85) if name.startswith("VSVI_") else []
-        if close and name not in NAMES:
-            raise SettingError(f"{name} is no setting: did you mean {close[0]}?")
+        if not name.startswith("VSVI_") or name in NAMES:
+            continue
+        for close in get_close_matches(name, NAMES, n=1, cutoff=0.85):
+            raise SettingError(f"{name} is no setting: did you mean {close}?")
 
 
 def _path(environ: Mapping[str, str], name: str, default: str) -> Path:

@@ -8,7 +8,7 @@ import vsvi_assets
 
 PACKAGE = Path(vsvi_assets.__file__).parent
 ROOMS = [
-    *("proxies", "store", "bucket", "files", "settings", "progress"),
+    *("proxies", "store", "bucket", "files", "settings", "progress", "threads"),
     *("city", "streets", "mapillary", "photographs", "selection"),
     *("database", "views", "dataset"),
     *("orchestration", "running", "definitions", "api", "cli", "__main__"),

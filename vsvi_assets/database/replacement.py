@@ -18,7 +18,7 @@ from vsvi_assets.database.binary_copy import binary_rows
 from vsvi_assets.database.connection import APPLICATION_NAME, Postgis
 from vsvi_assets.database.errors import DependentViewError, TableInUseError, TableNotOwnError
 from vsvi_assets.database.schema import Table
-from vsvi_assets.mapillary.workers import interruptible_workers
+from vsvi_assets.threads import interruptible_workers
 
 LOCK_SECONDS = 2
 """How long a swap waits for those who use the old tables, while new readers wait behind it."""

@@ -27,7 +27,7 @@ from vsvi_assets.mapillary.tiles import (
     with_computed_headings,
     with_computed_positions,
 )
-from vsvi_assets.mapillary.workers import CallsToThisThread, interruptible_workers
+from vsvi_assets.threads import CallsToThisThread, interruptible_workers
 
 WORKERS = 8
 HEADING_WORKERS = 4

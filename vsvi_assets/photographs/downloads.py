@@ -49,7 +49,6 @@ from vsvi_assets.mapillary.errors import (
     TransientError,
     UnavailableError,
 )
-from vsvi_assets.mapillary.workers import interruptible_workers
 from vsvi_assets.photographs.errors import (
     InvalidImageError,
     OtherFormatError,
@@ -72,6 +71,7 @@ from vsvi_assets.photographs.sidecar import (
     write_sidecar,
 )
 from vsvi_assets.photographs.states import Absence, Refusal
+from vsvi_assets.threads import interruptible_workers
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -22,6 +21,7 @@ from vsvi_assets.mapillary.pacing import TileState
 from vsvi_assets.photographs.inventory import Inventory
 from vsvi_assets.photographs.jpeg import MAX_PIXELS
 from vsvi_assets.photographs.verification import Verification
+from vsvi_assets.threads import interruptible_workers
 
 SHOWN = 10
 """At most so many images or reasons of one kind are listed."""
@@ -50,7 +50,7 @@ def city_status(city: City, postgis: Postgis) -> CityStatus:
     inventory = without_image = None
     if selected:
         # The server looks for points while the folders are listed here.
-        with ThreadPoolExecutor(1) as pool:
+        with interruptible_workers(1) as (pool, _):
             counting = pool.submit(count_points_without_image, postgis, city)
             inventory = take_inventory(city, postgis)
             without_image = counting.result()

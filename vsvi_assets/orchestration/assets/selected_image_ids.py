@@ -27,7 +27,6 @@ from vsvi_assets.database.selection import select_images, selection_rules_table
 from vsvi_assets.database.summaries import image_density, street_point_positions
 from vsvi_assets.database.tables import selected_images_table
 from vsvi_assets.files import atomic_write
-from vsvi_assets.mapillary.workers import interruptible_workers
 from vsvi_assets.orchestration.columns import SELECTED_IMAGES_TABLE
 from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
@@ -39,6 +38,7 @@ from vsvi_assets.orchestration.sequence_partitions import (
 )
 from vsvi_assets.selection.rules import Removal
 from vsvi_assets.settings import Settings
+from vsvi_assets.threads import interruptible_workers
 from vsvi_assets.views.pictures import density_map, markdown_picture, selection_map
 
 

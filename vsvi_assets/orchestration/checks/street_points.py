@@ -44,7 +44,7 @@ def build_street_points_checks(city: City) -> AssetChecksDefinition:
     def street_points_checks() -> Iterator[AssetCheckResult]:
         with retry_boundary():
             with local_copy(city.street_points_path) as copy:
-                points = gpd.read_file(copy) if is_of_user else read_points(copy)
+                points = read_points(copy, of_user=is_of_user)
             yield in_the_box.result(_points_outside(points, city))
             if not is_of_user:
                 yield spacing.result(_crowded_points(points, city))

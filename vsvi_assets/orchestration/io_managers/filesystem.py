@@ -149,7 +149,7 @@ class StreetPointsFile(FilesystemIOManager[StreetsAndPoints]):
 
     def read(self, city: City, path: DataPath) -> StreetsAndPoints:
         with local_copy(path) as copy:
-            points = read_points(copy) if city.places is None else gpd.read_file(copy)
+            points = read_points(copy, of_user=city.places is not None)
         try:
             with local_copy(city.streets_table_path) as copy:
                 streets = gpd.read_parquet(copy)

@@ -29,7 +29,7 @@ class DaemonThreads(Executor):
         self._is_open = True
         self._lock = threading.Lock()
         self._threads = [
-            threading.Thread(target=self._work, name=f"mapillary-{number}", daemon=True)
+            threading.Thread(target=self._work, name=f"vsvi-{number}", daemon=True)
             for number in range(count)
         ]
         for thread in self._threads:
@@ -104,10 +104,10 @@ def _run(future: Future[T], task: Callable[[], T]) -> None:
 
 @contextmanager
 def interruptible_workers(count: int) -> Iterator[tuple[Executor, threading.Event]]:
-    """Give threads to make requests in, and an event to hand to each request.
+    """Give threads to wait in, as for requests, and an event to hand to what can be stopped.
 
-    When the block is left by an exception the event is set. Threads that are in a request then
-    have a second to end, and do nothing more once it is over; no others are left.
+    When the block is left by an exception the event is set. Threads that are at work then have a
+    second to end, and do nothing more once it is over; no others are left.
     """
     stop = threading.Event()
     pool = DaemonThreads(count)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from vsvi_assets.mapillary.errors import StoppedError
-from vsvi_assets.mapillary.workers import DaemonThreads, interruptible_workers
+from vsvi_assets.threads import DaemonThreads, interruptible_workers
 
 TILES = """
 import mercantile
