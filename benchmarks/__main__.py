@@ -39,7 +39,7 @@ def _workshop() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _told(rows: Iterable[Row]) -> list[Row]:
+def _reported(rows: Iterable[Row]) -> list[Row]:
     """Collect rows, and print each as soon as it is there."""
     collected = []
     for row in rows:
@@ -74,7 +74,7 @@ def _print(rows: list[Row]) -> None:
 def download(images: int, repeat: int) -> list[Row]:
     """Photographs at 50 ms latency, beside one request at a time and aria2c."""
     with _workshop() as folder:
-        return _told(downloads.download(folder, images, repeat))
+        return _reported(downloads.download(folder, images, repeat))
 
 
 @main.command()
@@ -83,7 +83,7 @@ def download(images: int, repeat: int) -> list[Row]:
 def present(images: int, repeat: int) -> list[Row]:
     """A run when all photographs are on disk already."""
     with _workshop() as folder, home(folder / "home") as place:
-        return _told(downloads.present(place, images, repeat))
+        return _reported(downloads.present(place, images, repeat))
 
 
 @main.command("object-store")
@@ -93,7 +93,7 @@ def present(images: int, repeat: int) -> list[Row]:
 def object_store(images: int, objects: int, repeat: int) -> list[Row]:
     """Photographs into an object store, beside the disk; the inventory of many objects."""
     with _workshop() as folder:
-        return _told(stored.object_store(folder, images, objects, repeat))
+        return _reported(stored.object_store(folder, images, objects, repeat))
 
 
 @main.command()
@@ -102,7 +102,7 @@ def object_store(images: int, objects: int, repeat: int) -> list[Row]:
 def tile(images: int, repeat: int) -> list[Row]:
     """A dense tile, from bytes to stored GeoJSON."""
     with _workshop() as folder:
-        return _told(tiles.tile(folder, images, repeat))
+        return _reported(tiles.tile(folder, images, repeat))
 
 
 @main.command()
@@ -110,7 +110,7 @@ def tile(images: int, repeat: int) -> list[Row]:
 @_repeat()
 def points(images: int, repeat: int) -> list[Row]:
     """Points along the streets of the city that has so many images."""
-    return _told(streets.points(images, repeat))
+    return _reported(streets.points(images, repeat))
 
 
 @main.command()
@@ -119,7 +119,7 @@ def points(images: int, repeat: int) -> list[Row]:
 def metropolis(images: int, repeat: int) -> list[Row]:
     """Tiles to selection: into PostGIS, the nearest image, and all through Dagster."""
     with _workshop() as folder:
-        return _told(city.metropolis(folder, images, repeat))
+        return _reported(city.metropolis(folder, images, repeat))
 
 
 @main.command()
@@ -128,7 +128,7 @@ def metropolis(images: int, repeat: int) -> list[Row]:
 def growth(images: tuple[int, ...], repeat: int) -> list[Row]:
     """The same through Dagster, for cities of several sizes."""
     with _workshop() as folder:
-        return _told(city.growth(folder, images, repeat))
+        return _reported(city.growth(folder, images, repeat))
 
 
 @main.command()
@@ -137,7 +137,7 @@ def growth(images: tuple[int, ...], repeat: int) -> list[Row]:
 def adoption(images: tuple[int, ...], repeat: int) -> list[Row]:
     """Cities whose photographs are all on disk: adopted, run again, and counted."""
     with _workshop() as folder:
-        return _told(adoptions.adoption(folder, images, repeat))
+        return _reported(adoptions.adoption(folder, images, repeat))
 
 
 @main.command()
@@ -146,16 +146,16 @@ def adoption(images: tuple[int, ...], repeat: int) -> list[Row]:
 def export(rows: int, repeat: int) -> list[Row]:
     """The dataset of a city, as one table."""
     with _workshop() as folder, home(folder / "home") as place:
-        return _told(dataset.export(place, rows, repeat))
+        return _reported(dataset.export(place, rows, repeat))
 
 
 @main.command()
 @click.option("--sequences", default=2000, show_default=True)
 @_repeat()
 def sequences(sequences: int, repeat: int) -> list[Row]:
-    """What Dagster costs a sequence."""
+    """What Dagster costs per sequence."""
     with _workshop() as folder:
-        return _told(partitions.sequences(folder, sequences, repeat))
+        return _reported(partitions.sequences(folder, sequences, repeat))
 
 
 @main.command()
@@ -164,7 +164,7 @@ def sequences(sequences: int, repeat: int) -> list[Row]:
 def definitions(cities: int, repeat: int) -> list[Row]:
     """How long the definitions of many cities take to load."""
     with _workshop() as folder:
-        return _told(partitions.definitions(folder, cities, repeat))
+        return _reported(partitions.definitions(folder, cities, repeat))
 
 
 if __name__ == "__main__":

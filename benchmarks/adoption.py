@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.city import NAME, prepare, run, world
+from benchmarks.city import NAME, prepare, world
 from benchmarks.downloads import lay_down
 from benchmarks.inputs import SyntheticCity, photograph
 from benchmarks.measure import Clock, Measured, measure, middle
-from benchmarks.surroundings import Home, home, requests_made, serving
+from benchmarks.surroundings import Home, home, requests_made, run, serving
 from benchmarks.table import Row, megabytes, seconds
-from vsvi_assets.city import load_city
 
 IMAGES_PER_SEQUENCE = 33
 MOST_SECONDS = {"adopted": 60, "run again": 20, "vsvi status": 3}
@@ -23,7 +22,7 @@ MOST_SECONDS = {"adopted": 60, "run again": 20, "vsvi status": 3}
 
 def lay_down_all(clock: Clock, place: Home, size: SyntheticCity) -> None:
     """Put the photographs of all images on disk, with their sidecars, in no database."""
-    city = load_city(place.folder / "cities" / f"{NAME}.json", place.folder / "data")
+    city = place.city(NAME)
     picture = photograph(2000)
     columns = (size.image_table()[name].to_pylist() for name in ("sequence_id", "id"))
     rows = zip(*columns, strict=True)
@@ -33,8 +32,7 @@ def lay_down_all(clock: Clock, place: Home, size: SyntheticCity) -> None:
 
 def adopt(clock: Clock, place: Home, environment: Mapping[str, str]) -> None:
     before = requests_made(environment)
-    done = run(clock, place, environment)
-    assert done.success, done.failures
+    done = run(clock, place, environment, NAME)
     assert (done.images, done.missing) == (0, 0)
     after = requests_made(environment)
     clock.facts = {name: after[name] - before.get(name, 0) for name in after}
@@ -62,7 +60,7 @@ def adoption(folder: Path, images: Sequence[int], repeat: int) -> Iterator[Row]:
         with home(folder / f"home{count}") as place:
             measure(prepare, size, place, place.folder / "tiles", "all")
             measure(lay_down_all, place, size)
-            with serving(world, place.folder / "tiles") as environment:
+            with serving(world, size, place.folder / "tiles") as environment:
                 done = {"adopted": measure(adopt, place, environment)}
                 for name, work in (("run again", adopt), ("vsvi status", status)):
                     done[name] = middle([measure(work, place, environment) for _ in range(repeat)])

@@ -3,25 +3,19 @@
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from benchmarks.downloads import client, jobs, world
 from benchmarks.inputs import SyntheticCity
 from benchmarks.measure import Clock, Measured, Work, in_turn, measure
-from benchmarks.surroundings import Home, emptied, home, serving, settle
+from benchmarks.surroundings import Home, emptied, home, run, serving, settle
 from benchmarks.table import Row, megabytes, seconds
-from vsvi_assets.city import City, load_city
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.photographs import PhotographRecords, take_inventory
 from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.photographs.downloads import SequenceJob, download_sequences
 from vsvi_assets.sandbox import World
-
-if TYPE_CHECKING:
-    from vsvi_assets.running.run_city import CityRun
 
 NAME = "hamlet"
 SEQUENCES_PER_RUN = 200
@@ -42,33 +36,17 @@ def register(clock: Clock, place: Home, environment: Mapping[str, str]) -> None:
     """Make the city, its selection and its partitions."""
     box = {"west": 4.89, "south": 52.39, "east": 4.91, "north": 52.41}
     SyntheticCity.of_size(1).write(place.folder / "cities", NAME, bounding_box=box, selection="all")
-    assert _run(clock, place, environment, plan_only=True).success
+    run(clock, place, environment, NAME, plan_only=True)
 
 
 def through_dagster(clock: Clock, place: Home, environment: Mapping[str, str]) -> None:
-    assert _run(clock, place, environment).images
-
-
-def _run(
-    clock: Clock, place: Home, environment: Mapping[str, str], plan_only: bool = False
-) -> "CityRun":
-    settle({**place.environment, **environment})
-    from dagster import DagsterInstance
-
-    from vsvi_assets.progress import LogProgress
-    from vsvi_assets.running.run_city import run_city
-    from vsvi_assets.settings import Settings
-
-    settings = replace(Settings.from_environment(), sequences_per_run=SEQUENCES_PER_RUN)
-    with DagsterInstance.get() as instance, clock:
-        return run_city(
-            _city(place), settings, instance, progress=LogProgress(), plan_only=plan_only
-        )
+    done = run(clock, place, environment, NAME, sequences_per_run=SEQUENCES_PER_RUN)
+    assert done.images
 
 
 def without_dagster(clock: Clock, place: Home, environment: Mapping[str, str], count: int) -> None:
     """Do what the asset does, run by run."""
-    city, postgis = _city(place), Postgis(place.postgis.vsvi_url)
+    city, postgis = place.city(NAME), Postgis(place.postgis.vsvi_url)
     city.sequences_folder.mkdir(parents=True)
     every = [job.sequence_id for job in _jobs(count)]
     with clock:
@@ -95,10 +73,6 @@ def load_definitions(clock: Clock, environment: Mapping[str, str]) -> None:
         subprocess.run([sys.executable, "-c", load], check=True)
 
 
-def _city(place: Home) -> City:
-    return load_city(place.folder / "cities" / f"{NAME}.json", place.folder / "data")
-
-
 def _jobs(sequences: int) -> Iterator[SequenceJob]:
     return jobs(sequences, IMAGES_PER_SEQUENCE)
 
@@ -107,13 +81,13 @@ def _jobs(sequences: int) -> Iterator[SequenceJob]:
 
 
 def sequences(folder: Path, count: int, repeat: int) -> Iterator[Row]:
-    """What Dagster costs a partition: the same work with it and without."""
+    """What Dagster costs per partition: the same work with it and without."""
     with (
         home(folder / "home") as place,
         serving(town, count) as environment,
     ):
         measure(register, place, environment)
-        city = _city(place)
+        city = place.city(NAME)
 
         def side(work: Work, *arguments: object) -> Measured:
             with emptied(city.sequences_folder):
@@ -127,9 +101,9 @@ def sequences(folder: Path, count: int, repeat: int) -> Iterator[Row]:
         f"{count:,} sequences of {IMAGES_PER_SEQUENCE} images, with Dagster and without",
         f"{seconds(plain.seconds)} without",
         f"{seconds(dagster.seconds)} with",
-        f"{cost:.1f} ms a partition",
+        f"{cost:.1f} ms per partition",
         megabytes(dagster.memory),
-        "<= 15 ms a partition",
+        "<= 15 ms per partition",
         cost <= 15,
     )
 

@@ -5,16 +5,21 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 
+from benchmarks.measure import Clock
+from vsvi_assets.city import City, load_city
 from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.running.services import dagster_settings
 from vsvi_assets.sandbox import Sandbox, World
+
+if TYPE_CHECKING:
+    from vsvi_assets.running.run_city import CityRun
 
 PROJECT = Path(__file__).parent.parent
 _spawning = multiprocessing.get_context("spawn")
@@ -28,7 +33,7 @@ def require(program: str, package: str) -> None:
     """Refuse to go on without a program."""
     if not shutil.which(program):
         raise MissingProgramError(
-            f"{program} is not installed, by which people do this today. On Debian and Ubuntu: "
+            f"{program} is not installed; people do this work with it today. On Debian and Ubuntu: "
             f"sudo apt-get install --no-install-recommends {package}"
         )
 
@@ -83,6 +88,9 @@ class Home:
             **dagster_settings(self.postgis),
         }
 
+    def city(self, name: str) -> City:
+        return load_city(self.folder / "cities" / f"{name}.json", self.folder / "data")
+
     @property
     def database_url(self) -> str:
         return self.postgis.vsvi_url.replace("+psycopg2", "")
@@ -124,3 +132,31 @@ def settle(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     if "DAGSTER_HOME" in environment:
         os.chdir(environment["DAGSTER_HOME"])
+
+
+def run(
+    clock: Clock,
+    home: Home,
+    environment: Mapping[str, str],
+    city_name: str,
+    *,
+    plan_only: bool = False,
+    **changes: Any,
+) -> "CityRun":
+    """Run a city as `vsvi materialize` does, or `vsvi plan`; loading the modules is not measured.
+
+    `changes` are of the settings.
+    """
+    settle({**home.environment, **environment})
+    from dagster import DagsterInstance
+
+    from vsvi_assets.progress import LogProgress
+    from vsvi_assets.running.run_city import run_city
+    from vsvi_assets.settings import Settings
+
+    settings = replace(Settings.from_environment(), **changes)
+    city = home.city(city_name)
+    with DagsterInstance.get() as instance, clock:
+        done = run_city(city, settings, instance, progress=LogProgress(), plan_only=plan_only)
+    assert done.success, done.failures
+    return done
