@@ -224,7 +224,7 @@ def growth(folder: Path, images: Sequence[int], repeat: int) -> Iterator[Row]:
                 chain = middle([_chain(place, environment) for _ in range(repeat)])
         yield Row(
             f"growth: {count:,} images in {len(size.tiles)} tiles, the largest of "
-            f"{prepared.facts['largest tile'] / 1e6:.1f} MB, through Dagster",
+            f"{prepared.facts['largest tile'] / 1e6:.1f} MB, by `run_city`",
             "–",
             seconds(chain.seconds),
             f"{chain.seconds / count * 1e6:.0f} µs per image",
