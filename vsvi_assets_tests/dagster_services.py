@@ -16,29 +16,12 @@ from typing import Any
 import requests
 import yaml
 
+from vsvi_assets_tests import dagster_internals
+
 REPOSITORY = {
     "repositoryLocationName": "vsvi",
     "repositoryName": "__repository__",
 }
-
-# Its loops rest for up to a minute, which no setting shortens, and schedules tick by a clock that
-# the test sets.
-QUICK_DAEMON = """
-from datetime import timedelta
-from pathlib import Path
-from dagster._daemon import asset_daemon, controller
-from dagster._daemon.cli import main
-from dagster._scheduler import scheduler
-from dagster._time import get_current_datetime
-
-def now():
-    return get_current_datetime() + timedelta(days=int(Path("days_passed").read_text()))
-
-scheduler.get_current_datetime = now
-scheduler._get_next_scheduler_iteration_time = lambda start: start + 2
-asset_daemon.MIN_INTERVAL_LOOP_SECONDS = controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 2
-main()
-"""
 
 QUICK_DEFINITIONS = """
 from vsvi_assets.orchestration import automation
@@ -109,7 +92,7 @@ class DagsterServices:
         wait_until(lambda: is_listening(self._web_port), 60, "the webserver listens")
 
     def start_daemon(self) -> None:
-        self._start("daemon", "-c", QUICK_DAEMON, "run", "-w", "workspace.yaml")
+        self._start("daemon", dagster_internals.__file__, "run", "-w", "workspace.yaml")
 
     def start_worker(self, name: str) -> subprocess.Popen[bytes]:
         """Start one more worker of Celery, as on another machine."""

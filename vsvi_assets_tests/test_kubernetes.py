@@ -28,14 +28,17 @@ from dagster import (
     Shape,
     instance_for_test,
 )
-from dagster._config import validate_config
-from dagster._core.code_pointer import ModuleCodePointer
-from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from sqlalchemy import make_url
 
 from vsvi_assets.orchestration.dagster_internals import LaunchRunContext, WorkerStatus
 from vsvi_assets.orchestration.launcher import LOCK_TAG
 from vsvi_assets.settings import Settings
+from vsvi_assets_tests.dagster_internals import (
+    JobPythonOrigin,
+    ModuleCodePointer,
+    RepositoryPythonOrigin,
+    validate_config,
+)
 from vsvi_assets_tests.test_deployments import BOUNDS, ROOT, differences, instance_of
 
 VALUES: dict[str, Any] = yaml.safe_load(

@@ -13,7 +13,6 @@ from urllib.parse import quote, quote_plus
 
 import mercantile
 import pytest
-from dagster._utils.error import serializable_error_info_from_exc_info
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from vsvi_assets.mapillary.client import ImageLink, Mapillary
 from vsvi_assets.mapillary.errors import MapillaryError, RefusedTokenError
 from vsvi_assets.mapillary.token import ClientToken
 from vsvi_assets.sandbox import Fault, Faults, Sandbox
+from vsvi_assets_tests.dagster_internals import serializable_error_info_from_exc_info
 from vsvi_assets_tests.mapillary.parts import (
     LAT,
     LON,

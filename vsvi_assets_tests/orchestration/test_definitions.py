@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from dagster._core.remote_representation.external_data import RepositorySnap
-from dagster._serdes import serialize_value
+from dagster import serialize_value
 
 from vsvi_assets.orchestration.build import build_defs
 from vsvi_assets.settings import Settings
+from vsvi_assets_tests.dagster_internals import RepositorySnap
 from vsvi_assets_tests.project import METADATA_ASSETS, Project
 
 BIN = Path(sys.executable).parent

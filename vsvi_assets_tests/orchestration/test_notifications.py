@@ -19,7 +19,6 @@ from dagster import (
     job,
     op,
 )
-from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from vsvi_assets.database.tile_requests import PostgresTileGate
 from vsvi_assets.orchestration.notifications import (
@@ -29,6 +28,7 @@ from vsvi_assets.orchestration.notifications import (
 )
 from vsvi_assets.orchestration.resources import PostgisResource
 from vsvi_assets.settings import NotificationSettings, SettingError, Settings
+from vsvi_assets_tests.dagster_internals import BulkActionStatus, PartitionBackfill
 
 
 @contextmanager

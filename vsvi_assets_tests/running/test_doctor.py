@@ -9,7 +9,6 @@ import psycopg2
 import pytest
 from click.testing import CliRunner
 from dagster import DagsterInstance
-from dagster._daemon.types import DaemonHeartbeat
 
 from vsvi_assets.city import tile_file_name
 from vsvi_assets.cli import main
@@ -18,6 +17,7 @@ from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.progress import LogProgress
 from vsvi_assets.running.doctor import Finding, Verdict, busiest_day, examine
 from vsvi_assets.sandbox.faults import Fault
+from vsvi_assets_tests.dagster_internals import DaemonHeartbeat
 from vsvi_assets_tests.project import Project
 
 ROOT = Path(__file__).parents[2]

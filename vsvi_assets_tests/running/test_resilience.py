@@ -19,8 +19,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from dagster import AssetKey, DagsterInstance, DagsterRun, DagsterRunStatus, serialize_value
-from dagster._core.events import EngineEventData
-from dagster._core.launcher import WorkerStatus
 from psycopg2 import sql
 
 from vsvi_assets.city import City
@@ -28,6 +26,7 @@ from vsvi_assets.database import tables
 from vsvi_assets.database.photographs import rebuild_photographs
 from vsvi_assets.mapillary.coverage import WORKERS as WORKERS_OF_TILES
 from vsvi_assets.orchestration.common import MAPILLARY_POOL, asset_key
+from vsvi_assets.orchestration.dagster_internals import WorkerStatus
 from vsvi_assets.orchestration.launcher import (
     HOST_TAG,
     LOCK_TAG,
@@ -50,6 +49,7 @@ from vsvi_assets.running.run_city import CityBusyError, city_lock, only_process
 from vsvi_assets.sandbox import TOKEN, Fault, Faults, StreetImage
 from vsvi_assets.views.plan import SAMPLE_OF_A_KIND
 from vsvi_assets_tests.conftest import temporary_postgis
+from vsvi_assets_tests.dagster_internals import EngineEventData
 from vsvi_assets_tests.project import Project, small_world
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import pytest
-from dagster._core.instance.ref import InstanceRef
-from dagster._core.secrets.env_file import get_env_var_dict
 from dotenv import dotenv_values
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +21,7 @@ from vsvi_assets.database.server import LocalPostgisError
 from vsvi_assets.running import services
 from vsvi_assets.running.services import ServiceError, start_all, stop_all, user_environment
 from vsvi_assets.sandbox import Sandbox
+from vsvi_assets_tests.dagster_internals import InstanceRef, get_env_var_dict
 from vsvi_assets_tests.project import small_world
 
 PROJECT = Path(__file__).parents[2]
