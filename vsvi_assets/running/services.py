@@ -103,11 +103,13 @@ def start_all(
     Raises
     ------
     LocalPostgisError, ServiceError, SettingError
-        When a service does not start, or DAGSTER_HOME is another project's.
+        When a service does not start, DAGSTER_HOME is another project's, or
+        DAGSTER_POSTGRES_URL is no address that Dagster can use.
     """
     home = str(dagster_home(environment))
     started = Started({**environment, "DAGSTER_HOME": home})
     settings = started.settings
+    _check_address(environment.get("DAGSTER_POSTGRES_URL"))
     found = {"DAGSTER_HOME": home, "VSVI_DAGSTER_DIR": str(settings.machine_dir / "dagster")}
     if not (settings.postgres_url and "DAGSTER_POSTGRES_URL" in environment):
         cluster = _start_cluster(settings.machine_dir)
@@ -164,6 +166,20 @@ def dagster_home(environment: Mapping[str, str]) -> Path:
         else "Run vsvi in the project's folder, or set DAGSTER_HOME to it."
     )
     raise ServiceError(f"There is no dagster.yaml of this project in {home}. {advice}")
+
+
+def _check_address(dagster_url: str | None) -> None:
+    """Refuse an address for which Dagster would look for another driver, or fail to read."""
+    try:
+        parts = urlsplit(dagster_url or "postgresql+psycopg2://")
+        is_readable = parts.scheme == "postgresql+psycopg2" and parts.port != 0
+    except ValueError:
+        is_readable = False
+    if not is_readable:
+        raise ServiceError(
+            "DAGSTER_POSTGRES_URL is not the address of a database for Dagster, such as "
+            "postgresql+psycopg2://user:password@host:5432/database (with % written as %25)."
+        )
 
 
 def _is_ours(dagster_yaml: Path) -> bool:

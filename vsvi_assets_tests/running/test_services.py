@@ -272,3 +272,20 @@ def test_servers_on_this_machine_are_found_behind_any_proxy(
         )
         server = services._Server("sandbox", folder / "data")
         assert server.start(os.environ) == {"VSVI_SANDBOX_URL": sandbox.url}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense",
+        "mysql://u:secret@127.0.0.1/d",
+        "postgresql://u:secret@127.0.0.1/d",
+        "postgresql+psycopg2://u:secret@127.0.0.1:port/d",
+        "postgresql+psycopg2://u:secret@[::1/d",
+    ],
+)
+def test_an_address_that_dagster_cannot_use_is_refused(folder: Path, address: str) -> None:
+    with pytest.raises(ServiceError, match="DAGSTER_POSTGRES_URL is not the address") as refused:
+        start_all(ELSEWHERE | {"DAGSTER_POSTGRES_URL": address}, [])
+    assert "secret" not in str(refused.value)
+    assert not (folder / ".env").exists()
