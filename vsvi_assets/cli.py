@@ -1,5 +1,6 @@
 """The `vsvi` command: what researchers type."""
 
+import errno
 import os
 import shlex
 import signal
@@ -105,6 +106,12 @@ def _explaining(command: Command) -> Command:
                 f"{error.filename} is not open to this user. Let it belong to the user who runs "
                 "vsvi, or set VSVI_DATA_DIR to a folder of your own."
             ) from error
+        except OSError as error:
+            # A pipe that was closed, as by `| head`, is click's business.
+            if error.errno in (None, errno.EPIPE):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror}.") from error
         except psycopg2.Error as error:
             raise click.ClickException(f"The database answers: {str(error).strip()}") from error
         except KeyboardInterrupt:
@@ -127,8 +134,11 @@ def init() -> None:
 
     Writes Dagster's configuration, an example of the settings and the demo city.
     """
-    for path in write_new_project(Path.cwd()):
+    written = write_new_project(Path.cwd())
+    for path in written:
         click.echo(path.relative_to(Path.cwd()))
+    if not written:
+        click.echo("This folder is a project already: nothing was written.")
 
 
 @main.command()
@@ -477,7 +487,7 @@ def doctor() -> None:
 
 @main.command()
 @click.option("--host", default="127.0.0.1", help="Name or address by which it is reached.")
-@click.option("--port", type=int, help="Default: any free one.")
+@click.option("--port", type=click.IntRange(1, 65_535), help="Default: any free one.")
 @click.option(
     "--tiles",
     multiple=True,

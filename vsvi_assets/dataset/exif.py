@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 
 from vsvi_assets.city.views import HeadingAt
-from vsvi_assets.dataset.errors import MissingPhotographError
+from vsvi_assets.dataset.errors import DatasetError, MissingPhotographError
 from vsvi_assets.dataset.manifest import photographs_on_disk
 from vsvi_assets.dataset.perspective import heading_of_centre
 from vsvi_assets.files import DataPath, atomic_write, in_store
@@ -68,11 +68,11 @@ def write_described_copy(
 
     Raises
     ------
-    ValueError
+    DatasetError
         When the photograph is no JPEG, or copy and photograph are the same file.
     """
     if not in_store(photograph) and copy.exists() and copy.samefile(photograph):
-        raise ValueError(f"{photograph}: a copy must be another file than the photograph")
+        raise DatasetError(f"{photograph}: a copy must be another file than the photograph")
     data = photograph.read_bytes()
     direction = None
     if image.compass_angle is not None:
@@ -150,13 +150,13 @@ def _record(row: Mapping[str, Any]) -> ImageRecord:
 def _segments(data: bytes, path: DataPath) -> Iterator[tuple[int, int, int]]:
     """Yield marker, start and end of each segment that lies before the picture's scans."""
     if data[:2] != b"\xff\xd8":
-        raise ValueError(f"{path}: not a JPEG")
+        raise DatasetError(f"{path}: not a JPEG")
     start = 2
     while True:
         while data[start : start + 2] == b"\xff\xff":  # fill bytes
             start += 1
         if data[start : start + 1] != b"\xff" or start + 4 > len(data):
-            raise ValueError(f"{path}: not a whole JPEG")
+            raise DatasetError(f"{path}: not a whole JPEG")
         marker = data[start + 1]
         if marker == _SCAN:
             return

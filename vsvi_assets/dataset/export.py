@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pyogrio
 import pyproj
 
+from vsvi_assets.dataset.errors import DatasetError
 from vsvi_assets.files import DataPath, atomic_write, in_store
 
 _ROWS_PER_GROUP = 65_536
@@ -34,7 +35,7 @@ def write_table(rows: pa.RecordBatchReader, path: DataPath) -> int:
 
     Raises
     ------
-    ValueError
+    DatasetError
         When the ending names none of these formats.
     """
     writers: dict[str, Callable[[pa.RecordBatchReader, DataPath], int]] = {
@@ -43,7 +44,7 @@ def write_table(rows: pa.RecordBatchReader, path: DataPath) -> int:
         ".csv": _write_csv,
     }
     if path.suffix not in writers:
-        raise ValueError(f"{path}: must end in one of {', '.join(writers)}")
+        raise DatasetError(f"{path}: must end in one of {', '.join(writers)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     return writers[path.suffix](rows, path)
 

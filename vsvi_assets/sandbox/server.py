@@ -192,7 +192,10 @@ class Sandbox:
         except OSError as error:
             listener.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise
+                raise SandboxError(
+                    f"{self._host} is no IPv4 address of this machine, nor a name of one: "
+                    f"{error.strerror}."
+                ) from error
             raise SandboxError(
                 f"Port {self._port} of {self._host} is in use or reserved: name another one, or "
                 "none, for any that is free."

@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from PIL.MpoImagePlugin import MpoImageFile
 
+from vsvi_assets.dataset.errors import DatasetError
 from vsvi_assets.dataset.exif import write_described_copy
 from vsvi_assets.photographs.sidecar import ImageRecord
 
@@ -166,7 +167,7 @@ def test_the_photograph_keeps_its_hash(tmp_path: Path) -> None:
     assert hashlib.sha256(path.read_bytes()).digest() == before
     (tmp_path / "link.jpg").hardlink_to(path)
     for same_file in (path, tmp_path / "link.jpg"):
-        with pytest.raises(ValueError, match="another file"):
+        with pytest.raises(DatasetError, match="another file"):
             write_described_copy(path, same_file, RECORD)
 
 
@@ -194,7 +195,7 @@ def test_copying_a_copy_changes_nothing(tmp_path: Path) -> None:
 def test_what_is_no_jpeg_is_refused_and_leaves_nothing(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "photograph.jpg"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"photograph\.jpg"):
+    with pytest.raises(DatasetError, match=r"photograph\.jpg"):
         write_described_copy(path, tmp_path / "copies" / "copy.jpg", RECORD)
     assert not list(tmp_path.glob("copies/*"))
 

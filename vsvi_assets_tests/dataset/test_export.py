@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from vsvi_assets.dataset.errors import DatasetError
 from vsvi_assets.dataset.export import write_table
 from vsvi_assets_tests.dataset.parts import SCHEMA, row, rows_of
 
@@ -118,7 +119,7 @@ def test_a_broken_stream_leaves_the_old_file_and_nothing_else(tmp_path: Path, en
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must end in one of \.parquet, \.gpkg, \.csv"):
+    with pytest.raises(DatasetError, match=r"must end in one of \.parquet, \.gpkg, \.csv"):
         write_table(rows_of(ROWS), tmp_path / "dataset.xlsx")
 
 

@@ -266,6 +266,16 @@ def test_without_a_token_a_real_city_is_refused_before_anything_is_started(
         (shell.folder / "cities/delft.json").unlink()
 
 
+def test_output_that_finds_no_room_is_reported_in_a_sentence(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [VSVI, "init"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+    assert ran.returncode
+    assert ran.stderr.startswith("Error: No space left on device.")
+    assert "Traceback" not in ran.stderr
+
+
 def test_a_database_that_is_away_is_reported_in_a_sentence(
     shell: Shell, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +313,8 @@ def test_the_sandbox_serves_until_it_is_stopped(shell: Shell) -> None:
     assert f"Error: Port {port} of 127.0.0.1 is in use" in shell.vsvi(
         "sandbox", "--port", port, status=1
     )
+    assert "65536 is not in the range" in shell.vsvi("sandbox", "--port", "65536", status=2)
+    assert "is no IPv4 address of this machine" in shell.vsvi("sandbox", "--host", "::1", status=1)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 0

@@ -61,6 +61,17 @@ def test_a_finished_city_goes_all_the_way(
     )
     assert copies == originals
 
+    for option, given, expected in (
+        ("--output", "here.txt", "must end in one of .parquet, .gpkg, .csv"),
+        ("--output", "here.csv/below.csv", "here.csv: File exists"),
+        ("--output", f"{'long' * 100}.csv", "File name too long"),
+        ("--copies", city.sequences_folder, "a copy must be another file than the photograph"),
+    ):
+        result = vsvi("export", "town", option, given)
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        assert expected in result.output
+
     result = vsvi("freeze", "town", "--output", "frozen")
     assert result.exit_code == 0, result.output
     assert "@misc{town_street_view_" in result.output
