@@ -1,6 +1,6 @@
 """The duties that come with the photographs, laid beside them."""
 
-from vsvi_assets.files import DataPath, atomic_write
+from vsvi_assets.files import DataPath, atomic_write, remove_abandoned_parts
 
 LICENCE = "CC BY-SA 4.0"
 LICENCE_PAGE = "https://creativecommons.org/licenses/by-sa/4.0/"
@@ -26,5 +26,6 @@ def write_attribution(seqdir: DataPath) -> None:
     """Write ATTRIBUTION.txt into the folder of the sequences, unless it is there."""
     path = seqdir / "ATTRIBUTION.txt"
     if not path.is_file():
+        remove_abandoned_parts(seqdir)
         with atomic_write(path) as file:
             file.write(ATTRIBUTION.encode())

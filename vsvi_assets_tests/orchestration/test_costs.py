@@ -1,5 +1,6 @@
 """What the work costs, in counts that hold on any machine: requests, rows, connections, memory."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -68,6 +69,31 @@ def test_a_download_takes_sequences_as_it_needs_them(tmp_path: Path) -> None:
             most_open = max(most_open, taken - complete)
     assert complete == len(images)
     assert most_open < 200
+
+
+def test_many_runs_look_into_each_folder_as_often_as_one(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a run nor its checks cost more where the rest of the city is larger."""
+    listed: list[Path] = []
+    scandir = os.scandir
+
+    def counted(folder: str | Path | int) -> object:
+        if not isinstance(folder, int):
+            listed.append(Path(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    runs, listings = [], []
+    for sequences_per_run in (1, 12):
+        city = project.write_city(f"town-{sequences_per_run}")
+        listed.clear()
+        run = project.run_city(city, sequences_per_run=sequences_per_run)
+        assert run.success
+        runs.append(run.image_runs)
+        listings.append(sum(folder.is_relative_to(city.sequences_folder) for folder in listed))
+    assert runs[0] > runs[1] == 1
+    assert listings[0] == listings[1] > 0
 
 
 @pytest.mark.parametrize("tiles", [5, 20])

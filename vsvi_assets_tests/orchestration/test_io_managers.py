@@ -35,6 +35,7 @@ from vsvi_assets.orchestration.io_managers.filesystem import (
 )
 from vsvi_assets.orchestration.io_managers.postgis import PostgisIOManager
 from vsvi_assets.orchestration.resources import PostgisResource
+from vsvi_assets.photographs.attribution import write_attribution
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME, ImageRecord, Sidecar, read_sidecar
 from vsvi_assets.streets.points import StreetsAndPoints
 from vsvi_assets_tests.project import BOX
@@ -238,9 +239,7 @@ def test_what_killed_runs_left_half_is_removed(city: City, tiles: PartitionsDefi
         (folder / ".half.0123456789ab.part").touch()
     CoverageReportFile({city.name: city}).handle_output(output("coverage_report"), "<html>")
     TileFiles({city.name: city}).handle_output(output("tile_metadata", tiles, (key,)), {key: None})
-    SequenceFolders({city.name: city}).handle_output(
-        output("image_files", SEQUENCES, ("first",)), {"first": None}
-    )
+    write_attribution(city.sequences_folder)
     assert [path for folder in folders for path in folder.glob(".*.part")] == []
 
 

@@ -79,6 +79,10 @@ class FilesystemIOManager(IOManager, Generic[Value]):
     def read(self, city: City, path: DataPath) -> Value:
         """Read what `write` stored."""
 
+    def tidy(self, folder: DataPath) -> None:
+        """Remove what killed runs left half written in the folder of the partitions."""
+        remove_abandoned_parts(folder)
+
     def handle_output(self, context: OutputContext, obj: object) -> None:
         city = self._city(context.asset_key.path)
         if not context.has_asset_partitions:
@@ -91,7 +95,7 @@ class FilesystemIOManager(IOManager, Generic[Value]):
         wanted = sorted(context.asset_partition_keys)
         folder = self.path(city, wanted[0]).parent
         folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned_parts(folder)
+        self.tidy(folder)
         stored = set()
         with closing(_pairs(obj)) as pairs:
             for key, value in pairs:
@@ -184,6 +188,9 @@ class SequenceFolders(FilesystemIOManager[Sidecar]):
 
     def path(self, city: City, partition: str | None) -> DataPath:
         return sequence_folder(city.sequences_folder, str(partition))
+
+    def tidy(self, folder: DataPath) -> None:
+        """Leave the folder of all sequences alone: each download tidies those that it is about."""
 
     def write(self, city: City, path: DataPath, value: Sidecar) -> None:
         path.mkdir(parents=True, exist_ok=True)
