@@ -334,7 +334,7 @@ class Client:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def ask_for_listing(self, key: str, request: Callable[["S3Store"], Value]) -> Value:
-        """Return the answer to a listing; a refusal is told from a store that does not answer.
+        """Return the answer to a listing; a refusal is another error than a store that is silent.
 
         obstore has one error for both. A store that answers another question, but not this one
         twice, refuses it.

@@ -1,4 +1,4 @@
-"""A run tells how far it is, and its partitions count as materialized in its course."""
+"""A run reports how far it is, and its partitions count as materialized in its course."""
 
 import os
 import pty
@@ -57,7 +57,7 @@ def images_of_several_runs(project: Project, file: TextIO) -> int:
     return run.images - 2 * SAMPLE_OF_A_KIND
 
 
-def test_a_terminal_shows_one_bar_an_asset_over_all_runs(project: Project) -> None:
+def test_a_terminal_shows_one_bar_per_asset_over_all_runs(project: Project) -> None:
     with terminal() as (file, screen):
         images = images_of_several_runs(project, file)
     last = {line.split()[0]: line for line in screen if line.strip()}
@@ -109,7 +109,7 @@ def test_what_is_no_terminal_gets_plain_lines(project: Project) -> None:
     assert "\r" not in log.getvalue()
 
 
-def test_a_failed_step_is_not_told_as_done(
+def test_a_failed_step_is_not_reported_as_done(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     city = project.write_city()
@@ -137,13 +137,13 @@ def test_lines_come_at_intervals_with_what_is_left() -> None:
     assert len(lines) == 1
 
 
-def test_a_run_tells_its_own_log(project: Project) -> None:
+def test_a_run_reports_to_its_own_log(project: Project) -> None:
     city = project.write_city()
     project.materialize_metadata(city)
     result = project.materialize_images(city)
     images = take_inventory(city, project.postgis).on_disk
-    told = [entry.message for entry in project.instance.all_logs(result.run_id)]
-    assert any(f"town/image_files: {images} of {images} images" in message for message in told)
+    reported = [entry.message for entry in project.instance.all_logs(result.run_id)]
+    assert any(f"town/image_files: {images} of {images} images" in message for message in reported)
 
 
 def test_partitions_are_recorded_in_the_course_of_a_long_run(

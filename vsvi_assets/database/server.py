@@ -66,7 +66,7 @@ SETTINGS = """\
 listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = ''
-max_connections = 200                   # Dagster opens several a process
+max_connections = 200                   # Dagster opens several per process
 
 shared_buffers = 1GB
 effective_cache_size = 4GB
@@ -336,7 +336,7 @@ class LocalPostgis:
         """Return whether a process of this server is there; True where that cannot be seen.
 
         All of them, and no others, have the cluster as their working directory. The process ids
-        in postmaster.pid do not tell: they may be in use again, or be those of another machine
+        in postmaster.pid prove nothing: they may be in use again, or be those of another machine
         from which the folder was copied, or of a process that has ended and nobody reaped.
         """
         if not _PROC.is_dir():

@@ -61,10 +61,10 @@ def connection_error(error: Exception, url: str, asked_for: str) -> MapillaryErr
     if isinstance(error, ValueError) and not is_of_the_answer:
         # The request's own URL was good, so that it is about the proxy's.
         # Not in the words of urllib3, which repeat its password.
-        told = isinstance(
+        is_explained = isinstance(
             error, requests.exceptions.InvalidSchema | requests.exceptions.InvalidProxyURL
         )
-        reason = str(error).strip(" .") if told else "its address is no URL"
+        reason = str(error).strip(" .") if is_explained else "its address is no URL"
         return ConnectionSettingsError(
             f"{asked_for}: the proxy of this machine cannot be used: {reason}. Check "
             f"{_PROXY_SETTINGS}; in a name or password write @ : / # as %40 %3A %2F %23, and for "

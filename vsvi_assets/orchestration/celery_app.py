@@ -61,7 +61,7 @@ def app_arguments() -> dict[str, Any]:
             raise SettingError(f"{BROKER_PASSWORD_FILE}: {error}") from error
     return {
         "broker": url,
-        # Who asks a result backend for a run that it has not heard of is told the same as for
+        # Who asks a result backend for a run that it has not heard of gets the same answer as for
         # one that is lost. The workers know.
         "backend": "disabled://",
         "config_source": configuration,

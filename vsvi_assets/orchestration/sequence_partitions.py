@@ -41,7 +41,7 @@ from vsvi_assets.orchestration.dagster_internals import (
 from vsvi_assets.settings import Settings
 
 MAX_SEQUENCES = 100_000
-"""Dagster recommends at most so many partition keys an asset
+"""Dagster recommends at most so many partition keys per asset
 (docs.dagster.io/guides/build/partitions-and-backfills/partitioning-assets)."""
 
 RUNS_OF_ALL_BUCKETS = 128
@@ -57,7 +57,7 @@ UNFINISHED_RUNS = [
 
 
 def sequence_partitions_name(city: City) -> str:
-    """Return the name of the city's dynamic partitions, one a sequence with a selected image."""
+    """Return the name of the city's dynamic partitions, one per sequence with a selected image."""
     return f"{city.name}_sequences"
 
 

@@ -64,7 +64,7 @@ def assign(wishes: Wishes) -> tuple[NDArray[np.bool_], Integers]:
     chosen
         Which wishes are fulfilled.
     wanting
-        The places whose lists are too short to tell; then nothing is chosen.
+        The places whose lists are too short to decide; then nothing is chosen.
     """
     places = len(wishes.wishes)
     listed = np.bincount(wishes.place, minlength=places)

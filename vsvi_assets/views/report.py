@@ -41,7 +41,7 @@ some near it that are not good enough."""
 
 NO_IMAGE = -1
 MOST_GROUPS = 250
-"""Street classes, or districts, that the report tells apart."""
+"""Street classes, or districts, that the report distinguishes."""
 
 UNKNOWN_CLASS = "unknown"
 NO_DISTRICT = "outside all districts"

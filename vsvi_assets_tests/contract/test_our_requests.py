@@ -57,9 +57,9 @@ def test_no_redirect_to_a_login_page_is_followed() -> None:
         for _ in range(3):
             with pytest.raises(AddressBlockedError) as error:
                 client.tile_images(TILE, Event())
-            told = f"{error.value} {error.value.__cause__} {error.value.__context__}"
-            assert TOKEN not in told
-            assert TOKEN.replace("|", "%7C") not in told
+            reported = f"{error.value} {error.value.__cause__} {error.value.__context__}"
+            assert TOKEN not in reported
+            assert TOKEN.replace("|", "%7C") not in reported
         assert Counter(each.status for each in sandbox.stats.log) == {302: 1}
         assert sandbox.stats.redirects_followed == 0
         assert len(client.image_links([image.id for image in street_images(3)], "256").found) == 3

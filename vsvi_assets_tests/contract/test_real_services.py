@@ -546,7 +546,7 @@ def test_a_blocked_address_is_not_asked_on(sandbox: Sandbox) -> None:
     assert sandbox.stats.requests["tiles"] == 1
 
 
-def test_what_was_seen_is_told_without_the_token(sandbox: Sandbox) -> None:
+def test_what_was_seen_is_reported_without_the_token(sandbox: Sandbox) -> None:
     services = services_at(sandbox)
     for encoded in (TOKEN, TOKEN.replace("|", "%7C"), TOKEN.replace("|", "%257C")):
         answer = Answer(302, {"Location": f"https://x/?next={encoded}"}, encoded.encode())

@@ -359,7 +359,7 @@ def test_a_street_15_metres_away_never_supplies_an_image(
         assert driven == str(points[row["street_point_id"]]["osmid"])
 
 
-def test_without_its_streets_a_city_is_told_to_fetch_them(
+def test_without_its_streets_a_city_is_asked_to_fetch_them(
     database: Postgis, make_city: Callable[..., City]
 ) -> None:
     city = make_city(same_street=True)

@@ -169,10 +169,13 @@ def test_a_block_is_known_to_all_processes_until_it_is_due(postgis_url: str) -> 
     take(gate)
     error = gate.blocked("tile 14/1/2: tile server answered 302")
     assert error.until - error.since == timedelta(hours=24)
-    told = str(error)
-    assert f"since {error.since:%Y-%m-%d %H:%M} UTC (tile 14/1/2: tile server answered 302)" in told
-    assert f"No tile is requested until {error.until:%Y-%m-%d %H:%M} UTC" in told
-    assert "photographs whose tiles are on disk can still be downloaded" in told
+    reported = str(error)
+    assert (
+        f"since {error.since:%Y-%m-%d %H:%M} UTC (tile 14/1/2: tile server answered 302)"
+        in reported
+    )
+    assert f"No tile is requested until {error.until:%Y-%m-%d %H:%M} UTC" in reported
+    assert "photographs whose tiles are on disk can still be downloaded" in reported
 
     script = """
 try:
@@ -181,7 +184,7 @@ except AddressBlockedError as error:
     print(error)
 """
     processes = in_processes(3, postgis_url, script)
-    assert [process.communicate()[0].strip() for process in processes] == [told] * 3
+    assert [process.communicate()[0].strip() for process in processes] == [reported] * 3
     state = gate_of(postgis_url).state()
     assert state.is_blocked
     assert (state.blocked_since, state.blocked_until) == (error.since, error.until)
@@ -263,7 +266,7 @@ def test_a_connection_that_the_server_closed_is_opened_again(postgis_url: str) -
     assert gate.state().left_today == 49_998
 
 
-def test_a_role_that_may_not_create_the_schema_is_told_what_to_do(postgis_url: str) -> None:
+def test_a_role_that_may_not_create_the_schema_learns_what_to_do(postgis_url: str) -> None:
     guest = "guest_of_the_tiles"
     with Postgis(postgis_url).transaction() as cursor:
         cursor.execute(f"CREATE ROLE {guest} LOGIN PASSWORD 'g'")

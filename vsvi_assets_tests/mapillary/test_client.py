@@ -54,7 +54,7 @@ CONTENT = {Fault.HOSTILE_IDS, Fault.ODD_COLUMNS, Fault.ODD_TIMES, Fault.BROKEN_F
 
 
 @pytest.mark.parametrize("fault", sorted(set(Fault) - CONTENT - {Fault.STALL}))
-def test_each_fault_of_a_tile_is_got_over_or_told(fault: Fault) -> None:
+def test_each_fault_of_a_tile_is_overcome_or_reported(fault: Fault) -> None:
     faults = Faults(tiles={fault: 1.0}, most=1, retry_after=0, slow=0.05)
     with Sandbox(world_of(street_images(3)), faults=faults) as sandbox:
         client = client_of(sandbox)
@@ -73,7 +73,7 @@ PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>"
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "reported"),
     [
         (
             (302, {"Location": "https://www.mapillary.com/login/?next=x"}, b""),
@@ -87,14 +87,14 @@ PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>"
         ((206, {}, PAGE), "206"),
     ],
 )
-def test_the_first_answer_to_a_blocked_address_is_recognised(answer: Answer, told: str) -> None:
+def test_the_first_answer_to_a_blocked_address_is_recognised(answer: Answer, reported: str) -> None:
     requests = []
 
     def note(request: http.server.BaseHTTPRequestHandler) -> Answer:
         requests.append(request.path)
         return answer
 
-    with service(note) as url, pytest.raises(AddressBlockedError, match=told):
+    with service(note) as url, pytest.raises(AddressBlockedError, match=reported):
         client_at(url).tile_images(TILE)
     assert len(requests) == 1
 
@@ -314,7 +314,7 @@ def test_an_answer_that_contradicts_its_headers_is_asked_for_again(headers: dict
     ("status", "expected"),
     [(429, ThrottledError), (404, UnavailableError), (403, StaleLinkError), (400, TransientError)],
 )
-def test_what_a_status_tells_is_told_without_its_body(
+def test_what_a_status_means_is_reported_without_its_body(
     status: int, expected: type[MapillaryError]
 ) -> None:
     with service(lambda _: (status, {"Content-Length": "1000"}, b'{"error": {')) as url:
@@ -380,7 +380,7 @@ def test_compressed_answers_are_read_and_endless_ones_are_not() -> None:
             client.image_links([1], "256")
 
 
-def test_a_stale_link_is_told_from_other_refusals() -> None:
+def test_a_stale_link_is_distinguished_from_other_refusals() -> None:
     with Sandbox(world_of(street_images(1)), link_lifetime=-1) as sandbox:
         client = client_of(sandbox)
         (link,) = client.image_links([FIRST_ID], "original").found.values()

@@ -1,4 +1,4 @@
-"""Requests without an answer: what no retry helps is told at once, in one sentence."""
+"""Requests without an answer: what no retry helps is reported at once, in one sentence."""
 
 import http.server
 import socket
@@ -77,7 +77,7 @@ def tls_service(
         thread.join()
 
 
-def test_a_certificate_that_is_not_trusted_is_told_at_once() -> None:
+def test_a_certificate_that_is_not_trusted_is_reported_at_once() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE)
     with tls_service(context) as (url, taken):
@@ -88,11 +88,11 @@ def test_a_certificate_that_is_not_trusted_is_told_at_once() -> None:
             client.image_links(range(1, 51), "256")
     assert len(taken) == 2
     assert not error.value.may_pass
-    for told in ("localhost", "self-signed", "REQUESTS_CA_BUNDLE", "clock", "does not help"):
-        assert told in str(error.value)
+    for reported in ("localhost", "self-signed", "REQUESTS_CA_BUNDLE", "clock", "does not help"):
+        assert reported in str(error.value)
 
 
-def test_a_server_that_speaks_no_tls_is_told_at_once() -> None:
+def test_a_server_that_speaks_no_tls_is_reported_at_once() -> None:
     with tls_service(None, b"HTTP/1.1 400 Bad Request\r\n\r\n") as (url, taken):
         with pytest.raises(ConnectionSettingsError, match="localhost"):
             client_at(url, num_retries=8).tile_images(TILE)
@@ -115,7 +115,7 @@ def test_a_bundle_of_certificates_that_is_not_there_is_named(
 
 
 @pytest.mark.parametrize(
-    ("proxy", "told"),
+    ("proxy", "reported"),
     [
         pytest.param(
             "socks5h://127.0.0.1:1080",
@@ -129,8 +129,8 @@ def test_a_bundle_of_certificates_that_is_not_there_is_named(
     ],
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_cannot_be_used_is_told_at_once(
-    proxy: str, told: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+def test_a_proxy_that_cannot_be_used_is_reported_at_once(
+    proxy: str, reported: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
     client = client_at(f"{scheme}://maps.invalid", num_retries=8)
@@ -138,7 +138,7 @@ def test_a_proxy_that_cannot_be_used_is_told_at_once(
     for ask in (lambda: client.tile_images(TILE), lambda: client.image_links([1, 2], "256")):
         with pytest.raises(ConnectionSettingsError) as error:
             ask()
-        assert told in str(error.value)
+        assert reported in str(error.value)
         assert "HTTPS_PROXY, HTTP_PROXY and ALL_PROXY" in str(error.value)
         assert "secret" not in str(error.value)
         assert "p#w" not in str(error.value)

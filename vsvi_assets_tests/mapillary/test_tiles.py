@@ -280,7 +280,7 @@ def test_a_single_image_that_cannot_be_used_is_left_out_and_named(
         assert tile.images["id"].to_pylist() == [1, 2, 3, 4]
         assert tile.dropped == (Dropped(reason, 1, (name,)),)
         assert len(str(tile.dropped[0])) < 100
-        # What was left out is told by the file too.
+        # What was left out is reported by the file too.
         write_tile(tile, tmp_path / "stored", "mapillary")
         assert_equal(read_tile(tmp_path / "stored", "mapillary"), tile)
 

@@ -57,8 +57,8 @@ def test_tiles_are_fetched_one_partition_or_a_range_at_a_time(project: Project) 
 
     assert materialized(project, city, "tile_metadata") == set(city.tile_keys)
     assert set(project.sandbox.stats.tiles_asked.values()) == {1}
-    told = metadata(result, city, "tile_metadata")
-    assert {key: told[key]["fetched"] for key in told} == {
+    reported = metadata(result, city, "tile_metadata")
+    assert {key: reported[key]["fetched"] for key in reported} == {
         key: key != middle[0] for key in city.tile_keys
     }
     world = project.sandbox.world
@@ -66,8 +66,10 @@ def test_tiles_are_fetched_one_partition_or_a_range_at_a_time(project: Project) 
         tile = parse_tile_key(key)
         ids = {image.id for image in world.images_in((tile.z, tile.x, tile.y))}
         assert set(read_tile(city.tile_path(key), city.services).images["id"].to_pylist()) == ids
-        assert told[key]["images"] == len(ids)
-    assert 0 in {told[key]["images"] for key in told}, "a tile without images is one all the same"
+        assert reported[key]["images"] == len(ids)
+    assert 0 in {reported[key]["images"] for key in reported}, (
+        "a tile without images is one all the same"
+    )
 
 
 def test_overwriting_fetches_tiles_anew(project: Project) -> None:
@@ -188,7 +190,7 @@ def test_an_error_page_never_becomes_an_empty_tile(project: Project, fault: Faul
         assert len(read_tile(city.tile_path(key), city.services))
 
 
-def test_one_tile_that_cannot_be_had_leaves_the_others_recorded(project: Project) -> None:
+def test_one_tile_that_cannot_be_fetched_leaves_the_others_recorded(project: Project) -> None:
     city = project.write_city(bounding_box=WIDE_BOX, num_retries=0)
     bad = parse_tile_key(city.tile_keys[2])
     recorded = project.sandbox.world.recorded_tiles
@@ -229,11 +231,11 @@ def test_tables_and_selection_follow_from_what_is_on_disk(project: Project) -> N
 
     assert project.sandbox.stats.requests == asked
     assert metadata(tables, city, "postgis_tables")[None]["rows in town.images"] == 120
-    told = metadata(selection, city, "selected_image_ids")[None]
+    reported = metadata(selection, city, "selected_image_ids")[None]
     ids = city.selected_image_ids_path.read_text().split()
-    assert told["images"] == len(ids) == len(set(ids))
+    assert reported["images"] == len(ids) == len(set(ids))
     assert ids == sorted(ids, key=int)
-    assert told["sequences"] == len(project.sequences(city)) > 5
+    assert reported["sequences"] == len(project.sequences(city)) > 5
     with project.postgis.transaction() as cursor:
         cursor.execute("SELECT DISTINCT sequence_id FROM town.selected_images")
         assert {sequence for (sequence,) in cursor.fetchall()} == set(project.sequences(city))
@@ -296,9 +298,9 @@ def test_sequences_are_downloaded_one_or_a_range_at_a_time(project: Project, cit
 
     assert materialized(project, city, "image_files") == set(project.sequences(city))
     assert set(project.sandbox.stats.images_asked.values()) == {1}
-    told = metadata(result, city, "image_files")
-    assert told[second]["fetched images"] == 0
-    assert sum(told[key]["images"] for key in told) == len(selected_ids(city))
+    reported = metadata(result, city, "image_files")
+    assert reported[second]["fetched images"] == 0
+    assert sum(reported[key]["images"] for key in reported) == len(selected_ids(city))
 
 
 def test_one_failing_sequence_takes_no_other_down_and_only_it_is_retried(
@@ -434,7 +436,7 @@ def test_a_refused_token_ends_the_run_at_once_in_one_sentence(project: Project, 
     assert not materialized(project, city, "image_files")
 
 
-def test_a_missing_token_is_told_before_anything_is_asked(
+def test_a_missing_token_is_reported_before_anything_is_asked(
     project: Project, city: City, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MAPILLARY_TOKEN")

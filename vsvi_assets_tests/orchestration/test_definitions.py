@@ -33,7 +33,7 @@ def test_each_city_is_a_group_with_keys_under_its_name(project: Project) -> None
         assert {dep.asset_key.path[0] for dep in spec.deps} <= {spec.key.path[0]}
 
 
-def test_every_asset_tells_what_it_is(project: Project) -> None:
+def test_every_asset_says_what_it_is(project: Project) -> None:
     project.write_city()
     for spec in build_defs(project.settings).resolve_all_asset_specs():
         assert "step " in str(spec.description).lower(), spec.key

@@ -82,7 +82,7 @@ def settings(tmp_path: Path, **environment: str) -> Settings:
     return Settings.from_environment({"VSVI_DATA_DIR": str(tmp_path), **environment})
 
 
-def test_nobody_is_told_by_default(tmp_path: Path) -> None:
+def test_nobody_is_notified_by_default(tmp_path: Path) -> None:
     assert build_notification_sensors(settings(tmp_path)) == []
 
 
@@ -133,7 +133,7 @@ def test_servers_that_are_gone_are_reported_without_their_addresses() -> None:
 
 
 def failed_run(instance: DagsterInstance, name: str) -> RunFailureSensorContext:
-    """Let a run of the city delft fail, and return what the sensor `name` is told of it."""
+    """Let a run of the city delft fail, and return what the sensor `name` gets of it."""
 
     @op
     def image_files() -> None:
@@ -156,7 +156,7 @@ def failed_run(instance: DagsterInstance, name: str) -> RunFailureSensorContext:
     return context.for_run_failure()
 
 
-def test_a_failed_run_is_told_with_its_city_and_reason(tmp_path: Path) -> None:
+def test_a_failed_run_is_reported_with_its_city_and_reason(tmp_path: Path) -> None:
     with webhook() as (url, texts), DagsterInstance.ephemeral() as instance:
         sensor, _ = build_notification_sensors(settings(tmp_path, VSVI_NOTIFY_WEBHOOK=url))
         sensor(failed_run(instance, sensor.name))
@@ -170,14 +170,14 @@ def ended_backfill(instance: DagsterInstance, id_: str, status: BulkActionStatus
     instance.add_backfill(backfill.with_end_timestamp(time.time()))
 
 
-def test_a_block_and_each_ended_backfill_are_told_once(
+def test_a_block_and_each_ended_backfill_are_reported_once(
     tmp_path: Path, postgis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VSVI_POSTGRES_URL", postgis_url)
     postgis = PostgisResource(data_dir=str(tmp_path))
     with webhook() as (url, texts), DagsterInstance.ephemeral() as instance:
-        told = settings(tmp_path, VSVI_NOTIFY_WEBHOOK=url)
-        _, sensor = build_notification_sensors(told)
+        notifying = settings(tmp_path, VSVI_NOTIFY_WEBHOOK=url)
+        _, sensor = build_notification_sensors(notifying)
         ended_backfill(instance, "earlier", BulkActionStatus.COMPLETED_SUCCESS)
         cursor = None
 
@@ -191,7 +191,7 @@ def test_a_block_and_each_ended_backfill_are_told_once(
 
         assert evaluate() == []
         gate = PostgresTileGate(
-            postgis.database(), told.tiles_url, per_minute=40, per_day=50_000, block_hours=24
+            postgis.database(), notifying.tiles_url, per_minute=40, per_day=50_000, block_hours=24
         )
         gate.state()
         gate.blocked("302 to its login page")

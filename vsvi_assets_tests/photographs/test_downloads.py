@@ -128,7 +128,7 @@ def test_all_images_arrive_whole_through_all_faults_at_once(tmp_path: Path) -> N
     print(stats.requests, stats.faults, stats.image_bytes)
 
 
-def test_one_request_an_image_and_one_for_fifty_links(tmp_path: Path) -> None:
+def test_one_request_per_image_and_one_per_fifty_links(tmp_path: Path) -> None:
     images = street_images(1000, per_sequence=7)
     with Sandbox(world_of(images)) as sandbox:
         results = download(client_of(sandbox), images, tmp_path)

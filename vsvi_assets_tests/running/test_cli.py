@@ -228,7 +228,7 @@ def test_an_interrupt_amid_thousands_of_tiles_ends_within_seconds(
     assert sandbox.stats.requests["tiles"] - before == len(list(tiles.iterdir())) - there
 
 
-def test_what_people_get_wrong_is_told_without_a_traceback(
+def test_what_people_get_wrong_is_reported_without_a_traceback(
     shell: Shell, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     shell.write_city("village", interval=0)

@@ -25,7 +25,7 @@ def vsvi(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Res
     return run
 
 
-def test_a_city_that_was_not_run_is_told_what_to_run(
+def test_a_city_that_was_not_run_says_what_to_run(
     project: Project, vsvi: Callable[..., Result]
 ) -> None:
     project.write_city()

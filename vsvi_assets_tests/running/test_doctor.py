@@ -43,7 +43,7 @@ def found(project: Project, subject: str) -> Finding:
 
 
 def bad(project: Project, subject: str) -> str:
-    """Return what is told of something that is wrong, which the exit status shows too."""
+    """Return what is reported of something that is wrong, which the exit status shows too."""
     finding = found(project, subject)
     assert finding.verdict == Verdict.BAD
     return str(finding)
@@ -76,15 +76,15 @@ def test_city_files(healthy: Project) -> None:
     assert "no such folder; make it" in bad(healthy, "city files")
 
 
-def test_tiles_of_a_list_that_do_not_meet_the_box_are_told_before_and_in_a_run(
+def test_tiles_of_a_list_that_do_not_meet_the_box_are_reported_before_and_in_a_run(
     healthy: Project,
 ) -> None:
     names = [tile_file_name(tile) for tile in healthy.write_city().tiles]
     (healthy.folder / "tiles.txt").write_text(f"{names[0]}\nmly1_public_1_1_14\n")
     listed = healthy.write_city(tile_list_file=str(healthy.folder / "tiles.txt"))
     notices = [str(each) for each in examine(healthy.settings) if each.verdict == Verdict.NOTICE]
-    [told] = [notice for notice in notices if "city town" in notice]
-    assert "1 of its 2 tiles do not meet the bounding box" in told
+    [reported] = [notice for notice in notices if "city town" in notice]
+    assert "1 of its 2 tiles do not meet the bounding box" in reported
     lines: list[str] = []
     assert healthy.run_city(listed, LogProgress(lines.append), tiles_only=True).success
     assert any("1 of its 2 tiles do not meet the bounding box" in line for line in lines)
@@ -92,9 +92,9 @@ def test_tiles_of_a_list_that_do_not_meet_the_box_are_told_before_and_in_a_run(
 
 def test_the_token(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAPILLARY_TOKEN", "MLY|1|not-the-token")
-    told = bad(healthy, "Mapillary token")
-    assert "→ Make a client token at https://www.mapillary.com/dashboard/developers" in told
-    assert "not-the-token" not in told
+    reported = bad(healthy, "Mapillary token")
+    assert "→ Make a client token at https://www.mapillary.com/dashboard/developers" in reported
+    assert "not-the-token" not in reported
     monkeypatch.delenv("MAPILLARY_TOKEN")
     monkeypatch.setenv("MAPILLARY_TOKEN_FILE", "no-such-file.txt")
     assert "→ Put the client token" in bad(healthy, "Mapillary token")
@@ -124,7 +124,7 @@ def test_the_services(healthy: Project, monkeypatch: pytest.MonkeyPatch) -> None
     assert "→ check the connection, and OVERPASS_URL" in bad(healthy, "Overpass")
 
 
-def test_a_proxy_that_cannot_be_used_is_told_in_a_sentence(
+def test_a_proxy_that_cannot_be_used_is_reported_in_a_sentence(
     healthy: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "http://user:p#ss@127.0.0.1:3128")
@@ -217,10 +217,10 @@ def test_postgis(
     assert "CREATE EXTENSION postgis" in bad(healthy, "PostGIS")
     assert "fix PostGIS first" in str(found(healthy, "tile server"))
     monkeypatch.setenv("VSVI_POSTGRES_URL", "postgresql://vsvi:secret@127.0.0.1:9/vsvi")
-    told = bad(healthy, "PostGIS")
-    assert "Connection refused" in told
-    assert "→ start the server of VSVI_POSTGRES_URL" in told
-    assert "secret" not in told
+    reported = bad(healthy, "PostGIS")
+    assert "Connection refused" in reported
+    assert "→ start the server of VSVI_POSTGRES_URL" in reported
+    assert "secret" not in reported
     monkeypatch.setenv("VSVI_POSTGRES_URL", "postgresql://vsvi:p@ss/w@127.0.0.1:9/vsvi")
     assert "Write them as %40" in bad(healthy, "PostGIS")
     monkeypatch.delenv("VSVI_POSTGRES_URL")
@@ -272,10 +272,10 @@ def test_dagsters_storage(
         finally:
             cursor.execute("UPDATE alembic_version SET version_num = %s", [version])
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", "postgresql+psycopg2://v:secret@127.0.0.1:9/d")
-    told = bad(healthy, "Dagster's storage")
-    assert "Connection refused" in told
-    assert "→ start the server of DAGSTER_POSTGRES_URL" in told
-    assert "secret" not in told
+    reported = bad(healthy, "Dagster's storage")
+    assert "Connection refused" in reported
+    assert "→ start the server of DAGSTER_POSTGRES_URL" in reported
+    assert "secret" not in reported
     monkeypatch.delenv("DAGSTER_POSTGRES_URL")
     assert "DAGSTER_POSTGRES_URL not set" in bad(healthy, "Dagster's storage")
 

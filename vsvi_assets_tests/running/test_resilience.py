@@ -120,13 +120,13 @@ def attempts(project: Project) -> list[str]:
 def test_faults_of_all_services_at_once_cost_a_city_nothing(project: Project) -> None:
     city = project.write_city(num_retries=8)
     project.sandbox.faults = everything_at_once()
-    told: list[str] = []
-    run = project.run_city(city, LogProgress(told.append))
+    reported: list[str] = []
+    run = project.run_city(city, LogProgress(reported.append))
     assert run.failures == []
     assert not_whole(project, city) == []
     stats = project.sandbox.stats
     assert stats.faults.keys() == {"overpass", "tiles", "graph", "images"}
-    assert any("HTTP 504" in line and "retry 1 of" in line for line in told), told
+    assert any("HTTP 504" in line and "retry 1 of" in line for line in reported), reported
 
 
 def test_without_its_tiles_a_city_still_gets_the_photographs_that_are_selected(
@@ -199,7 +199,7 @@ def test_a_refused_token_ends_everything_at_once_with_one_sentence(project: Proj
     assert attempts(project) == []
 
 
-def test_a_fault_of_the_program_is_told_at_once_with_its_class(
+def test_a_fault_of_the_program_is_reported_at_once_with_its_class(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     city = project.write_city()
@@ -284,12 +284,12 @@ def test_ctrl_c_ends_the_wait_for_another_try_too(
 ) -> None:
     monkeypatch.setenv("VSVI_RETRY_DELAY", "60")
     project.sandbox.faults = Faults(tiles={Fault.UNAVAILABLE: 1.0})
-    told: list[str] = []
+    reported: list[str] = []
     with (
         pytest.raises(KeyboardInterrupt),
-        interrupted_when(lambda: any("Retry 1 of 3" in line for line in told)) as moments,
+        interrupted_when(lambda: any("Retry 1 of 3" in line for line in reported)) as moments,
     ):
-        project.run_city(project.write_city(), LogProgress(told.append))
+        project.run_city(project.write_city(), LogProgress(reported.append))
     assert time.monotonic() - moments[0] < 5
     assert project.sandbox.stats.requests["graph"] == 0
 
@@ -358,12 +358,12 @@ class Runs:
 @contextmanager
 def killed_runs(project: Project) -> Iterator[Runs]:
     with (
-        (project.folder / "told").open("w") as told,
+        (project.folder / "reported").open("w") as reported,
         subprocess.Popen(
             [sys.executable, "-c", RUNS],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=told,
+            stderr=reported,
             text=True,
         ) as process,
     ):
@@ -631,10 +631,10 @@ def test_tiles_beyond_those_of_the_day_are_left_for_another(
 ) -> None:
     city = project.write_city()
     monkeypatch.setenv("VSVI_TILES_PER_DAY", "1")
-    told: list[str] = []
-    run = project.run_city(city, LogProgress(told.append))
-    assert any("4 tiles take seconds" in line for line in told)
-    assert any("1 of 1 requests are left today" in line for line in told)
+    reported: list[str] = []
+    run = project.run_city(city, LogProgress(reported.append))
+    assert any("4 tiles take seconds" in line for line in reported)
+    assert any("1 of 1 requests are left today" in line for line in reported)
     [message] = [failure for failure in run.failures if "tile_metadata" in failure]
     assert "Run again after midnight UTC" in message
     assert project.sandbox.stats.requests["tiles"] == 1
@@ -677,14 +677,14 @@ def test_hostile_input_leaves_no_trace_outside_the_data_folder(project: Project)
     garbage.write_bytes(b"<html>Sorry</html>")
     before = files_outside(project)
     project.sandbox.faults = Faults(tiles={Fault.HOSTILE_IDS: 1.0})
-    told: list[str] = []
-    run = project.run_city(city, LogProgress(told.append))
+    reported: list[str] = []
+    run = project.run_city(city, LogProgress(reported.append))
     [message] = [failure for failure in run.failures if "tile_metadata" in failure]
     assert f"{len(city.tile_keys)} tiles could not be fetched" in message
     assert "images whose sequence_id is none" in message
     assert max(map(len, message.splitlines())) < 300
     assert attempts(project) == []
-    assert sum("fetched again" in line.lower() for line in told) == 2, told
+    assert sum("fetched again" in line.lower() for line in reported) == 2, reported
 
     redirects = {Fault.REDIRECT_TO_HOST: 0.5, Fault.REDIRECT_TO_FILE: 0.5}
     project.sandbox.faults = Faults(graph=redirects, images=redirects, most=1)
@@ -709,10 +709,10 @@ def test_the_token_is_written_nowhere(
 ) -> None:
     city = project.write_city(num_retries=1)
     project.sandbox.faults = everything_at_once()
-    told: list[str] = []
-    project.run_city(city, LogProgress(told.append))
+    reported: list[str] = []
+    project.run_city(city, LogProgress(reported.append))
     project.sandbox.tokens = {"MLY|another"}
-    run = project.run_city(city, LogProgress(told.append), overwrite=True)
+    run = project.run_city(city, LogProgress(reported.append), overwrite=True)
     assert any("refuses the token" in failure for failure in run.failures)
     secret = TOKEN.rpartition("|")[2]
     events = [
@@ -721,7 +721,7 @@ def test_the_token_is_written_nowhere(
         for entry in project.instance.all_logs(run.run_id)
     ]
     assert len(events) > 50
-    written = [*events, *told, *run.failures, *capfd.readouterr(), caplog.text]
+    written = [*events, *reported, *run.failures, *capfd.readouterr(), caplog.text]
     assert not [text for text in written if secret in text]
     files = [path for path in project.folder.rglob("*") if path.is_file()]
     assert not [path for path in files if secret.encode() in path.read_bytes()]
@@ -730,7 +730,7 @@ def test_the_token_is_written_nowhere(
 # Files that changed
 
 
-def test_what_verification_finds_is_mended_by_deleting_it_and_running_again(
+def test_what_verification_finds_is_fixed_by_deleting_it_and_running_again(
     project: Project,
 ) -> None:
     city = project.write_city()

@@ -49,7 +49,7 @@ def test_what_nominatim_does_not_know(place: str | None, relation: int | None, s
         look_up(Nominatim(sandbox.nominatim_url, AGENT), place, relation)
 
 
-def test_an_address_that_is_refused_is_told_to_wait() -> None:
+def test_an_address_that_is_refused_is_asked_to_wait() -> None:
     with Sandbox(world_with_delft()) as sandbox:
         sandbox.nominatim_limits.gap = 60
         server = Nominatim(sandbox.nominatim_url, AGENT)

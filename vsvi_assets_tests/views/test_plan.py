@@ -1,4 +1,4 @@
-"""What the photographs will take: told before they are downloaded, and true afterwards."""
+"""What the photographs will take: reported before they are downloaded, and true afterwards."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -36,7 +36,7 @@ def checks(project: Project, city: City) -> dict[str, AssetCheckEvaluation]:
     return {check.check_name: check for check in result.get_asset_check_evaluations()}
 
 
-def test_a_plan_foretells_the_download(project: Project) -> None:
+def test_a_plan_predicts_the_download(project: Project) -> None:
     city = project.write_city(selection="all")
     project.materialize_metadata(city)
     plan = planned(project, city)
@@ -168,7 +168,7 @@ def test_a_plan_that_may_not_fit_the_disk_is_a_warning(
     assert "need up to" in str(found["surely_fits_disk"].description)
 
 
-def test_the_asset_tells_the_plan(project: Project) -> None:
+def test_the_asset_reports_the_plan(project: Project) -> None:
     city = project.write_city(selection="all")
     image = next(iter(project.sandbox.world.images.values()))
     project.sandbox.world.add_images([replace(image, captured_at=0)])

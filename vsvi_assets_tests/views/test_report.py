@@ -150,12 +150,12 @@ def test_a_click_shows_the_photograph_or_that_there_is_none(project: Project, to
         taken = project.sandbox.world.images[image_id]
         path = town.sequences_folder / taken.sequence_id / f"{image_id}.jpg"
         assert image.evaluate("image => image.src") == path.as_uri()
-        told = point.inner_text()
+        reported = point.inner_text()
         captured = datetime.fromtimestamp(taken.captured_at / 1000, UTC)
-        assert f"{captured:%Y-%m-%d %H:%M} UTC" in told
-        assert f"© {taken.creator_username}, Mapillary, CC BY-SA 4.0" in told
-        assert "90° E" in told
-        assert taken.sequence_id in told
+        assert f"{captured:%Y-%m-%d %H:%M} UTC" in reported
+        assert f"© {taken.creator_username}, Mapillary, CC BY-SA 4.0" in reported
+        assert "90° E" in reported
+        assert taken.sequence_id in reported
 
         page.click_a_point("gap")
         assert "No photograph within 25 m of this point." in point.inner_text()
@@ -294,8 +294,8 @@ def test_hostile_names_stay_text(project: Project) -> None:
     write_report(project, city)
     with opened(city) as page:
         page.click_a_point("photograph on disk")
-        told = page.page.locator("#point").inner_text()
-        assert told.count(HOSTILE_NAME) == 3
+        reported = page.page.locator("#point").inner_text()
+        assert reported.count(HOSTILE_NAME) == 3
         assert page.page.title() == "town: street-view coverage"
         assert page.page.locator("img").count() == 1
 

@@ -81,8 +81,8 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
                     state = client.tile_gate.state()
                     requests = city.requests_for(len(wanted))
                     is_long = state.minutes(requests) > 2 or state.left_today < requests
-                    tell = context.log.warning if is_long else context.log.info
-                    tell(f"{context.asset_key.to_user_string()}: {state.summary(requests)}")
+                    report = context.log.warning if is_long else context.log.info
+                    report(f"{context.asset_key.to_user_string()}: {state.summary(requests)}")
                 try:
                     tiles = map(parse_tile_key, wanted)
                     for fetched, images in fetch_tiles(

@@ -133,7 +133,7 @@ class FilesystemIOManager(IOManager, Generic[Value]):
 
 
 class StreetPointsFile(FilesystemIOManager[StreetsAndPoints]):
-    """Keeps street points as one GeoJSON file a city (EPSG:4326), and the streets beside it.
+    """Keeps street points as one GeoJSON file per city (EPSG:4326), and the streets beside it.
 
     The points' file has their class of street only where the city file chooses among classes, so
     that it stays what it was for those that do not; it comes back from the streets.
