@@ -121,7 +121,7 @@ class Area:
         Raises
         ------
         ValueError
-            When they are more than `MAX_TILES`.
+            When there is none, or more than `MAX_TILES`.
         """
         if self.polygons is None:
             if (count := self.box.count_tiles()) > MAX_TILES:
@@ -129,7 +129,11 @@ class Area:
                     f"bounding_box covers {count:,} tiles; at most {MAX_TILES:,} make one city: "
                     "write several cities, each with a part of the box"
                 )
-            return tuple(mercantile.tiles(*self.bounds, ZOOM))
+            # mercantile takes 1e-11 degrees off the box.
+            tiles = tuple(mercantile.tiles(*self.bounds, ZOOM))
+            if not tiles:
+                raise ValueError("bounding_box is too small to meet a tile: less than 1 mm wide")
+            return tiles
         tiles = [mercantile.Tile(0, 0, 0)]
         for _ in range(ZOOM):
             children = [child for tile in tiles for child in mercantile.children(tile)]

@@ -186,6 +186,10 @@ def test_yaml_says_the_same_as_json(tmp_path: Path) -> None:
             {"bounding_box": {"west": 0, "south": 40, "east": 10, "north": 50}},
             ["bounding_box covers", "at most 20,000", "several cities"],
         ),
+        (
+            {"bounding_box": {"west": 0, "south": 0, "east": 1e-12, "north": 1e-12}},
+            ["bounding_box is too small"],
+        ),
         ({"network_type": "rail"}, ["network_type = 'rail'", "'walk'"]),
         ({"services": "google"}, ["services = 'google'", "'mapillary' or 'sandbox'"]),
         ({"selection": "best"}, ["selection = 'best'", "'nearest'"]),
