@@ -482,8 +482,11 @@ class _Downloads:
         """Fetch an image once to its place."""
         assert image.link
         digest, size = hashlib.sha256(), 0
+        chunks = self._client.image_chunks(image.link, self._stop)
+        # A thread that waits for a silent server may be left behind: it has no file open.
+        first = next(chunks, b"")
         with atomic_write(image_path(image.sequence.folder, image.id)) as file:
-            for chunk in self._client.image_chunks(image.link, self._stop):
+            for chunk in itertools.chain([first], chunks):
                 self._guard.check()
                 file.write(chunk)
                 digest.update(chunk)

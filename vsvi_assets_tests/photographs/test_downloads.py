@@ -554,6 +554,29 @@ def test_leaving_off_waits_for_no_thread_that_waits_for_a_silent_server(
     assert not_whole(tmp_path, images[:20]) == []
 
 
+def test_leaving_off_leaves_no_half_file_of_images_that_are_waited_for(tmp_path: Path) -> None:
+    images = street_images(40)
+    with Sandbox(world_of(images), latency=2) as sandbox:
+
+        def interrupt() -> None:
+            while sandbox.stats.requests["images"] < len(images):
+                time.sleep(0.02)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        results = download_sequences(
+            client_of(sandbox),
+            jobs_of(images),
+            tmp_path,
+            size="original",
+            services="mapillary",
+            guard=DiskGuard(tmp_path, NO_GUARD_BYTES),
+        )
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            list(results)
+        assert leftovers(tmp_path) == []
+
+
 def test_leaving_off_stops_the_reading_of_files_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
