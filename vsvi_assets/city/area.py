@@ -130,10 +130,10 @@ class Area:
                     "write several cities, each with a part of the box"
                 )
             # mercantile takes 1e-11 degrees off the box.
-            tiles = tuple(mercantile.tiles(*self.bounds, ZOOM))
-            if not tiles:
+            of_box = tuple(mercantile.tiles(*self.bounds, ZOOM))
+            if not of_box:
                 raise ValueError("bounding_box is too small to meet a tile: less than 1 mm wide")
-            return tiles
+            return of_box
         tiles = [mercantile.Tile(0, 0, 0)]
         for _ in range(ZOOM):
             children = [child for tile in tiles for child in mercantile.children(tile)]
