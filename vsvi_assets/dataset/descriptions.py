@@ -4,7 +4,6 @@ Sources: Croissant 1.0 (https://docs.mlcommons.org/croissant/docs/croissant-spec
 File Format 1.2.0 (https://citation-file-format.github.io).
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -105,30 +104,29 @@ def croissant(manifest: Manifest, schema: pa.Schema) -> dict[str, Any]:
                 "@id": "rows",
                 "name": "rows",
                 "description": "One row per street point and image, gaps included.",
-                "field": [_croissant_field(manifest, field) for field in _plain_fields(schema)],
+                # Croissant has no type for the geometry, which is binary.
+                "field": [
+                    _croissant_field(manifest, field)
+                    for field in schema
+                    if not pa.types.is_binary(field.type)
+                ],
             }
         ],
     }
 
 
 def _croissant_field(manifest: Manifest, field: pa.Field) -> dict[str, Any]:
-    description = (field.metadata or {}).get(b"description", b"").decode()
     return {
         "@type": "cr:Field",
         "@id": f"rows/{field.name}",
         "name": field.name,
-        "description": description,
+        "description": (field.metadata or {}).get(b"description", b"").decode(),
         "dataType": _croissant_type(field.type),
         "source": {
             "fileObject": {"@id": manifest.table.file},
             "extract": {"column": field.name},
         },
     }
-
-
-def _plain_fields(schema: pa.Schema) -> Iterator[pa.Field]:
-    """Yield the fields that Croissant has a type for: all but the geometry, which is binary."""
-    return (field for field in schema if not pa.types.is_binary(field.type))
 
 
 def _croissant_type(type_: pa.DataType) -> str:

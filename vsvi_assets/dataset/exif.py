@@ -86,7 +86,7 @@ def write_described_copy(
     after = [
         data[start:end]
         for marker, start, end in segments
-        if marker != _APP0 and not _is_description(marker, data[start + 4 : end])
+        if marker != _APP0 and not (marker == _APP1 and data.startswith((_EXIF, _XMP), start + 4))
     ]
     picture = segments[-1][2] if segments else 2
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -165,10 +165,6 @@ def _segments(data: bytes, path: DataPath) -> Iterator[tuple[int, int, int]]:
         start = end
 
 
-def _is_description(marker: int, payload: bytes) -> bool:
-    return marker == _APP1 and payload.startswith((_EXIF, _XMP))
-
-
 def _exif(photograph: bytes, image: ImageRecord, direction: float | None) -> bytes:
     exif = Image.Exif()
     with Image.open(io.BytesIO(photograph)) as opened:
@@ -177,9 +173,10 @@ def _exif(photograph: bytes, image: ImageRecord, direction: float | None) -> byt
         width, height = opened.size
     exif.update(_REQUIRED_TAGS)
     exif[Base.ImageDescription] = f"Mapillary image {image.id}, {IMAGE_PAGE.format(id=image.id)}"
-    exif[Base.Copyright] = _in_utf8(f"{_credit(image)}, {LICENCE}, {LICENCE_PAGE}")
+    # As bytes, since Pillow replaces by "?" what is not ASCII; readers take UTF-8.
+    exif[Base.Copyright] = f"{_credit(image)}, {LICENCE}, {LICENCE_PAGE}".encode()
     if image.creator:
-        exif[Base.Artist] = _in_utf8(image.creator)
+        exif[Base.Artist] = image.creator.encode()
     details: dict[int, object] = _REQUIRED_DETAILS | {
         Base.ExifImageWidth: width,
         Base.ExifImageHeight: height,
@@ -263,11 +260,6 @@ def _name(prefixed: str) -> str:
 
 def _credit(image: ImageRecord) -> str:
     return f"© {image.creator}, Mapillary" if image.creator else "© Mapillary contributors"
-
-
-def _in_utf8(text: str) -> bytes:
-    """Return text as bytes, since Pillow replaces by "?" what is not ASCII; readers take UTF-8."""
-    return text.encode()
 
 
 def _moment(milliseconds: int) -> datetime:

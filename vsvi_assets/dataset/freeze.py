@@ -4,7 +4,6 @@ import io
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +26,7 @@ from vsvi_assets.dataset.manifest import (
     FrozenTable,
     FrozenTile,
     Manifest,
-    frozen_photographs,
+    photographs_on_disk,
     table_rows,
 )
 from vsvi_assets.files import DataPath
@@ -68,7 +67,7 @@ def freeze(
     FolderExistsError
         When `path` is a folder that is there already.
     """
-    summary = _summary(table)
+    rows, counts, creators = _summary(table)
     manifest = Manifest(
         city=city,
         city_file=dict(city_file),
@@ -77,9 +76,9 @@ def freeze(
         software={"python": platform.python_version()}
         | {package: version(package) for package in _PACKAGES},
         tiles=tuple(tiles),
-        table=FrozenTable(file=TABLE_NAME, sha256=sha256_of(table), rows=summary.rows),
-        counts=summary.counts,
-        creators=summary.creators,
+        table=FrozenTable(file=TABLE_NAME, sha256=sha256_of(table), rows=rows),
+        counts=counts,
+        creators=creators,
         with_photographs=photographs is not None,
     )
     schema = pyarrow.parquet.read_schema(table)
@@ -97,15 +96,15 @@ def freeze(
         for name, text in texts.items():
             bag.add(name, io.BytesIO(text.encode()))
         if photographs is not None:
-            for photograph in frozen_photographs(table):
-                source = photographs / photograph.file
+            for row, *_ in photographs_on_disk(table, ["image_id", "file", "sha256"]):
+                source = photographs / row["file"]
                 try:
                     file = source.open("rb")
                 except FileNotFoundError as error:
                     raise MissingPhotographError(source) from error
                 with file:
-                    found = bag.add(f"{PHOTOGRAPHS_FOLDER}/{photograph.file}", file)
-                if found != photograph.sha256:
+                    found = bag.add(f"{PHOTOGRAPHS_FOLDER}/{row['file']}", file)
+                if found != row["sha256"]:
                     raise ChangedPhotographError(source)
     return manifest
 
@@ -122,15 +121,8 @@ def frozen_tiles(city: City) -> list[FrozenTile]:
     ]
 
 
-@dataclass(frozen=True)
-class _Summary:
-    rows: int
-    counts: Counts
-    creators: dict[str, int]
-
-
-def _summary(table: Path) -> _Summary:
-    """Count what a table holds."""
+def _summary(table: Path) -> tuple[int, Counts, dict[str, int]]:
+    """Return the number of a table's rows, what they hold, and the photographs by creator."""
     rows = gaps = bytes_ = 0
     states: Counter[str] = Counter()
     creators: Counter[str] = Counter()
@@ -154,7 +146,7 @@ def _summary(table: Path) -> _Summary:
         bytes=bytes_,
         states=dict(sorted(states.items())),
     )
-    return _Summary(rows, counts, dict(creators.most_common()))
+    return rows, counts, dict(creators.most_common())
 
 
 def _json(content: Mapping[str, Any]) -> str:

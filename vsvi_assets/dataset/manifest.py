@@ -1,7 +1,6 @@
 """The manifest of a frozen dataset: what it is made of, and what it takes to fetch it again."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -92,16 +91,6 @@ class Manifest(_Part):
     with_photographs: bool
 
 
-@dataclass(frozen=True)
-class FrozenPhotograph:
-    """One photograph of a frozen dataset, with the file's path below the photographs."""
-
-    sequence_id: str
-    image_id: int
-    file: str
-    sha256: str
-
-
 def read_manifest(path: Path) -> tuple[Manifest, Path]:
     """Read a manifest, and find the table beside it.
 
@@ -124,13 +113,6 @@ def read_manifest(path: Path) -> tuple[Manifest, Path]:
     if digest != manifest.table.sha256:
         raise ManifestError(f"{table} is not the table that {path.name} describes")
     return manifest, table
-
-
-def frozen_photographs(table: Path) -> Iterator[FrozenPhotograph]:
-    """Yield each photograph of a table once, in its order."""
-    names = ["image_id", "sequence_id", "file", "sha256"]
-    for row, *_ in photographs_on_disk(table, names):
-        yield FrozenPhotograph(**row)
 
 
 def photographs_on_disk(table: Path, names: list[str]) -> Iterator[list[dict[str, Any]]]:

@@ -7,7 +7,6 @@ take lists of files, and GeoJSON files whose names begin with `mly1_public`.
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,13 +20,8 @@ from vsvi_assets.dataset.manifest import photographs_on_disk
 from vsvi_assets.files import atomic_write
 
 _COLUMNS = [
-    "image_id",
-    "sequence_id",
-    "image_lon",
-    "image_lat",
-    "compass_angle",
-    "is_pano",
-    "file",
+    *("image_id", "sequence_id", "file"),
+    *("image_lon", "image_lat", "compass_angle", "is_pano"),
 ]
 _DERIVED = re.compile(r"(\d+)(_x\d+\.jpe?g|(_\w+)?\.(npz|npy|err|out))")
 
@@ -76,7 +70,10 @@ def write_percept_inputs(
     """
     folder = folder.absolute()
     (folder / "tiles").mkdir(parents=True, exist_ok=True)
-    linked = _link(folder / "img" / city_name, photographs.absolute())
+    linked = folder / "img" / city_name
+    linked.parent.mkdir(exist_ok=True)
+    linked.unlink(missing_ok=True)
+    linked.symlink_to(photographs.absolute(), target_is_directory=True)
     count = without_place = 0
     stale: list[Path] = []
     paths = {name: folder / f"{name}.txt" for name in ("photographs", "segmentations", "stale")}
@@ -85,7 +82,8 @@ def write_percept_inputs(
         tile = files.enter_context(atomic_write(folder / "tiles" / "mly1_public_selected"))
         tile.write(b'{"type":"FeatureCollection","features":[')
         separator = b"\n"
-        for _, images in groupby(_images(table), key=itemgetter("sequence_id")):
+        on_disk = (row for row, *_ in photographs_on_disk(table, _COLUMNS))
+        for _, images in groupby(on_disk, key=itemgetter("sequence_id")):
             sequence = {str(image["image_id"]): image for image in images}
             for image in sequence.values():
                 path = linked / image["file"]
@@ -104,19 +102,6 @@ def write_percept_inputs(
         tile.write(b"\n]}\n")
     commands = _commands(folder, city_name, overwrite=bool(stale))
     return PerceptInputs(count, without_place, stale, commands)
-
-
-def _link(link: Path, target: Path) -> Path:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(target, target_is_directory=True)
-    return link
-
-
-def _images(table: Path) -> Iterator[dict[str, Any]]:
-    """Yield a table's images that are on disk, each once."""
-    for row, *_ in photographs_on_disk(table, _COLUMNS):
-        yield row
 
 
 def _feature(image: dict[str, Any]) -> dict[str, Any]:

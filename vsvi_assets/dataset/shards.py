@@ -6,7 +6,7 @@ the ending are one sample; here `<image_id>.jpg` and `<image_id>.json`.
 
 import io
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def write_shards(
         When a photograph is not where it should be; shards before it are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    samples = _samples(table)
+    names = [name for name in pyarrow.parquet.read_schema(table).names if name != "geometry"]
+    samples = photographs_on_disk(table, names)
     shards: list[Path] = []
     while sample := next(samples, None):
         path = folder / f"shard-{len(shards):06}.tar"
@@ -55,12 +56,6 @@ def write_shards(
     for path in set(folder.glob("shard-*.tar")) - set(shards):
         path.unlink()
     return shards
-
-
-def _samples(table: Path) -> Iterator[list[dict[str, Any]]]:
-    """Return the rows of each image that has a photograph, without their geometry."""
-    names = [name for name in pyarrow.parquet.read_schema(table).names if name != "geometry"]
-    return photographs_on_disk(table, names)
 
 
 def _write_shard(

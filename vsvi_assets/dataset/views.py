@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -93,14 +94,9 @@ def write_views(
             target = folder / sequence_id
             target.mkdir(parents=True, exist_ok=True)
             known = _known_views(target)
-
-            def make(
-                image: dict[str, Any],
-                target: DataPath = target,
-                known: Mapping[str, dict[str, Any]] = known,
-            ) -> tuple[list[dict[str, Any]], ViewsMade]:
-                return _make_views(image, photographs, target, rules, known)
-
+            make = partial(
+                _make_views, photographs=photographs, target=target, rules=rules, known=known
+            )
             made = list(pool.map(make, images))
             features = [feature for features, _ in made for feature in features]
             result = ViewsMade()

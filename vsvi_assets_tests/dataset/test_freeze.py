@@ -23,7 +23,7 @@ from vsvi_assets.dataset.freeze import freeze
 from vsvi_assets.dataset.manifest import (
     FrozenTile,
     Manifest,
-    frozen_photographs,
+    photographs_on_disk,
     read_manifest,
 )
 from vsvi_assets_tests.dataset.parts import photograph, row, write_photographs, written_table
@@ -98,7 +98,8 @@ def test_the_manifest_says_what_the_dataset_is_made_of(tmp_path: Path) -> None:
     assert manifest.creators[""] == len(
         {known["image_id"] for known in ROWS[::3] if known["creator"] is None}
     )
-    known = {(item.image_id, item.sha256) for item in frozen_photographs(table)}
+    stored = photographs_on_disk(table, ["image_id", "file", "sha256"])
+    known = {(item["image_id"], item["sha256"]) for item, *_ in stored}
     assert known == {(known["image_id"], known["sha256"]) for known in ROWS if known["file"]}
 
 

@@ -2,13 +2,14 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vsvi_assets.city import City
 from vsvi_assets.dataset.errors import ManifestError
 from vsvi_assets.dataset.freeze import freeze, frozen_tiles
-from vsvi_assets.dataset.manifest import frozen_photographs, read_manifest
+from vsvi_assets.dataset.manifest import photographs_on_disk, read_manifest
 from vsvi_assets.dataset.rebuild import Rebuilt, rebuild, rebuild_city
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.photographs.verification import verify_photographs
@@ -46,11 +47,16 @@ def rebuilt(project: Project, manifest_path: Path, folder: Path) -> Rebuilt:
     return rebuild(manifest, table, client, folder, size=city.image_size, guard=guard)
 
 
+def photographs_of(manifest_path: Path) -> list[dict[str, Any]]:
+    _, table = read_manifest(manifest_path)
+    return [row for row, *_ in photographs_on_disk(table, ["image_id", "file"])]
+
+
 def test_exactly_the_frozen_photographs_come_back_and_are_proved(
     project: Project, manifest_path: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "elsewhere"
-    expected = {known.file for known in frozen_photographs(read_manifest(manifest_path)[1])}
+    expected = {row["file"] for row in photographs_of(manifest_path)}
     assert len(expected) > 50
     found = rebuilt(project, manifest_path, folder)
     assert found == Rebuilt(proved=len(expected))
@@ -66,7 +72,7 @@ def test_exactly_the_frozen_photographs_come_back_and_are_proved(
 def test_what_mapillary_has_withdrawn_since_is_listed(
     project: Project, manifest_path: Path, tmp_path: Path
 ) -> None:
-    known = [image.image_id for image in frozen_photographs(read_manifest(manifest_path)[1])]
+    known = [row["image_id"] for row in photographs_of(manifest_path)]
     gone = set(known[3:40:12])
     project.sandbox.faults = Faults(gone_ids=frozenset(gone))
     found = rebuilt(project, manifest_path, tmp_path / "elsewhere")
@@ -81,7 +87,7 @@ def test_what_mapillary_has_withdrawn_since_is_listed(
 def test_a_photograph_that_comes_with_other_bytes_is_not_taken_for_the_frozen_one(
     project: Project, manifest_path: Path, tmp_path: Path
 ) -> None:
-    known = {image.image_id for image in frozen_photographs(read_manifest(manifest_path)[1])}
+    known = {row["image_id"] for row in photographs_of(manifest_path)}
     text = manifest_path.read_text()
     assert '"image_size": "1024"' in text
     manifest_path.write_text(text.replace('"image_size": "1024"', '"image_size": "256"'))
