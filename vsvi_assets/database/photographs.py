@@ -5,6 +5,7 @@ them. It is kept when the city's other tables are replaced.
 """
 
 import io
+import logging
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Self
@@ -35,6 +36,9 @@ from vsvi_assets.photographs.sidecar import (
     sequence_folder,
 )
 from vsvi_assets.photographs.states import Photograph, State
+from vsvi_assets.store import StoreError
+
+log = logging.getLogger(__name__)
 
 BATCH_ROWS = 10_000
 LATEST = 200
@@ -310,7 +314,13 @@ def _fill(cursor: psycopg2.extensions.cursor, city: City) -> None:
     folder = city.sequences_folder
 
     def read(sequence_id: str) -> tuple[str, Sidecar]:
-        return sequence_id, known_images(sequence_folder(folder, sequence_id))
+        try:
+            return sequence_id, known_images(sequence_folder(folder, sequence_id))
+        except StoreError:
+            raise
+        except OSError as error:  # the next run reports it, of that sequence alone
+            log.warning("%s: its sidecar cannot be read (%s)", sequence_id, error.strerror)
+            return sequence_id, Sidecar()
 
     for sequence_id, sidecar in each_in_turn(folder, read, sequences_on_disk(folder)):
         if (sidecar.services or SERVICES_WITHOUT_MARK) == city.services:

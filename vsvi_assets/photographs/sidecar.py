@@ -228,7 +228,7 @@ def read_sidecar(folder: DataPath) -> Sidecar:
         unavailable = content["unavailable"]
         if isinstance(unavailable, list):
             written = datetime.fromtimestamp(int(path.stat().st_mtime), UTC)
-            absent = {int(image_id): Absence(written, written) for image_id in unavailable}
+            absent = {_whole(image_id): Absence(written, written) for image_id in unavailable}
         else:
             absent = _absences(content["not_answered"]) | _absences(unavailable)
         services = content.get("services")
@@ -236,10 +236,10 @@ def read_sidecar(folder: DataPath) -> Sidecar:
             images={image.id: image for image in map(_image, content["features"])},
             absent=absent,
             refused={
-                int(image_id): Refusal(str(refusal["reason"]), _moment(refusal["asked"]))
+                _whole(image_id): Refusal(_text(refusal["reason"]), _moment(refusal["asked"]))
                 for image_id, refusal in content.get("refused", {}).items()
             },
-            failed={int(image_id): str(why) for image_id, why in content["failed"].items()},
+            failed={_whole(image_id): _text(why) for image_id, why in content["failed"].items()},
             services=None if services is None else str(services),
         )
     except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
@@ -299,8 +299,10 @@ def _by_id(absent: Mapping[int, Absence], state: State) -> dict[str, object]:
 
 def _absences(content: Mapping[str, Mapping[str, Any]]) -> dict[int, Absence]:
     return {
-        int(image_id): Absence(
-            _moment(absence["first_asked"]), _moment(absence["last_asked"]), int(absence["answers"])
+        _whole(image_id): Absence(
+            _moment(absence["first_asked"]),
+            _moment(absence["last_asked"]),
+            _whole(absence["answers"], bits=32),
         )
         for image_id, absence in content.items()
     }
@@ -354,21 +356,22 @@ def _image(feature: Mapping[str, Any]) -> ImageRecord:
     properties, geometry = feature["properties"], feature["geometry"]
     lon, lat = geometry["coordinates"] if geometry else (None, None)
     captured_at, stored_at = properties["captured_at"], properties.get("stored_at")
+    creator, image_size = properties["creator"], properties.get("image_size")
     if captured_at is not None:
         captured_at = round(datetime.fromisoformat(captured_at).timestamp() * 1000)
     return ImageRecord(
-        id=int(properties["id"]),
+        id=_whole(properties["id"]),
         lon=lon,
         lat=lat,
         captured_at=captured_at,
         compass_angle=properties["compass_angle"],
         is_pano=properties["is_pano"],
-        creator=properties["creator"],
-        width=int(properties["width"]),
-        height=int(properties["height"]),
-        bytes=int(properties["bytes"]),
-        sha256=str(properties["sha256"]),
-        image_size=properties.get("image_size"),
+        creator=None if creator is None else _text(creator),
+        width=_whole(properties["width"], bits=32),
+        height=_whole(properties["height"], bits=32),
+        bytes=_whole(properties["bytes"]),
+        sha256=_text(properties["sha256"]),
+        image_size=None if image_size is None else _text(image_size),
         stored_at=None if stored_at is None else _moment(stored_at),
         quality=_quality(properties),
     )
@@ -379,3 +382,19 @@ def _quality(properties: Mapping[str, Any]) -> Quality | None:
         return None
     numbers = {name: float(properties[name]) for name in Quality._fields if name != "night"}
     return Quality(**numbers, night=bool(properties["night"]))
+
+
+def _whole(value: Any, bits: int = 64) -> int:
+    """Return a number as the table `photographs` can hold it."""
+    number = int(value)
+    if not 0 <= number < 2 ** (bits - 1):
+        raise ValueError(f"{cut_short(str(value))} is out of range")
+    return number
+
+
+def _text(value: Any) -> str:
+    """Return a text as the table `photographs` can hold it."""
+    text = str(value)
+    if "\0" in text:
+        raise ValueError("a text holds the character 0")
+    return text

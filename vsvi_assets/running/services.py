@@ -32,7 +32,8 @@ from vsvi_assets.settings import Settings
 ENV_FILE = Path(".env")
 _BEGIN = "# Written by `vsvi up`; what is set outside of this block wins."
 _END = "# End of what `vsvi up` wrote."
-_BLOCK = re.compile(rf"\n?{re.escape(_BEGIN)}.*?{re.escape(_END)}\n", re.DOTALL)
+# However an editor has left its lines: with \r, with spaces, the last one without an end.
+_BLOCK = re.compile(rf"(?:\r?\n)?{re.escape(_BEGIN)}.*?{re.escape(_END)}[^\n]*(?:\n|\Z)", re.DOTALL)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 

@@ -161,10 +161,46 @@ def test_files_count_and_not_their_records(database: Postgis, city: City) -> Non
     assert found.unread == [3]
 
 
-def test_a_broken_sidecar_costs_only_its_own_records(database: Postgis, city: City) -> None:
+def _replaced(old: str, new: str) -> Callable[[Path], object]:
+    def damage(sidecar: Path) -> None:
+        text = sidecar.read_text()
+        assert old in text
+        sidecar.write_text(text.replace(old, new, 1))
+
+    return damage
+
+
+def _folder(sidecar: Path) -> None:
+    sidecar.unlink()
+    sidecar.mkdir()
+
+
+def _link_to_itself(sidecar: Path) -> None:
+    sidecar.unlink()
+    sidecar.symlink_to(sidecar)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda sidecar: sidecar.write_text("{"),
+        lambda sidecar: sidecar.write_bytes(b"\xff\xfe\0"),
+        _replaced('"id":1', f'"id":{2**63}'),
+        _replaced('"width":4', f'"width":{2**31}'),
+        _replaced('"bytes":7', '"bytes":-7'),
+        _replaced('"creator":', '"creator":"\\u0000","of":'),
+        _replaced('"9":"', '"9":"\\u0000'),
+        _replaced('"answers":1', f'"answers":{2**31}'),
+        _folder,
+        _link_to_itself,
+    ],
+)
+def test_a_broken_sidecar_costs_only_its_own_records(
+    database: Postgis, city: City, damage: Callable[[Path], object]
+) -> None:
     for sequence_id, sidecar in all_states(city).items():
         record(database, city, sequence_id, sidecar)
-    (city.sequences_folder / "a" / SIDECAR_NAME).write_text("{")
+    damage(city.sequences_folder / "a" / SIDECAR_NAME)
     rebuild_photographs(database, city)
     found = take_inventory(city, database)
     assert (found.on_disk, found.unread) == (1, [1, 3])

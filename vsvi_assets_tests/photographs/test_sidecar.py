@@ -26,6 +26,7 @@ from vsvi_assets.photographs.sidecar import (
 )
 from vsvi_assets.photographs.states import Absence, Refusal, State
 
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 IDS = st.integers(1, 2**63 - 1)
 MOMENTS = st.datetimes(datetime(2004, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)).map(
     lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000)
@@ -45,7 +46,7 @@ RECORDS = st.builds(
     captured_at=st.none() | st.integers(0, 4_102_444_800_000),
     compass_angle=st.none() | st.floats(0, 400),
     is_pano=st.none() | st.booleans(),
-    creator=st.none() | st.text(),
+    creator=st.none() | TEXTS,
     width=st.integers(1, 65535),
     height=st.integers(1, 65535),
     bytes=st.integers(1, 2**40),
@@ -58,8 +59,8 @@ SIDECARS = st.builds(
     Sidecar,
     images=st.lists(RECORDS).map(lambda records: {record.id: record for record in records}),
     absent=st.dictionaries(IDS, ABSENCES),
-    refused=st.dictionaries(IDS, st.builds(Refusal, reason=st.text(), asked=MOMENTS)),
-    failed=st.dictionaries(IDS, st.text()),
+    refused=st.dictionaries(IDS, st.builds(Refusal, reason=TEXTS, asked=MOMENTS)),
+    failed=st.dictionaries(IDS, TEXTS),
     services=st.none() | st.sampled_from(["mapillary", "sandbox"]),
 )
 

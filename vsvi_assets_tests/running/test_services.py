@@ -100,6 +100,21 @@ def test_an_env_file_of_windows_is_read_or_named(folder: Path) -> None:
         user_environment()
 
 
+@pytest.mark.parametrize(("end", "last_end"), [("\r\n", "\r\n"), ("  \n", "  \n"), ("\n", "")])
+def test_what_vsvi_wrote_is_known_again_after_any_editor(
+    folder: Path, end: str, last_end: str
+) -> None:
+    (folder / ".env").write_text("VSVI_CONTACT=me@example.org\n")
+    start_all(user_environment() | ELSEWHERE, [])
+    lines = (folder / ".env").read_text().splitlines()
+    (folder / ".env").write_bytes((end.join(lines) + last_end).encode())
+    assert user_environment()["VSVI_CONTACT"] == "me@example.org"
+    assert "DAGSTER_HOME" not in user_environment()
+    start_all(user_environment() | ELSEWHERE, [])
+    assert dotenv_values(folder / ".env")["VSVI_CONTACT"] == "me@example.org"
+    assert (folder / ".env").read_text().count("DAGSTER_HOME") == 1
+
+
 @given(
     st.dictionaries(
         st.from_regex(r"[A-Z][A-Z_]{0,9}", fullmatch=True),
