@@ -50,6 +50,7 @@ from vsvi_assets.running.pages import Pages
 from vsvi_assets.running.project import (
     find_city,
     find_city_with_its_region,
+    project_settings,
     run_named_city,
     start_all,
     start_postgis,
@@ -156,7 +157,7 @@ def split(city_name: str, tiles: int) -> None:
 
     Writes their city files, each with a part of the area.
     """
-    settings = Settings.from_environment()
+    settings = project_settings()
     parts = split_city(city_name, settings.cities_dir, settings.data_dir, tiles)
     for part in parts:
         click.echo(f"{part.name}: {len(part.tiles):,} tile{'s' if len(part.tiles) > 1 else ''}")
@@ -208,7 +209,7 @@ def install_postgis() -> None:
 
     It needs no root, and Debian or Ubuntu.
     """
-    settings = Settings.from_environment()
+    settings = project_settings()
     if settings.postgres_url or LocalPostgis(settings.machine_dir).is_installed():
         return
     click.echo(f"Unpacking PostgreSQL and PostGIS into {UNPACKED}")
@@ -409,7 +410,7 @@ def rebuild(manifest_path: Path, into: Path | None) -> None:
     folder = (into or Path(f"{manifest.city}-rebuilt")).absolute()
     start_all()
     city = rebuild_city(manifest, folder)
-    settings = Settings.from_environment()
+    settings = project_settings()
     with progress_on(sys.stderr) as progress, paced_client(city, settings) as client:
         found = rebuild_dataset(
             manifest,
@@ -478,7 +479,7 @@ def doctor() -> None:
     with suppress(LocalPostgisError):  # it is among the findings
         start_all()
     verdicts = []
-    for finding in examine(Settings.from_environment()):
+    for finding in examine(project_settings()):
         click.echo(str(finding))
         verdicts.append(finding.verdict)
     if Verdict.BAD in verdicts:

@@ -36,7 +36,7 @@ from vsvi_assets.mapillary.errors import (
 )
 from vsvi_assets.mapillary.pacing import TileGate
 from vsvi_assets.proxies import proxies_for
-from vsvi_assets.running.services import start_postgis
+from vsvi_assets.running.services import start_postgis, user_environment
 from vsvi_assets.settings import (
     SandboxMissingError,
     ServiceAddresses,
@@ -277,7 +277,7 @@ def _postgis(settings: Settings) -> Generator[Finding, None, Postgis | None]:
     """Try what a run needs of the database; return the database where it can be used."""
     where = "VSVI_POSTGRES_URL" if settings.postgres_url else str(settings.machine_dir / "postgis")
     try:
-        start_postgis(os.environ)
+        start_postgis(user_environment())
         postgis = project_database(settings)
         versions = usable_versions(postgis)
     except ServerUnreachableError as error:

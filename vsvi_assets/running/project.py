@@ -57,15 +57,20 @@ class CurrentStatus:
         return status_lines(self.city, self.status, self.tile_state)
 
 
+def project_settings() -> Settings:
+    """Return the settings of this process, and of the project's `.env` where it is silent."""
+    return Settings.from_environment(services.user_environment())
+
+
 def find_city(name: str, environment: Mapping[str, str] | None = None) -> City:
-    """Return the city of that name.
+    """Return the city of that name, by default of the project that we are in.
 
     Raises
     ------
     CityFileError
         When there is none, or its file is wrong.
     """
-    settings = Settings.from_environment(environment)
+    settings = project_settings() if environment is None else Settings.from_environment(environment)
     cities, broken = load_cities(settings.cities_dir, settings.data_dir)
     for city in cities:
         if city.name == name:
@@ -101,13 +106,8 @@ def find_city_with_its_region(name: str, environment: Mapping[str, str]) -> City
 
 
 def start_postgis() -> Settings:
-    """Start PostGIS alone, for what reads from it; return the settings under which it is found.
-
-    They are then those of this process.
-    """
-    started = services.start_postgis(services.user_environment())
-    os.environ.update(started.environment)
-    return started.settings
+    """Start PostGIS alone, for what reads from it; return the settings under which it is found."""
+    return services.start_postgis(services.user_environment()).settings
 
 
 def start_all() -> services.Started:

@@ -1,5 +1,6 @@
 """What runs beside Dagster is found, started and stopped, and what is wrong is said in a line."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,16 +14,19 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import pytest
+from click.testing import CliRunner
 from dotenv import dotenv_values
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vsvi_assets import cli
+from vsvi_assets.database import server
 from vsvi_assets.database.server import LocalPostgisError
 from vsvi_assets.running import services
 from vsvi_assets.running.services import ServiceError, start_all, stop_all, user_environment
 from vsvi_assets.sandbox import Sandbox
 from vsvi_assets_tests.dagster_internals import InstanceRef, get_env_var_dict
-from vsvi_assets_tests.project import small_world
+from vsvi_assets_tests.project import BOX, small_world
 
 PROJECT = Path(__file__).parents[2]
 ELSEWHERE = {
@@ -304,3 +308,41 @@ def test_an_address_that_dagster_cannot_use_is_refused(folder: Path, address: st
         start_all(ELSEWHERE | {"DAGSTER_POSTGRES_URL": address}, [])
     assert "secret" not in str(refused.value)
     assert not (folder / ".env").exists()
+
+
+@pytest.fixture
+def project_by_env(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose `.env` names its folders, and a database that is away."""
+    (folder / "mine").mkdir()
+    (folder / "mine/town.json").write_text(json.dumps({"bounding_box": BOX, "services": "sandbox"}))
+    (folder / ".env").write_text(
+        "VSVI_CITIES_DIR=mine\nVSVI_DATA_DIR=there\nVSVI_POSTGRES_URL=postgresql://127.0.0.1:9/x\n"
+    )
+    for name in ("MAPILLARY_TILES_URL", "MAPILLARY_GRAPH_URL", "OVERPASS_URL", "VSVI_SANDBOX_URL"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    return folder
+
+
+@pytest.mark.parametrize("command", ["status", "qgis", "export", "freeze", "split --tiles 1"])
+def test_each_command_finds_the_project_by_its_env_file(project_by_env: Path, command: str) -> None:
+    before = dict(os.environ)
+    result = CliRunner().invoke(cli.main, [*command.split(), "town"])
+    if command.startswith("split"):
+        assert result.exit_code == 0, result.output
+        assert len(list((project_by_env / "mine").glob("town-*.json"))) == 4
+    else:
+        assert "No connection to PostGIS" in result.output
+    assert dict(os.environ) == before
+    assert not (project_by_env / "data").exists()
+
+
+def test_the_doctor_finds_it_too_where_no_server_can_be_started(
+    project_by_env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_program_folders", lambda: iter(()))
+    with (project_by_env / ".env").open("a") as file:
+        file.write("VSVI_POSTGRES_URL=\n")
+    result = CliRunner().invoke(cli.main, ["doctor"])
+    assert "city town" in result.output
+    assert "No PostgreSQL server with PostGIS is" in result.output
+    assert not (project_by_env / "data").exists()
