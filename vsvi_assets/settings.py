@@ -70,6 +70,8 @@ class ServiceAddresses:
         Most tile requests per minute, of all processes together.
     contact
         How those who run the services reach the user: part of the User-Agent.
+    token
+        Returns the token of the tile server and the Graph API, as `Settings.token` does.
     """
 
     name: ServicesName
@@ -79,24 +81,12 @@ class ServiceAddresses:
     nominatim_url: str
     tiles_per_minute: int
     contact: str
-    read_token: Callable[[], str] = field(repr=False, compare=False)
+    token: Callable[[], str] = field(repr=False, compare=False)
 
     @property
     def user_agent(self) -> str:
         """The User-Agent of every request to these services."""
         return user_agent(self.contact)
-
-    def token(self) -> str:
-        """Return the token of the tile server and the Graph API.
-
-        Raises
-        ------
-        TokenMissingError
-            When no Mapillary token is set.
-        SettingError
-            When the token file cannot be read.
-        """
-        return self.read_token()
 
 
 @dataclass(frozen=True)
@@ -245,7 +235,7 @@ class Settings:
                 nominatim_url=self.nominatim_url,
                 tiles_per_minute=self.tiles_per_minute,
                 contact=self.contact,
-                read_token=self.token,
+                token=self.token,
             )
         if self.sandbox_url is None:
             raise SandboxMissingError(
@@ -260,7 +250,7 @@ class Settings:
             nominatim_url=f"{self.sandbox_url}/nominatim",
             tiles_per_minute=SANDBOX_TILES_PER_MINUTE,
             contact=self.contact,
-            read_token=lambda: SANDBOX_TOKEN,
+            token=lambda: SANDBOX_TOKEN,
         )
 
     def token(self) -> str:

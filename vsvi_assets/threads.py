@@ -72,26 +72,10 @@ class DaemonThreads(Executor):
 
     def _work(self) -> None:
         while task := self._tasks.get():
-            _run(*task)
+            run_task(*task)
 
 
-class CallsToThisThread:
-    """Collects what other threads want this one to do, which does it one after the other."""
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
-
-    def call(self, task: Callable[..., object], /, *arguments: Any) -> None:
-        """Have a task run whose errors are raised in this thread."""
-        self._calls.put(partial(task, *arguments))
-
-    def run_next(self, timeout: float | None) -> None:
-        """Run what comes next, for which it waits up to so many seconds."""
-        with suppress(Empty):
-            self._calls.get(timeout=timeout)()
-
-
-def _run(future: Future[T], task: Callable[[], T]) -> None:
+def run_task(future: Future[T], task: Callable[[], T]) -> None:
     """Run a task for those who wait for the future."""
     if future.set_running_or_notify_cancel():
         try:

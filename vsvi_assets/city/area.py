@@ -10,7 +10,6 @@ import shapely
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vsvi_assets.city.projection import utm_srid
 from vsvi_assets.city.tiles import ZOOM
 
 MAX_TILES = 20_000
@@ -43,11 +42,6 @@ class BoundingBox(BaseModel):
     def bounds(self) -> tuple[float, float, float, float]:
         """West, south, east, north in degrees."""
         return self.west, self.south, self.east, self.north
-
-    @property
-    def utm_srid(self) -> int:
-        """EPSG code of the WGS 84 UTM zone that holds the middle of the box."""
-        return utm_srid(self.bounds)
 
     def count_tiles(self) -> int:
         """Count the z14 tiles that meet the box, without listing them."""

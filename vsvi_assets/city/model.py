@@ -269,14 +269,7 @@ class City(BaseModel):
     def find_area(cls, content: Mapping[str, Any], *, name: str, data_dir: DataPath) -> Area:
         """Return where a file's content puts the city `name`, however large that is.
 
-        Raises
-        ------
-        pydantic.ValidationError
-            When a value is not what it should be.
-        CityFileError
-            When the region cannot be used.
-        PlaceNotLookedUpError
-            When the region is a place about which Nominatim was not asked yet.
+        Raises what `parse` does.
         """
         city = cls.model_validate(content)
         city._name, city._data_dir = name, data_dir
@@ -442,7 +435,7 @@ class City(BaseModel):
     @cached_property
     def projected_srid(self) -> int:
         """EPSG code of the CRS, in metres, in which distances are measured."""
-        return self.srid or self.area.box.utm_srid
+        return self.srid or utm_srid(self.area.bounds)
 
     @property
     def chooses_for_points(self) -> bool:
@@ -557,11 +550,5 @@ class City(BaseModel):
         return {key: entries[name] for key, name in names.items() if name in entries}
 
     def read_image_ids(self) -> list[int] | None:
-        """Read the ids of `imgid_file`; None where the city file names none.
-
-        Raises
-        ------
-        CityFileError
-            When the file cannot be read, or an entry is not an image id.
-        """
+        """Read the ids of `imgid_file` as `lists` does; None where the city file names none."""
         return read_image_ids(self._files_dir / self.imgid_file) if self.imgid_file else None

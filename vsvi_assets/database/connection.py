@@ -114,13 +114,14 @@ class Postgis:
         parameters: Mapping[str, object] | None = None,
     ) -> pa.Table:
         """Return a query's result, whose columns have the names and types of `schema`."""
-        return self.read_in_parallel(query, schema, [parameters])
+        with self.transaction() as cursor:
+            return _copy_out(cursor, query, schema, parameters)
 
     def read_in_parallel(
         self,
         query: sql.Composable,
         schema: pa.Schema,
-        parameters: Sequence[Mapping[str, object] | None],
+        parameters: Sequence[Mapping[str, object]],
     ) -> pa.Table:
         """Return the results of a query with several parameters, one after the other.
 
@@ -129,8 +130,6 @@ class Postgis:
         """
         with ExitStack() as stack:
             cursors = [stack.enter_context(self.transaction()) for _ in parameters]
-            if len(cursors) == 1:
-                return _copy_out(cursors[0], query, schema, parameters[0])
             with ThreadPoolExecutor(len(cursors)) as pool:
                 results = [
                     pool.submit(_copy_out, cursor, query, schema, values)

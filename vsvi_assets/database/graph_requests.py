@@ -10,6 +10,7 @@ import time
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.shared_row import SharedRow
 from vsvi_assets.mapillary.errors import StoppedError
+from vsvi_assets.mapillary.pacing import Pacing
 
 GRAPH_REQUESTS_PER_SECOND = 150.0
 """Most requests per second, of all processes together: below the 10,000 searches a minute of
@@ -39,8 +40,8 @@ _PAUSE = """
 """
 
 
-class PostgresPace:
-    """Spaces out the requests of all processes, and lets them pause together (`pacing.Pacing`).
+class PostgresPace(Pacing):
+    """Spaces out the requests of all processes, and lets them pause together.
 
     A process takes the turns of a short time for itself, and gives up those that it could not
     use within it. So any second holds the turns of that second, and those of a batch at each
@@ -59,15 +60,7 @@ class PostgresPace:
         self._begin, self._used = 0.0, BATCH
 
     def wait_turn(self, stop: threading.Event) -> None:
-        """Wait until the next request may be made.
-
-        Raises
-        ------
-        StoppedError
-            When `stop` is set meanwhile.
-        psycopg2.Error
-            When the database cannot be used.
-        """
+        """As `Pacing` says; psycopg2.Error when the database cannot be used."""
         with self._lock:
             if self._used == BATCH or time.monotonic() > self._begin + BATCH * self._gap:
                 [(wait,)] = self._row.run(_TAKE_TURNS, seconds=BATCH * self._gap)
@@ -78,10 +71,7 @@ class PostgresPace:
             raise StoppedError("stopped while waiting for a turn")
 
     def pause(self, seconds: float) -> None:
-        """Let no process make a request for some seconds, after "too many requests".
-
-        The few turns that are taken already are used.
-        """
+        """As `Pacing` says; the few turns that are taken already are used."""
         self._row.run(_PAUSE, seconds=seconds)
         with self._lock:
             self._used = BATCH

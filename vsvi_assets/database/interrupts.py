@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import psycopg2.extensions
 
+from vsvi_assets.threads import run_task
+
 Result = TypeVar("Result")
 
 _CANCEL_SECONDS = 5.0
@@ -39,14 +41,7 @@ def interruptible(connection: psycopg2.extensions.connection, work: Callable[[],
     if threading.current_thread() is not threading.main_thread():
         return work()
     done: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised in the main thread
-            done.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run_task, args=(done, work), daemon=True).start()
     try:
         return done.result()
     except BaseException:

@@ -18,7 +18,7 @@ from psycopg2 import sql
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
 from vsvi_assets.database.locks import advisory_lock
-from vsvi_assets.database.replacement import mark_as_own, own_table
+from vsvi_assets.database.replacement import finish, own_table
 from vsvi_assets.database.schema import PHOTOGRAPHS
 from vsvi_assets.files import each_in_turn, update_lines
 from vsvi_assets.photographs.inventory import (
@@ -106,12 +106,7 @@ def ensure_photographs(postgis: Postgis, city: City) -> None:
                 cursor.execute(
                     sql.SQL("CREATE TABLE {} {}").format(_table(city), PHOTOGRAPHS.definition(city))
                 )
-                cursor.execute(
-                    sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(
-                        _table(city), _names(PHOTOGRAPHS.primary_key)
-                    )
-                )
-                mark_as_own(cursor, _table(city), PHOTOGRAPHS)
+                finish(cursor, _table(city), PHOTOGRAPHS)
                 _fill(cursor, city)
 
 

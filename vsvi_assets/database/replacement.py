@@ -177,7 +177,7 @@ def _build(
             count = _load(cursor, name, new, rows)
             if following:
                 rows = _File(following, pool)
-            counts[new.table.name] = count - _finish(cursor, name, new.table)
+            counts[new.table.name] = count - finish(cursor, name, new.table)
     return counts
 
 
@@ -201,7 +201,7 @@ def _load(
     return int(cursor.rowcount)
 
 
-def _finish(cursor: psycopg2.extensions.cursor, name: sql.Composable, table: Table) -> int:
+def finish(cursor: psycopg2.extensions.cursor, name: sql.Composable, table: Table) -> int:
     """Give a table its indexes and comments; return how many rows were deleted for its key."""
     for column in table.columns:
         if column.made_of:

@@ -67,10 +67,14 @@ class SharedRow:
                 # Several statements at once are one transaction.
                 cursor.execute(_CREATE_SCHEMA + self._create)
             except psycopg2.errors.InsufficientPrivilege as error:
+                info = cursor.connection.info
+                grant = sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(
+                    sql.Identifier(info.dbname), sql.Identifier(info.user)
+                )
                 raise PostgisError(
                     f"The pace of the {self._table.replace('_', ' ')} is kept in the schema vsvi, "
                     "which the role of VSVI_POSTGRES_URL may not create. As the database's owner, "
-                    f"run: GRANT CREATE ON DATABASE {_database(cursor)} TO {_role(cursor)}"
+                    f"run: {grant.as_string(cursor)}"
                 ) from error
         insert = sql.SQL("INSERT INTO vsvi.{} ({}) VALUES (%s) ON CONFLICT DO NOTHING").format(
             sql.Identifier(self._table), sql.Identifier(self._column)
@@ -84,11 +88,3 @@ def _rows(
 ) -> list[tuple]:
     cursor.execute(statement, values)
     return cursor.fetchall() if cursor.description else []
-
-
-def _database(cursor: psycopg2.extensions.cursor) -> str:
-    return sql.Identifier(cursor.connection.info.dbname).as_string(cursor)
-
-
-def _role(cursor: psycopg2.extensions.cursor) -> str:
-    return sql.Identifier(cursor.connection.info.user).as_string(cursor)

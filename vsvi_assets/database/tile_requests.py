@@ -15,7 +15,7 @@ from vsvi_assets.database.server import project_database
 from vsvi_assets.database.shared_row import SharedRow
 from vsvi_assets.mapillary.client import Mapillary
 from vsvi_assets.mapillary.errors import AddressBlockedError, StoppedError, TileBudgetError
-from vsvi_assets.mapillary.pacing import TileState, random_gap_seconds
+from vsvi_assets.mapillary.pacing import TileGate, TileState, random_gap_seconds
 from vsvi_assets.settings import ServiceAddresses, Settings
 
 PROBE_SECONDS = 120.0
@@ -102,8 +102,8 @@ class _Row(NamedTuple):
     is_probed: bool
 
 
-class PostgresTileGate:
-    """Gives the turns of all processes that use a database (`mapillary.pacing.TileGate`).
+class PostgresTileGate(TileGate):
+    """Gives the turns of all processes that use a database.
 
     One connection is kept, which all threads of the process share. A turn is one statement of
     one row, in a transaction of its own.
@@ -132,16 +132,8 @@ class PostgresTileGate:
         """Wait until the next tile may be requested, and count the request.
 
         When a block is due, the first turn is that of one request, which shows whether the
-        block is over; all others wait for its answer, at most `PROBE_SECONDS`.
-
-        Raises
-        ------
-        AddressBlockedError, TileBudgetError
-            At once.
-        StoppedError
-            When `stop` is set, within a second.
-        PostgisError
-            When the database cannot be used.
+        block is over; all others wait for its answer, at most `PROBE_SECONDS`. Raises what
+        `TileGate` says, and PostgisError when the database cannot be used.
         """
         while not self._queue.acquire(timeout=WAKE_SECONDS):
             _check(stop)
@@ -154,22 +146,17 @@ class PostgresTileGate:
             self._queue.release()
 
     def blocked(self, reason: str) -> AddressBlockedError:
-        """Record that this address is blocked, and return the error to raise.
-
-        A block that is seen again keeps its beginning, and lasts from now.
-        """
+        """As `TileGate` says; one that is seen again keeps its beginning, and lasts from now."""
         self._is_probing = False
         [(since, until)] = self._run(_BLOCK, reason=reason, block_hours=self._block_hours)
         return AddressBlockedError(since, until, reason)
 
     def answered(self) -> None:
-        """Record that the tile server answers: a block that was due is over."""
         if self._is_probing:
             self._run(_UNBLOCK)
             self._is_probing = False
 
     def state(self) -> TileState:
-        """Return how many requests are left, and whether there is a block."""
         row = self._read()
         return TileState(
             per_minute=self._per_minute,

@@ -6,7 +6,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 
 import mercantile
 
@@ -27,7 +29,7 @@ from vsvi_assets.mapillary.tiles import (
     with_computed_headings,
     with_computed_positions,
 )
-from vsvi_assets.threads import CallsToThisThread, interruptible_workers
+from vsvi_assets.threads import interruptible_workers
 
 WORKERS = 8
 HEADING_WORKERS = 4
@@ -117,7 +119,7 @@ class _Fetching:
         self._client, self._tiles = client, iter(tiles)
         self._positions, self._heading = positions, heading
         self._pool, self._stop, self._decoder = pool, stop, decoder
-        self._calls = CallsToThisThread()
+        self._finished: SimpleQueue[tuple[mercantile.Tile, Future[TileImages]]] = SimpleQueue()
         self._not_found_pause = not_found_pause
         self._not_found: Counter[mercantile.Tile] = Counter()
         self._later: deque[tuple[float, mercantile.Tile]] = deque()
@@ -135,7 +137,9 @@ class _Fetching:
                 self._stop.wait(self._seconds_to_the_next())
                 continue
             is_full = self._running == WORKERS
-            self._calls.run_next(None if is_full else self._seconds_to_the_next())
+            with suppress(Empty):
+                timeout = None if is_full else self._seconds_to_the_next()
+                self._fetched(*self._finished.get(timeout=timeout))
             yield from self._arrived
             self._arrived.clear()
         if self._end:
@@ -152,7 +156,10 @@ class _Fetching:
                 return
             future = self._pool.submit(self._fetch, tile)
             self._running += 1
-            future.add_done_callback(partial(self._calls.call, self._fetched, tile))
+            future.add_done_callback(partial(self._put, tile))
+
+    def _put(self, tile: mercantile.Tile, future: Future[TileImages]) -> None:
+        self._finished.put((tile, future))
 
     def _fetched(self, tile: mercantile.Tile, future: Future[TileImages]) -> None:
         self._running -= 1

@@ -124,7 +124,7 @@ class Pacing(Protocol):
         """Let nobody make a request for some seconds, after "too many requests"."""
 
 
-class Pace:
+class Pace(Pacing):
     """Spaces out the requests of all threads that share it, and lets them pause together.
 
     Parameters
@@ -139,13 +139,6 @@ class Pace:
         self._next_turn = self._resume = time.monotonic()
 
     def wait_turn(self, stop: threading.Event) -> None:
-        """Wait until the next request may be made.
-
-        Raises
-        ------
-        StoppedError
-            When `stop` is set meanwhile.
-        """
         with self._lock:
             turn = max(self._next_turn, time.monotonic())
             self._next_turn = turn + self._gap
@@ -156,7 +149,6 @@ class Pace:
             raise StoppedError("stopped while waiting for a turn")
 
     def pause(self, seconds: float) -> None:
-        """Let nobody make a request for some seconds, after "too many requests"."""
         with self._lock:
             self._resume = max(self._resume, time.monotonic() + seconds)
             self._next_turn = max(self._next_turn, self._resume)

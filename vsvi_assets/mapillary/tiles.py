@@ -5,9 +5,8 @@ https://www.mapillary.com/developer/api-documentation#coverage-tiles.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import mercantile
 import numpy as np
@@ -328,7 +327,8 @@ def _decode_layer(layer: Layer, tile: mercantile.Tile) -> TileImages:
             arrays[field] = lon_lat[field.name]
         elif field.name in columns:
             column = columns[field.name]
-            arrays[field], valid = _READERS[field.type](column)
+            array, valid = _READERS[field.type](column)
+            arrays[field] = array.cast(field.type)
             unusable = int((column.present & ~valid).sum())
             if field.nullable:
                 dropped += unusable_values(field.name, unusable, len(layer), where)
@@ -364,37 +364,17 @@ def _positions(
     return {"lon": pa.array(lon, mask=outside), "lat": pa.array(lat, mask=outside)}
 
 
-def _integers(column: Column) -> tuple[pa.Array, NDArray[np.bool_]]:
-    numbers, valid = column.integers()
-    return pa.array(numbers, mask=~valid), valid
-
-
-def _floats(column: Column) -> tuple[pa.Array, NDArray[np.bool_]]:
-    numbers, valid = column.floats()
-    return pa.array(numbers, mask=~(valid & np.isfinite(numbers))), valid
-
-
-def _booleans(column: Column) -> tuple[pa.Array, NDArray[np.bool_]]:
-    booleans, valid = column.booleans()
-    return pa.array(booleans, mask=~valid), valid
-
-
-def _texts(column: Column) -> tuple[pa.Array, NDArray[np.bool_]]:
-    texts, valid = column.texts()
-    return texts.cast(pa.string()), valid
-
-
-_READERS: Mapping[pa.DataType, Any] = {
-    pa.int64(): _integers,
-    pa.float64(): _floats,
-    pa.bool_(): _booleans,
-    pa.string(): _texts,
+_READERS: Mapping[pa.DataType, Callable[[Column], tuple[pa.Array, NDArray[np.bool_]]]] = {
+    pa.int64(): Column.integers,
+    pa.float64(): Column.floats,
+    pa.bool_(): Column.booleans,
+    pa.string(): Column.texts,
 }
 
 
 def _further_property(column: Column) -> pa.Array | None:
     """Return a property that nothing here needs; None where its values are of several types."""
-    for read in (_booleans, _integers, _floats):
+    for read in (Column.booleans, Column.integers, Column.floats):
         array, valid = read(column)
         if (valid == column.present).all():
             return array

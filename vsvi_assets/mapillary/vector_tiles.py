@@ -54,8 +54,8 @@ class TooLargeError(ValueError):
 class Column:
     """A property of the features of a layer.
 
-    Each way of reading it returns the values and which of them are of that type; where one is
-    not, its value means nothing.
+    Each way of reading it returns an Arrow array of the values, null where one is of another type,
+    and which of them are of that type.
     """
 
     _layer: "Layer"
@@ -71,8 +71,12 @@ class Column:
     def _kinds(self) -> NDArray[np.int8]:
         return np.where(self.present, self._layer.value_kinds[self._values], -1)
 
-    def integers(self) -> tuple[NDArray[np.int64], Mask]:
+    def integers(self) -> tuple[pa.Array, Mask]:
         """Return the values as whole numbers of 64 bits."""
+        numbers, valid = self._whole_numbers()
+        return pa.array(numbers, mask=~valid), valid
+
+    def _whole_numbers(self) -> tuple[NDArray[np.int64], Mask]:
         numbers = np.zeros(len(self._values), np.int64)
         valid = np.isin(self._kinds, (_INT, _UINT, _SINT))
         read, _ = _varints(self._layer.data, self._starts(valid))
@@ -82,23 +86,23 @@ class Column:
         valid[valid] = (kinds != _UINT) | (signed >= 0)
         return numbers, valid
 
-    def floats(self) -> tuple[NDArray[np.float64], Mask]:
-        """Return the values as floating point numbers, whole ones too."""
-        integers, valid = self.integers()
+    def floats(self) -> tuple[pa.Array, Mask]:
+        """Return the values as floating point numbers, whole ones too; null if not finite."""
+        integers, valid = self._whole_numbers()
         numbers = integers.astype(np.float64)
         for kind, width, type_ in ((_FLOAT, 4, "<f4"), (_DOUBLE, 8, "<f8")):
             rows = self._kinds == kind
             places = self._starts(rows)[:, None] + np.arange(width)
             numbers[rows] = self._layer.data[places].view(type_)[:, 0]
             valid |= rows
-        return numbers, valid
+        return pa.array(numbers, mask=~(valid & np.isfinite(numbers))), valid
 
-    def booleans(self) -> tuple[Mask, Mask]:
+    def booleans(self) -> tuple[pa.Array, Mask]:
         """Return the values as true or false."""
         booleans = np.zeros(len(self._values), bool)
         valid = self._kinds == _BOOL
         booleans[valid] = _varints(self._layer.data, self._starts(valid))[0] != 0
-        return booleans, valid
+        return pa.array(booleans, mask=~valid), valid
 
     def texts(self) -> tuple[pa.DictionaryArray, Mask]:
         """Return the values as text (UTF-8)."""

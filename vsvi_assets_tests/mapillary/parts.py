@@ -101,7 +101,7 @@ def services_at(url: str, token: str = TOKEN) -> ServiceAddresses:
         nominatim_url=f"{url}/nominatim",
         tiles_per_minute=60_000,
         contact="mailto:someone@example.org",
-        read_token=lambda: token,
+        token=lambda: token,
     )
 
 
