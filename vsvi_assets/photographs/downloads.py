@@ -689,7 +689,8 @@ class _Downloads:
 
     def _fail(self, image: _Image, reason: str) -> None:
         found = image.sequence.result.found
-        found.failed[image.id] = _printable(reason)
+        # Not with its id, by which no two images would have the same reason.
+        found.failed[image.id] = _printable(reason.removeprefix(f"image {image.id}: "))
         if image.before and not image.link:
             found.absent[image.id] = image.before
         self._settle(image)

@@ -193,7 +193,8 @@ def test_an_image_that_is_not_available_does_not_stop_the_others(tmp_path: Path)
         assert sandbox.stats.images_asked[broken.id] == 4
         first, second = results[images[0].sequence_id], results[images[20].sequence_id]
         assert list(first.found.failed) == [broken.id]
-        assert "it ends within its headers" in first.found.failed[broken.id]
+        # Without the image's id, so that all that failed for one reason are counted as one.
+        assert first.found.failed[broken.id].startswith("it ends within its headers")
         assert states_of(first) == {
             broken.id: State.FAILED,
             gone.id: State.NOT_ANSWERED,
