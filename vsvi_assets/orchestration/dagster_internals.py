@@ -62,6 +62,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 # What the configuration in dagster.yaml gives to a launcher.
 from dagster._serdes import ConfigurableClassData as ConfigurableClassData
 from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import OperationalError
 
 from vsvi_assets.database.errors import ServerUnreachableError
 
@@ -241,8 +242,9 @@ def backfills_ended_since(instance: DagsterInstance, moment: float) -> list[Ende
     return sorted(ended, key=lambda backfill: backfill.ended_at)
 
 
-def instance_for_a_terminal(home: Path) -> DagsterInstance:
-    """Return the instance of the folder's dagster.yaml, as a command in a terminal uses it.
+@contextmanager
+def instance_for_a_terminal(home: Path) -> Iterator[DagsterInstance]:
+    """Give the instance of the folder's dagster.yaml, as a command in a terminal uses it.
 
     What steps print goes to the terminal alone. Dagster would copy it by processes of its own,
     which Ctrl-C ends too, with a traceback each; and dagster.yaml, which turns that off, turns
@@ -251,7 +253,7 @@ def instance_for_a_terminal(home: Path) -> DagsterInstance:
     Raises
     ------
     ServerUnreachableError
-        When the database of DAGSTER_POSTGRES_URL does not answer.
+        When the database of DAGSTER_POSTGRES_URL does not answer, at first or any more.
     """
     compute_logs = {
         "module": NoOpComputeLogManager.__module__,
@@ -259,12 +261,15 @@ def instance_for_a_terminal(home: Path) -> DagsterInstance:
     }
     reference = InstanceRef.from_dir(str(home), overrides={"compute_logs": compute_logs})
     try:
-        return DagsterInstance.from_ref(reference)
-    except DagsterPostgresException as error:
+        with DagsterInstance.from_ref(reference) as instance:
+            yield instance
+    except (DagsterPostgresException, OperationalError) as error:
         # SQLAlchemy's error, and the driver's own, which has no link to SQLAlchemy's page.
-        cause = getattr(error.__cause__, "orig", error.__cause__)
+        cause = error if isinstance(error, OperationalError) else error.__cause__
         raise ServerUnreachableError(
-            f"Dagster's database (DAGSTER_POSTGRES_URL) is not reachable: {cause}"
+            "Dagster's database (DAGSTER_POSTGRES_URL) is not reachable: "
+            f"{str(getattr(cause, 'orig', cause)).strip()} What is whole is kept: run it again "
+            "once the server is there."
         ) from error
 
 

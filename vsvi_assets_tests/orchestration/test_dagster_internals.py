@@ -1,14 +1,16 @@
 """What dagster_internals promises, so that a change of Dagster shows here."""
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psycopg2
 import pytest
 from dagster import (
     AssetExecutionContext,
@@ -28,6 +30,8 @@ from dagster import (
     materialize,
 )
 
+from vsvi_assets.database.errors import ServerUnreachableError
+from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.orchestration.dagster_internals import (
     OUTDATED,
     add_partition_metadata,
@@ -175,6 +179,24 @@ def test_a_command_in_a_terminal_starts_no_process_that_copies_what_is_printed(
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
         assert materialize([printing], instance=instance).success
         assert Path(instance.root_directory) == tmp_path
+
+
+def test_a_command_whose_records_are_lost_meanwhile_says_so_in_a_sentence(
+    tmp_path: Path, postgis: LocalPostgis, postgis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy("dagster.yaml", tmp_path)
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", postgis_url)
+    monkeypatch.setenv("VSVI_DAGSTER_DIR", str(tmp_path / "dagster"))
+    with (
+        pytest.raises(ServerUnreachableError, match=r"is not reachable: .* run it again"),
+        instance_for_a_terminal(tmp_path) as instance,
+    ):
+        assert instance.get_runs_count() == 0
+        with closing(psycopg2.connect(postgis.dagster_url.replace("+psycopg2", ""))) as connection:
+            connection.autocommit = True
+            name = postgis_url.rpartition("/")[2]
+            connection.cursor().execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        instance.get_runs_count()
 
 
 def test_partitions_that_are_outdated_show_as_failed_and_go_on_doing_so(
