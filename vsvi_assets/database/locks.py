@@ -58,6 +58,17 @@ def is_locked(postgis: Postgis, name: str) -> bool:
         return _holder(cursor, name) is not None
 
 
+def lock_holders(postgis: Postgis) -> list[str]:
+    """Return the application names of the sessions that hold locks of this project, in order."""
+    with postgis.transaction() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)"
+            " WHERE locktype = 'advisory' AND granted AND application_name LIKE 'vsvi on %'"
+            " ORDER BY application_name"
+        )
+        return [name for (name,) in cursor.fetchall()]
+
+
 def _survive_idle_hours(cursor: psycopg2.extensions.cursor) -> None:
     """Let the server keep the silent session, and notice where its machine is gone."""
     interval = _LOST_MACHINE_SECONDS // 4

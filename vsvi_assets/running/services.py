@@ -25,6 +25,7 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
 from vsvi_assets.city import City, PlaceNotLookedUpError
+from vsvi_assets.database.locks import lock_holders
 from vsvi_assets.database.server import LocalPostgis
 from vsvi_assets.files import TextFileError, atomic_write, read_text
 from vsvi_assets.settings import Settings
@@ -134,15 +135,27 @@ def start_all(
 
 
 def stop_all(environment: Mapping[str, str]) -> list[str]:
-    """Stop what `start_all` started, and say what that was."""
+    """Stop what `start_all` started, and say what that was.
+
+    Raises
+    ------
+    ServiceError
+        When a process uses it to run a city.
+    """
     machine_dir = Settings.from_environment(environment).machine_dir
+    cluster = LocalPostgis(machine_dir)
+    runs_postgis = cluster.is_running()
+    if runs_postgis and (holders := lock_holders(cluster.database())):
+        raise ServiceError(
+            f"A city is being run by {' and '.join(holders)}. Wait until it has ended, or stop it "
+            "with Ctrl-C in its terminal."
+        )
     stopped = []
     if _Server("pages", machine_dir).stop():
         stopped.append("Reports")
     if _Server("sandbox", machine_dir).stop():
         stopped.append("Sandbox")
-    cluster = LocalPostgis(machine_dir)
-    if cluster.is_running():
+    if runs_postgis:
         cluster.stop()
         stopped.append("PostGIS")
     return stopped

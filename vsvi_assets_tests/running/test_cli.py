@@ -203,6 +203,21 @@ def test_an_interrupted_download_ends_at_once_and_goes_on_from_there(
     assert fetched.isdisjoint(there)
 
 
+def test_down_stops_nothing_that_a_run_needs(shell: Shell, sandbox: Sandbox) -> None:
+    shell.write_city("port", selection="all")
+    sandbox.latency = 0.5
+    process = shell.start("materialize", "port")
+    while len(shell.images("port")) < 20:
+        time.sleep(0.05)
+        assert process.poll() is None
+    printed = shell.vsvi("down", status=1)
+    assert f"process {process.pid}" in printed
+    assert "stop it with Ctrl-C in its terminal" in printed
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(shell.images("port")) == 120
+
+
 def test_an_interrupt_amid_thousands_of_tiles_ends_within_seconds(
     shell: Shell, sandbox: Sandbox
 ) -> None:
