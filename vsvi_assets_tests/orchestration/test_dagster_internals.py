@@ -187,16 +187,19 @@ def test_a_command_whose_records_are_lost_meanwhile_says_so_in_a_sentence(
     shutil.copy("dagster.yaml", tmp_path)
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", postgis_url)
     monkeypatch.setenv("VSVI_DAGSTER_DIR", str(tmp_path / "dagster"))
-    with (
-        pytest.raises(ServerUnreachableError, match=r"is not reachable: .* run it again"),
-        instance_for_a_terminal(tmp_path) as instance,
-    ):
-        assert instance.get_runs_count() == 0
-        with closing(psycopg2.connect(postgis.dagster_url.replace("+psycopg2", ""))) as connection:
-            connection.autocommit = True
-            name = postgis_url.rpartition("/")[2]
-            connection.cursor().execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        instance.get_runs_count()
+    name = postgis_url.rpartition("/")[2]
+    url_of_another_database = postgis.dagster_url.replace("+psycopg2", "")
+
+    def command() -> None:
+        with instance_for_a_terminal(tmp_path) as instance:
+            assert instance.get_runs_count() == 0
+            with closing(psycopg2.connect(url_of_another_database)) as connection:
+                connection.autocommit = True
+                connection.cursor().execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            instance.get_runs_count()
+
+    with pytest.raises(ServerUnreachableError, match=r"is not reachable: .* run it again"):
+        command()
 
 
 def test_partitions_that_are_outdated_show_as_failed_and_go_on_doing_so(
