@@ -18,14 +18,13 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyogrio
-import pyproj
 import shapely
 from numpy.typing import NDArray
 
 from vsvi_assets.city.area import MAX_LATITUDE, Area, Polygons
 from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.lists import shortened
-from vsvi_assets.city.projection import utm_srid
+from vsvi_assets.city.projection import bearings, projected, unprojected, utm_srid
 from vsvi_assets.city.vector_files import read_features
 from vsvi_assets.files import TextFileError, read_text
 
@@ -104,16 +103,11 @@ def swapped(table: gpd.GeoDataFrame, area: Area | None) -> NDArray[np.bool_]:
 
 def surroundings(table: gpd.GeoDataFrame, metres: float, srid: int) -> Polygons:
     """Return polygons in degrees that hold all that is so near to one of the places, or more."""
-    lon, lat = table.geometry.x.to_numpy(), table.geometry.y.to_numpy()
-    there = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
     # Larger, so that the polygon around the circle holds it, and the CRS's own scale.
     radius = 1.03 * metres / np.cos(np.pi / 4 / _CORNERS) + 1
-    circles = shapely.buffer(shapely.points(*there.transform(lon, lat)), radius, quad_segs=_CORNERS)
-
-    def back(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        return there.transform(x, y, direction="INVERSE")
-
-    return shapely.transform(shapely.union_all(circles), back, interleaved=False)
+    places = projected(table.geometry.to_numpy(), srid)
+    circles = shapely.buffer(places, radius, quad_segs=_CORNERS)
+    return unprojected(shapely.union_all(circles), srid)
 
 
 def columns_of_user(table: gpd.GeoDataFrame) -> list[str]:
@@ -230,24 +224,16 @@ def _read_gpx(path: Path, interval: float) -> tuple[gpd.GeoDataFrame, Floats | N
 
 def _along(line: shapely.LineString, interval: float) -> gpd.GeoDataFrame:
     """Return places at even distances along a track, from its beginning."""
-    there = pyproj.Transformer.from_crs(4326, utm_srid(line.bounds), always_xy=True)
-    projected = shapely.transform(line, there.transform, interleaved=False)
-    metres = np.arange(0, projected.length, interval)
-    ahead, behind = (
-        shapely.get_coordinates(shapely.line_interpolate_point(projected, metres + step))
-        for step in (5, -5)
+    srid = utm_srid(line.bounds)
+    track = projected(line, srid)
+    metres = np.arange(0, track.length, interval)
+    behind, places, ahead = (
+        unprojected(shapely.line_interpolate_point(track, np.maximum(metres + step, 0)), srid)
+        for step in (-5, 0, 5)
     )
-    behind = np.where((metres < 5)[:, None], shapely.get_coordinates(projected)[:1], behind)
-    places = shapely.get_coordinates(shapely.line_interpolate_point(projected, metres))
-
-    def degrees(xy: Floats) -> tuple[Floats, Floats]:
-        return there.transform(xy[:, 0], xy[:, 1], direction="INVERSE")
-
-    azimuths, _, _ = pyproj.Geod(ellps="WGS84").inv(*degrees(behind), *degrees(ahead))
+    directions = bearings(shapely.get_coordinates(behind).T, shapely.get_coordinates(ahead).T)
     return gpd.GeoDataFrame(
-        {"metre": metres.round(1), "bearing": (np.asarray(azimuths) % 180).round(1) % 180},
-        geometry=gpd.points_from_xy(*degrees(places)),
-        crs=4326,
+        {"metre": metres.round(1), "bearing": directions}, geometry=places, crs=4326
     )
 
 

@@ -1,9 +1,13 @@
 """The projected CRS in which a city's distances are measured."""
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyproj
+import shapely
+from numpy.typing import NDArray
 
 MAX_DISTORTION = 0.03
 """Largest difference from 1 that the scale of a CRS may have in a box. National grids and UTM
@@ -19,6 +23,32 @@ def utm_srid(bounds: Bounds) -> int:
     west, south, east, north = bounds
     zone = min(int(((west + east) / 2 + 180) // 6) + 1, 60)
     return (32600 if south + north >= 0 else 32700) + zone
+
+
+def from_degrees(srid: int) -> pyproj.Transformer:
+    """Return what transforms longitudes and latitudes (EPSG:4326) to a CRS."""
+    return pyproj.Transformer.from_crs(4326, srid, always_xy=True)
+
+
+def projected(shapes: Any, srid: int) -> Any:
+    """Return one or many shapely geometries, given in degrees (EPSG:4326), in a projected CRS."""
+    return shapely.transform(shapes, from_degrees(srid).transform, interleaved=False)
+
+
+def unprojected(shapes: Any, srid: int) -> Any:
+    """Return one or many shapely geometries of a projected CRS in degrees (EPSG:4326)."""
+    back = partial(from_degrees(srid).transform, direction="INVERSE")
+    return shapely.transform(shapes, back, interleaved=False)
+
+
+def bearings(start: Any, end: Any) -> NDArray[np.float64]:
+    """Return the directions of lines on the ellipsoid: degrees clockwise from north, below 180.
+
+    `start` and `end` are the lines' ends, each as longitudes and latitudes (float64). The result
+    is rounded to a tenth.
+    """
+    azimuths, _, _ = pyproj.Geod(ellps="WGS84").inv(*start, *end)
+    return (np.asarray(azimuths) % 180).round(1) % 180
 
 
 def check_srid(srid: int, bounds: Bounds) -> None:

@@ -1,18 +1,18 @@
 """The key `region` of a city file: the polygons that a city keeps to."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 
 import geopandas as gpd
-import numpy as np
 import orjson
-import pyproj
 import shapely
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from vsvi_assets.city.area import Polygons
 from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.paths import UserPath
+from vsvi_assets.city.projection import projected, unprojected
 from vsvi_assets.city.vector_files import read_features
 from vsvi_assets.files import DataPath, atomic_write, local_copy
 from vsvi_assets.settings import ServicesName
@@ -143,16 +143,19 @@ def freeze_place(path: DataPath, source: RegionSource, answer: gpd.GeoDataFrame)
     """
     place = answer.iloc[0]
     polygons_of(answer, f"region = {source} ({place['display_name']})")
-    feature = {
-        "type": "Feature",
-        "properties": {
-            "question": source.model_dump_json(exclude_none=True),
-            **{name: place[name] for name in ("display_name", "osm_type", "asked_at")},
-            "osm_id": int(place["osm_id"]),
-            "licence": "© OpenStreetMap contributors, ODbL",
-        },
-        "geometry": shapely.geometry.mapping(place.geometry),
+    properties = {
+        "question": source.model_dump_json(exclude_none=True),
+        **{name: place[name] for name in ("display_name", "osm_type", "asked_at")},
+        "osm_id": int(place["osm_id"]),
+        "licence": "© OpenStreetMap contributors, ODbL",
     }
+    write_polygons(path, place.geometry, properties)
+
+
+def write_polygons(path: DataPath, polygons: Polygons, properties: Mapping[str, object]) -> None:
+    """Write polygons in degrees (EPSG:4326) as the one feature of a GeoJSON file."""
+    geometry = shapely.geometry.mapping(polygons)
+    feature = {"type": "Feature", "properties": properties, "geometry": geometry}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(orjson.dumps({"type": "FeatureCollection", "features": [feature]}))
@@ -186,14 +189,8 @@ def polygons_of(table: gpd.GeoDataFrame, what: str) -> Region:
 
 def buffered(polygons: Polygons, metres: float, srid: int) -> Polygons:
     """Return polygons in degrees that reach so many metres farther, measured in a CRS."""
-    there = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
-    projected = shapely.transform(polygons, there.transform, interleaved=False)
-    larger = shapely.buffer(projected, metres, quad_segs=CURVE_SEGMENTS)
-
-    def back(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return there.transform(x, y, direction="INVERSE")
-
-    return shapely.transform(larger, back, interleaved=False)
+    larger = shapely.buffer(projected(polygons, srid), metres, quad_segs=CURVE_SEGMENTS)
+    return unprojected(larger, srid)
 
 
 def _a(kind: str) -> str:

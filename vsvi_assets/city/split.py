@@ -9,10 +9,11 @@ import mercantile
 import shapely
 from pydantic import ValidationError
 
-from vsvi_assets.city.area import Area, BoundingBox, Polygons
+from vsvi_assets.city.area import Area, BoundingBox
 from vsvi_assets.city.errors import CityFileError
 from vsvi_assets.city.model import City
 from vsvi_assets.city.reading import CITY_FILE_SUFFIXES, load_city, read_content
+from vsvi_assets.city.region import write_polygons
 from vsvi_assets.city.tiles import ZOOM
 from vsvi_assets.files import DataPath, atomic_write, machine_folder
 
@@ -119,18 +120,5 @@ def _where(part: Area, name: str, data_dir: DataPath) -> dict[str, Any]:
     if part.polygons is None:
         return {"bounding_box": part.box.model_dump()}
     file = Path(name, "area.geojson")
-    _write_polygons(part.polygons, machine_folder(data_dir) / file)
+    write_polygons(machine_folder(data_dir) / file, part.polygons, {})
     return {"region": str(file)}
-
-
-def _write_polygons(polygons: Polygons, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    feature = {
-        "type": "Feature",
-        "properties": {},
-        "geometry": shapely.geometry.mapping(polygons),
-    }
-    with atomic_write(path) as file:
-        file.write(
-            json.dumps({"type": "FeatureCollection", "features": [feature]}).encode() + b"\n"
-        )

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from vsvi_assets.city.rules import NearTwins
+from vsvi_assets.streets.points import chosen_in_order
 
 SAME_DIRECTION = 30.0
 """Degrees. Near twins whose headings differ by more are those of several cameras on one car."""
@@ -54,17 +55,8 @@ def near_twins(images: pa.Table, limits: NearTwins) -> NDArray[np.int64]:
     known = np.flatnonzero(images["captured_at"].is_valid().to_numpy())
     earlier, later = _near_pairs(images.take(pa.array(known)), limits)
     earlier, later = known[earlier], known[later]
-    # As in going through the images in order, in few rounds: those with no undecided one before
-    # them are kept, and those near to them given up.
     stands_for = np.arange(count)
-    is_kept = np.ones(count, bool)
-    undecided = np.ones(len(earlier), bool)
-    while undecided.any():
-        one, other = earlier[undecided], later[undecided]
-        is_first = np.ones(count, bool)
-        is_first[other] = False
-        is_kept[other[is_first[one]]] = False
-        undecided &= is_kept[earlier] & is_kept[later]
+    is_kept = chosen_in_order(count, earlier, later)
     by_kept = is_kept[earlier] & ~is_kept[later]
     np.minimum.at(stands_for, later[by_kept], earlier[by_kept])
     return stands_for

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from vsvi_assets.city.area import Polygons
+from vsvi_assets.city.projection import bearings, from_degrees, projected
 from vsvi_assets.streets.errors import Box, NoStreetsError, describe_box
 
 MIN_INTERVAL = 5
@@ -106,11 +107,10 @@ def street_points(
     pieces = _clip(streets, box, within)
     if pieces.empty:
         raise NoStreetsError(box)
-    projection = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
-    pieces["line"] = shapely.transform(
-        pieces["line"].to_numpy(), projection.transform, interleaved=False
-    )
-    _require_finite(pieces["line"].to_numpy(), f"EPSG:{srid} cannot hold {describe_box(box)}")
+    projection = from_degrees(srid)
+    pieces["line"] = projected(pieces["line"].to_numpy(), srid)
+    if not np.isfinite(shapely.get_coordinates(pieces["line"].to_numpy())).all():
+        raise ValueError(f"EPSG:{srid} cannot hold {describe_box(box)}.")
     ways = _merge(pieces)
     way, x, y, before, after = _divide(ways["line"].to_numpy(), interval - _SLACK)
 
@@ -159,10 +159,8 @@ def streets_within(
         longest come first.
     """
     pieces = _clip(streets, box, within)
-    projection = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
     ways = _merge(pieces)
-    projected = shapely.transform(ways["line"].to_numpy(), projection.transform, interleaved=False)
-    ways["metres"] = shapely.length(projected)
+    ways["metres"] = shapely.length(projected(ways["line"].to_numpy(), srid))
     ways = ways.sort_values("metres", ascending=False, kind="stable", ignore_index=True)
     return gpd.GeoDataFrame(
         ways[["osmid", "name", "highway", "metres"]], geometry=ways["line"], crs="EPSG:4326"
@@ -186,10 +184,8 @@ def metres_of_points(
     metres = np.zeros(len(points))
     if not len(points):
         return metres
-    projection = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
-
-    lines = shapely.transform(streets.geometry.to_numpy(), projection.transform, interleaved=False)
-    places = np.column_stack(projection.transform(points.geometry.x, points.geometry.y))
+    lines = projected(streets.geometry.to_numpy(), srid)
+    places = shapely.get_coordinates(projected(points.geometry.to_numpy(), srid))
     line, x, y, _, _ = _divide(lines, _PART)
     parts = np.column_stack([x, y])
     length = (shapely.length(lines) / np.bincount(line, minlength=len(lines)))[line]
@@ -220,11 +216,8 @@ def with_nearest_street(
     streets
         As `streets_within` returns them.
     """
-    projection = pyproj.Transformer.from_crs(4326, srid, always_xy=True)
-    lines, points = (
-        shapely.transform(shapes.to_numpy(), projection.transform, interleaved=False)
-        for shapes in (streets.geometry, places.geometry)
-    )
+    lines = projected(streets.geometry.to_numpy(), srid)
+    points = projected(places.geometry.to_numpy(), srid)
     place, street = shapely.STRtree(lines).query_nearest(
         points, max_distance=max_distance, all_matches=False
     )
@@ -242,7 +235,7 @@ def with_nearest_street(
         {
             "osmid": streets["osmid"].to_numpy()[street],
             "street": streets["name"].to_numpy()[street],
-            "bearing": _bearings(projection, before, after),
+            "bearing": _bearings(from_degrees(srid), before, after),
             "highway": streets["highway"].to_numpy()[street],
         },
         index=place,
@@ -346,57 +339,39 @@ def _divide(
 def _bearings(
     projection: pyproj.Transformer, before: NDArray[np.float64], after: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the directions from places to others: degrees from north on the ellipsoid, mod 180."""
+    """Return `bearings` between places of a projected CRS."""
     start = projection.transform(before[0], before[1], direction="INVERSE")
     end = projection.transform(after[0], after[1], direction="INVERSE")
-    azimuths, _, _ = pyproj.Geod(ellps="WGS84").inv(*start, *end)
-    return (np.asarray(azimuths) % 180).round(1) % 180
+    return bearings(start, end)
 
 
 def _thin(x: NDArray[np.float64], y: NDArray[np.float64], distance: float) -> NDArray[np.bool_]:
-    """Choose points at least `distance` apart, each other one being nearer to a chosen one.
-
-    The choice is that of going through the points in order and taking each that is not too
-    near to one taken before. It is made in few rounds: in each, the points with no undecided
-    one before them are taken, and those too near to them given up.
-    """
+    """Choose points at least `distance` apart, each other one being nearer to a chosen one."""
     # A thousandth of a millimetre more, so that rounding brings no two chosen points nearer.
-    earlier, later = _near_pairs(x, y, distance + 1e-6)
-    chosen = np.ones(len(x), dtype=bool)
+    distance += 1e-6
+    pairs = cKDTree(np.column_stack([x, y])).query_pairs(1.001 * distance, output_type="ndarray")
+    earlier, later = np.sort(pairs, axis=1).T
+    near = np.hypot(x[earlier] - x[later], y[earlier] - y[later]) < distance
+    return chosen_in_order(len(x), earlier[near], later[near])
+
+
+def chosen_in_order(
+    count: int, earlier: NDArray[np.int64], later: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Choose, in order, each of `count` things that is not near to one that was chosen before.
+
+    `earlier` and `later` are the indices of the pairs that are near. It is done in few rounds: in
+    each, the things with no undecided one before them are chosen, and those near to them given
+    up.
+    """
+    chosen = np.ones(count, dtype=bool)
     while earlier.size:
-        first = np.ones(len(x), dtype=bool)
+        first = np.ones(count, dtype=bool)
         first[later] = False
         chosen[later[first[earlier]]] = False
         undecided = chosen[earlier] & chosen[later]
         earlier, later = earlier[undecided], later[undecided]
     return chosen
-
-
-def _near_pairs(
-    x: NDArray[np.float64], y: NDArray[np.float64], distance: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the pairs of points nearer than `distance`, the lower index first.
-
-    Points are sorted into square cells of that size: a pair shares a cell, or its cells touch.
-    On arrays this is several times faster than an STRtree of as many geometries.
-    """
-    column, row = (np.floor(values / distance).astype(np.int64) for values in (x, y))
-    height = np.ptp(row) + 2
-    cell = column * height + row
-    order = np.argsort(cell, kind="stable")
-    cell = cell[order]
-    position = np.arange(len(cell))
-    pairs = []
-    for offset in (0, 1, height - 1, height, height + 1):
-        start = np.searchsorted(cell, cell + offset, "left") if offset else position + 1
-        count = np.searchsorted(cell, cell + offset, "right") - start
-        one = np.repeat(position, count)
-        other = np.arange(len(one)) + np.repeat(start - count.cumsum() + count, count)
-        one, other = order[one], order[other]
-        near = np.hypot(x[one] - x[other], y[one] - y[other]) < distance
-        pairs.append(np.sort([one[near], other[near]], axis=0))
-    earlier, later = np.concatenate(pairs, axis=1)
-    return earlier, later
 
 
 def _position_ids(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -405,8 +380,3 @@ def _position_ids(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray
     column = np.floor((lon + 180) * _ID_CELLS_PER_DEGREE).astype(np.int64)
     row = np.floor((lat + 90) * _ID_CELLS_PER_DEGREE).astype(np.int64)
     return row * columns + column
-
-
-def _require_finite(lines: NDArray[np.object_], otherwise: str) -> None:
-    if not np.isfinite(shapely.get_coordinates(lines)).all():
-        raise ValueError(f"{otherwise}.")
