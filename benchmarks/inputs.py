@@ -12,11 +12,11 @@ import networkx as nx
 import numpy as np
 import pyarrow as pa
 import shapely
-from mapbox_vector_tile.Mapbox import vector_tile_pb2
 from PIL import Image
 
 from vsvi_assets.city import ZOOM, tile_key
 from vsvi_assets.mapillary.tiles import IMAGE_LAYER, IMAGE_SCHEMA
+from vsvi_assets.sandbox.vector_tiles import TileMessage
 
 CORNER = mercantile.tile(4.75, 52.43, ZOOM)
 """The north-western tile of the city, at Amsterdam's place."""
@@ -182,7 +182,7 @@ def dense_tile(images: int = 50_000) -> tuple[mercantile.Tile, bytes]:
 
 def encode_tile(images: pa.Table, tile: mercantile.Tile) -> bytes:
     """Encode a table of images as a Mapbox vector tile with the layer `image`."""
-    message = vector_tile_pb2.tile()
+    message = TileMessage()
     layer = message.layers.add(name=IMAGE_LAYER, version=2, extent=EXTENT)
     values: dict[tuple[type, Any], int] = {}
     tags: list[list[int]] = [[] for _ in range(len(images))]

@@ -6,7 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from mapbox_vector_tile.Mapbox import vector_tile_pb2
+
+# The package's public `encode` writes no tile as Mapillary does: with ids counted through both
+# layers, coordinates beyond the border, and faults. No other module uses its generated one.
+from mapbox_vector_tile.Mapbox.vector_tile_pb2 import tile as TileMessage
 
 from vsvi_assets.sandbox.world import EXTENT, StreetImage, Tile, cell_position, grid_cell
 
@@ -34,7 +37,7 @@ def encode_tile(
         cells.append((image, cell))
         sequences.setdefault(image.sequence_id, []).append((image, cell))
 
-    message = vector_tile_pb2.tile()
+    message = TileMessage()
     lines = _Layer(message, "sequence", first_id=0)
     for sequence_id, members in sequences.items():
         path = [cell for _, cell in members]
@@ -69,7 +72,7 @@ def decode_images(tile: Tile, encoded: bytes) -> list[StreetImage]:
         When the bytes are no vector tile of images.
     """
     _, x, y = tile
-    message = vector_tile_pb2.tile()
+    message = TileMessage()
     try:
         message.ParseFromString(encoded)
     except DecodeError as error:

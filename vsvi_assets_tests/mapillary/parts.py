@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mapbox_vector_tile.Mapbox import vector_tile_pb2
 from PIL import Image
 
 from vsvi_assets.files import DiskGuard
@@ -21,6 +20,7 @@ from vsvi_assets.mapillary.pacing import TileGate, TileState
 from vsvi_assets.photographs.downloads import SequenceJob, SequenceResult, download_sequences
 from vsvi_assets.photographs.sidecar import SIDECAR_NAME
 from vsvi_assets.sandbox import TOKEN, Sandbox, StreetImage, World
+from vsvi_assets.sandbox.vector_tiles import TileMessage
 from vsvi_assets.settings import ServiceAddresses
 
 LON, LAT = 4.8952, 52.3702
@@ -202,14 +202,14 @@ FIELD_OF_VALUE = {bool: "bool_value", int: "int_value", float: "double_value", s
 
 def tile_of(images: list[dict[str, Any]], *, layer: str = "image", at: Any = None) -> bytes:
     """Encode images of these properties, at cells (x, y) of a grid of 4096, y downwards."""
-    message = vector_tile_pb2.tile()
+    message = TileMessage()
     points = message.layers.add(name=layer, version=2, extent=4096)
     keys: dict[str, int] = {}
     cells = at or [(number % 4096, number // 4096) for number in range(len(images))]
     for (x, y), properties in zip(cells, images, strict=True):
         # MoveTo one point, whose coordinates are zigzag encoded.
         geometry = [9, *(2 * axis if axis >= 0 else -2 * axis - 1 for axis in (x, y))]
-        feature = points.features.add(type=vector_tile_pb2.tile.Point, geometry=geometry)
+        feature = points.features.add(type=TileMessage.Point, geometry=geometry)
         for name, value in properties.items():
             feature.tags.extend([keys.setdefault(name, len(keys)), len(points.values)])
             points.values.add(**{FIELD_OF_VALUE[type(value)]: value})

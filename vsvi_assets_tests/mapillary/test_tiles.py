@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mapbox_vector_tile.Mapbox import vector_tile_pb2
 
 from vsvi_assets.mapillary.errors import (
     InvalidTileError,
@@ -31,6 +30,7 @@ from vsvi_assets.mapillary.tiles import (
     with_computed_positions,
 )
 from vsvi_assets.mapillary.vector_tiles import MAX_FEATURES
+from vsvi_assets.sandbox.vector_tiles import TileMessage
 from vsvi_assets_tests.mapillary.parts import tile_of
 
 TILE = mercantile.Tile(8415, 5384, 14)
@@ -322,7 +322,7 @@ def test_a_property_of_an_odd_type_that_nothing_needs_costs_itself_alone(
 
 
 def test_a_property_whose_name_or_values_cannot_be_read_costs_itself_alone() -> None:
-    message = vector_tile_pb2.tile()
+    message = TileMessage()
     message.ParseFromString(tile_of([image(zzzz="a", long="x" * 2000), image(zzzz="b")]))
     data = message.SerializeToString().replace(b"zzzz", b"z\xff\x00z")
     tile = decode_tile(data, TILE)
@@ -362,7 +362,7 @@ def test_a_line_that_is_no_feature_is_refused(line: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("geometry", [[], [9, 2], [17, 2, 2, 2, 2], [10, 2, 2], [9, 2**31, 2]])
 def test_an_image_that_is_no_point_of_the_tile_is_left_out(geometry: list[int]) -> None:
-    message = vector_tile_pb2.tile()
+    message = TileMessage()
     message.ParseFromString(tile_of([image(id=1), image(id=2)]))
     feature = message.layers[0].features[0]
     del feature.geometry[:]

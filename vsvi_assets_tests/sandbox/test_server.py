@@ -12,7 +12,6 @@ import mercantile
 import osmnx
 import pytest
 import requests
-from mapbox_vector_tile.Mapbox import vector_tile_pb2
 
 from vsvi_assets.sandbox import (
     TOKEN,
@@ -26,7 +25,7 @@ from vsvi_assets.sandbox import (
     recorded_world,
 )
 from vsvi_assets.sandbox.faults import TILE_CHANGES
-from vsvi_assets.sandbox.vector_tiles import decode_images, encode_tile
+from vsvi_assets.sandbox.vector_tiles import TileMessage, decode_images, encode_tile
 from vsvi_assets_tests.sandbox import large_tile
 
 AUTHORIZATION = {"Authorization": f"OAuth {TOKEN}"}
@@ -472,7 +471,7 @@ def test_a_large_tile_is_one_as_the_tile_server_sends_it() -> None:
     """Both sides of the number of images from which on their numbers are longer."""
     count = large_tile._WITH_SHORT_NUMBERS + 2
     encoded = large_tile.large_tile(count)
-    message = vector_tile_pb2.tile()
+    message = TileMessage()
     message.ParseFromString(encoded)
     is_as_short_as_can_be = message.SerializeToString() == encoded
     assert is_as_short_as_can_be
