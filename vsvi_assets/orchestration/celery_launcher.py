@@ -18,6 +18,7 @@ from vsvi_assets.orchestration.dagster_internals import (
     ConfigurableClassData,
     LaunchRunContext,
     WorkerStatus,
+    instance_of,
 )
 from vsvi_assets.orchestration.launcher import end_runs, health_of_command
 
@@ -95,22 +96,22 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
         kombu.exceptions.OperationalError
             When Redis does not answer; the run goes on as before.
         """
-        run = self._instance.get_run_by_id(run_id)
+        run = instance_of(self).get_run_by_id(run_id)
         task = run and run.tags.get(DAGSTER_CELERY_TASK_ID_TAG)
         if not run or run.is_finished or not task:
             return False
         with self.celery.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1)
             # First, so that the interrupted run sees that it is meant to end.
-            self._instance.report_run_canceling(run)
+            instance_of(self).report_run_canceling(run)
             self.celery.control.revoke(task, terminate=True, connection=connection)
         deadline = time.monotonic() + END_SECONDS
         while run and not run.is_finished:
             # Who has not begun, was only being loaded, or is lost, does not report its own end.
             if run.status == DagsterRunStatus.STARTING or time.monotonic() > deadline:
-                end_runs(self._instance, [run_id])  # which frees its place in the pool too
+                end_runs(instance_of(self), [run_id])  # which frees its place in the pool too
             time.sleep(0.1)
-            run = self._instance.get_run_by_id(run_id)
+            run = instance_of(self).get_run_by_id(run_id)
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
@@ -140,7 +141,7 @@ class WatchedCeleryRunLauncher(CeleryRunLauncher):
         if watched.misses < MISSES_OF_A_LOST_RUN:
             return CheckRunHealthResult(WorkerStatus.RUNNING, transient=watched.misses > 0)
         self._watched.pop(task, None)  # its worker need not be waited for any more
-        self._instance.add_run_tags(run.run_id, BEFORE_THOSE_THAT_WAIT)
+        instance_of(self).add_run_tags(run.run_id, BEFORE_THOSE_THAT_WAIT)
         return CheckRunHealthResult(
             WorkerStatus.NOT_FOUND, "No worker executes the run any more: its worker was lost"
         )

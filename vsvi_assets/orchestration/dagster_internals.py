@@ -55,6 +55,7 @@ from dagster._core.instance.ref import InstanceRef
 # What a run launcher that knows its runs' health has to take and to return.
 from dagster._core.launcher import CheckRunHealthResult as CheckRunHealthResult
 from dagster._core.launcher import LaunchRunContext as LaunchRunContext
+from dagster._core.launcher import RunLauncher
 from dagster._core.launcher import WorkerStatus as WorkerStatus
 from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._core.storage.tags import GRPC_INFO_TAG
@@ -290,3 +291,8 @@ def code_server_of(run: DagsterRun) -> Mapping[str, object]:
     Dagster's default launcher notes it in a tag, for itself.
     """
     return json.loads(run.tags.get(GRPC_INFO_TAG, "{}"))
+
+
+def instance_of(launcher: RunLauncher) -> DagsterInstance:
+    """Return the instance that has a launcher, which Dagster's own launchers read in this way."""
+    return launcher._instance

@@ -30,6 +30,7 @@ from vsvi_assets.orchestration.dagster_internals import (
     LaunchRunContext,
     WorkerStatus,
     code_server_of,
+    instance_of,
 )
 from vsvi_assets.settings import Settings
 
@@ -61,15 +62,15 @@ class WatchedRunLauncher(DefaultRunLauncher):
     def launch_run(self, context: LaunchRunContext) -> None:
         super().launch_run(context)
         run_id = context.dagster_run.run_id
-        run = self._instance.get_run_by_id(run_id)
+        run = instance_of(self).get_run_by_id(run_id)
         if run and _is_this_machine(code_server_of(run)):
-            self._instance.add_run_tags(run_id, {HOST_TAG: this_machine()})
+            instance_of(self).add_run_tags(run_id, {HOST_TAG: this_machine()})
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         if health := health_of_command(run):
             return health
         is_here = run.tags.get(HOST_TAG) == this_machine()
-        return _health(is_here and _lost_its_process(self._instance, run))
+        return _health(is_here and _lost_its_process(instance_of(self), run))
 
 
 def health_of_command(run: DagsterRun) -> CheckRunHealthResult | None:

@@ -36,6 +36,7 @@ from vsvi_assets.orchestration.dagster_internals import (
     OUTDATED,
     add_partition_metadata,
     instance_for_a_terminal,
+    instance_of,
     interruptible_waits,
     record_together,
     show_as_failed,
@@ -226,3 +227,7 @@ def test_partitions_that_are_outdated_show_as_failed_and_go_on_doing_so(
     assert any("It lacks images." in str(entry) for entry in instance.all_logs(run.run_id))
     resolved.execute_in_process(instance=instance, tags=RANGE)
     assert failed() == set()
+
+
+def test_a_launcher_knows_its_instance(instance: DagsterInstance) -> None:
+    assert instance_of(instance.run_launcher) is instance
