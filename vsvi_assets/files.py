@@ -46,7 +46,6 @@ class DiskFullError(Exception):
             "Make room, or lower required_disk_space in the city file, and run again: "
             "what is on disk is kept."
         )
-        self.path, self.free, self.required = path, free, required
 
 
 class TextFileError(ValueError):
@@ -277,12 +276,7 @@ def mapped(file: BinaryIO) -> Iterator[bytes | mmap.mmap]:
 def local_copy(path: DataPath) -> Iterator[Path]:
     """Give a file for programs that read no other: of an object a copy, which is then removed.
 
-    Raises
-    ------
-    FileNotFoundError
-        When there is no such object.
-    OSError
-        When it cannot be read.
+    Raises what `content_of` does where it has to copy.
     """
     if not in_store(path):
         yield path

@@ -1,7 +1,8 @@
 """Objects in S3 as paths, for a data folder that is `s3://bucket/prefix`.
 
 A `UPath` of such a folder reads, lists and deletes (see `vsvi_assets.bucket`); `put` writes. All of
-it goes through one client of obstore for each bucket and process, which threads share.
+it goes through one client of obstore for each bucket and process, which threads share. All of it
+raises `StoreError` where the store does not answer, and `StoreRefusedError` where it refuses.
 
 What is relied on, as `vsvi_assets_tests/test_store.py` shows it: an object appears whole or not at
 all; obstore repeats what fails for the connection or with HTTP 5xx; a listing below a folder comes
@@ -175,13 +176,7 @@ def without_patience(path: DataPath) -> DataPath:
 
 
 def put(path: DataPath, file: IO[bytes]) -> None:
-    """Store an open file's content, from its start, as one object: whole, or not at all.
-
-    Raises
-    ------
-    StoreError, StoreRefusedError
-        When it is not stored.
-    """
+    """Store an open file's content, from its start, as one object: whole, or not at all."""
     client, key = client_of(access_of(path), address_of(path))
     size = file.seek(0, io.SEEK_END)
 
@@ -203,8 +198,6 @@ def get(path: DataPath, file: IO[bytes]) -> None:
     ------
     FileNotFoundError
         When there is no such object.
-    StoreError, StoreRefusedError
-        When it cannot be read.
     """
     client, key = client_of(access_of(path), address_of(path))
 
@@ -237,13 +230,7 @@ class StoredEntry:
 
 
 def entries_in(folder: DataPath) -> Iterator[StoredEntry]:
-    """Yield what is in a folder: a request is made for each 1,000.
-
-    Raises
-    ------
-    StoreError, StoreRefusedError
-        When it cannot be listed.
-    """
+    """Yield what is in a folder: a request is made for each 1,000."""
     client, key = client_of(access_of(folder), address_of(folder))
     return client.entries(key)
 
@@ -253,11 +240,6 @@ def objects_below(folder: DataPath) -> Iterator[tuple[str, int]]:
 
     A request is made for each 1,000 of them. A listing that breaks off is begun again, and goes on
     behind the last object that it had.
-
-    Raises
-    ------
-    StoreError, StoreRefusedError
-        When they cannot be listed.
     """
     client, prefix = client_of(access_of(folder), address_of(folder))
     start = len(prefix) + 1 if prefix else 0
@@ -317,8 +299,6 @@ class Client:
         ------
         FileNotFoundError
             When there is no such object.
-        StoreError, StoreRefusedError
-            When there is no answer, or a refusal.
         """
         deadline = time.monotonic() + self._patience
         pause = FIRST_PAUSE

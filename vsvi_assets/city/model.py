@@ -72,14 +72,6 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
-def _require_inside(path: Path, key: str, data_dir: DataPath) -> None:
-    if path.is_absolute() or ".." in path.parts:
-        raise CityFileError(
-            f"{key} = {path}: the data folder is the object store {data_dir}, in which everything "
-            "of a city has to lie; give a relative path, or leave it out"
-        )
-
-
 StreetClass = Annotated[str, Field(pattern="^[a-z_:;]+$")]
 BigInt = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -337,15 +329,19 @@ class City(BaseModel):
     def _require_own_folders(self) -> None:
         for key in ("tile_cache_dir", "seqdir", "failed_imgid_file"):
             path = getattr(self, key)
-            if path and in_store(self._data_dir):
-                _require_inside(path, key, self._data_dir)
-            if path:
-                below = Path(os.path.relpath(str(self._data_dir / path), str(self._data_dir)))
-                if below.parts and below.parts[0].lower() in PROJECT_FOLDERS:
-                    raise CityFileError(
-                        f"{key} = {path}: {self._data_dir / below.parts[0]} is the project's own "
-                        "folder; choose another one"
-                    )
+            if path is None:
+                continue
+            if in_store(self._data_dir) and (path.is_absolute() or ".." in path.parts):
+                raise CityFileError(
+                    f"{key} = {path}: the data folder is the object store {self._data_dir}, in "
+                    "which everything of a city has to lie; give a relative path, or leave it out"
+                )
+            below = Path(os.path.relpath(str(self._data_dir / path), str(self._data_dir)))
+            if below.parts and below.parts[0].lower() in PROJECT_FOLDERS:
+                raise CityFileError(
+                    f"{key} = {path}: {self._data_dir / below.parts[0]} is the project's own "
+                    "folder; choose another one"
+                )
 
     def _keep_listed_tiles(self, path: Path) -> None:
         listed = dict.fromkeys(read_tile_names(path))

@@ -173,7 +173,7 @@ def polygons_of(table: gpd.GeoDataFrame, what: str) -> Region:
     shapes = shapes[~shapely.is_empty(shapes)]
     kinds = sorted({shape.geom_type for shape in shapes} - {"Polygon", "MultiPolygon"})
     if kinds:
-        raise CityFileError(f"{what}: must be made of polygons, and {_a(kinds[0])} is in it")
+        raise CityFileError(f"{what}: must be made of polygons, and a {kinds[0]} is in it")
     wrong = ~shapely.is_valid(shapes)
     warnings = tuple(
         f"{what}: a polygon is not valid ({shapely.is_valid_reason(shape)}) and was repaired: "
@@ -191,7 +191,3 @@ def buffered(polygons: Polygons, metres: float, srid: int) -> Polygons:
     """Return polygons in degrees that reach so many metres farther, measured in a CRS."""
     larger = shapely.buffer(projected(polygons, srid), metres, quad_segs=CURVE_SEGMENTS)
     return unprojected(larger, srid)
-
-
-def _a(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "AEIOU" else f"a {kind}"

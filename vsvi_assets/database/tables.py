@@ -1,9 +1,10 @@
 """A city's tables: streets, street points, images, and the images selected for the points."""
 
+import functools
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from operator import attrgetter
 from typing import NamedTuple
 
 import geopandas as gpd
@@ -201,10 +202,7 @@ def wanted_images(tile: pa.Table, city: City) -> pa.Table:
         conditions.append(pc.field("captured_at") < city.captured_before.timestamp() * 1000)
     if city.creator_ids:
         conditions.append(pc.field("creator_id").isin(list(city.creator_ids)))
-    wanted = conditions[0]
-    for condition in conditions[1:]:
-        wanted &= condition
-    wanted_images = tile.filter(wanted)
+    wanted_images = tile.filter(functools.reduce(operator.and_, conditions))
     if city.area.polygons is None:
         return wanted_images
     lon, lat = (wanted_images[name].to_numpy() for name in POSITION)
@@ -294,5 +292,5 @@ def selected_images_of(
         with postgis.transaction() as cursor:
             cursor.execute(query, {"sequences": wanted[start : start + SEQUENCES_AT_A_TIME]})
             images = [SelectedImage(*row) for row in cursor.fetchall()]
-        for sequence_id, group in groupby(images, key=attrgetter("sequence_id")):
+        for sequence_id, group in groupby(images, key=operator.attrgetter("sequence_id")):
             yield sequence_id, list(group)

@@ -112,11 +112,6 @@ class Answers(Generic[T]):
     absent: frozenset[int] = frozenset()
     failed: dict[int, TransientError] = field(default_factory=dict)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the service answered, and knew none of the images."""
-        return bool(self.absent) and not self.found
-
     def __or__(self, other: "Answers[T]") -> "Answers[T]":
         return Answers(
             self.found | other.found, self.absent | other.absent, self.failed | other.failed

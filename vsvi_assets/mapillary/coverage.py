@@ -4,9 +4,10 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -94,10 +95,11 @@ def fetch_tiles(
     """
     with interruptible_workers(1) as (decoder, _), interruptible_workers(WORKERS) as (pool, stop):
         yield from _Fetching(
-            client, tiles, positions, heading, not_found_pause, pool, stop, decoder
+            client, iter(tiles), positions, heading, not_found_pause, pool, stop, decoder
         ).run()
 
 
+@dataclass(eq=False)
 class _Fetching:
     """The tiles that are being fetched.
 
@@ -105,22 +107,17 @@ class _Fetching:
     decoding.
     """
 
-    def __init__(
-        self,
-        client: Mapillary,
-        tiles: Iterable[mercantile.Tile],
-        positions: Origin,
-        heading: Origin,
-        not_found_pause: float,
-        pool: Executor,
-        stop: threading.Event,
-        decoder: Executor,
-    ) -> None:
-        self._client, self._tiles = client, iter(tiles)
-        self._positions, self._heading = positions, heading
-        self._pool, self._stop, self._decoder = pool, stop, decoder
+    client: Mapillary
+    tiles: Iterator[mercantile.Tile]
+    positions: Origin
+    heading: Origin
+    not_found_pause: float
+    pool: Executor
+    stop: threading.Event
+    decoder: Executor
+
+    def __post_init__(self) -> None:
         self._finished: SimpleQueue[tuple[mercantile.Tile, Future[TileImages]]] = SimpleQueue()
-        self._not_found_pause = not_found_pause
         self._not_found: Counter[mercantile.Tile] = Counter()
         self._later: deque[tuple[float, mercantile.Tile]] = deque()
         self._running = 0
@@ -134,7 +131,7 @@ class _Fetching:
             if not self._running:
                 if self._end or not self._later:
                     break
-                self._stop.wait(self._seconds_to_the_next())
+                self.stop.wait(self._seconds_to_the_next())
                 continue
             is_full = self._running == WORKERS
             with suppress(Empty):
@@ -151,10 +148,10 @@ class _Fetching:
         """Ask for as many tiles as there are threads."""
         while not self._end and self._running < WORKERS:
             is_due = self._later and self._later[0][0] <= time.monotonic()
-            tile = self._later.popleft()[1] if is_due else next(self._tiles, None)
+            tile = self._later.popleft()[1] if is_due else next(self.tiles, None)
             if tile is None:
                 return
-            future = self._pool.submit(self._fetch, tile)
+            future = self.pool.submit(self._fetch, tile)
             self._running += 1
             future.add_done_callback(partial(self._put, tile))
 
@@ -176,15 +173,15 @@ class _Fetching:
         images = self._tile_images(tile)
         if not len(images):
             return images
-        if self._positions == "computed":
+        if self.positions == "computed":
             computed = self._tile_images(tile, "mly1_computed_public")
             images = with_computed_positions(images, computed)
-        if self._heading == "computed":
+        if self.heading == "computed":
             images = with_computed_headings(images, self._headings(tile, images))
         return images
 
     def _tile_images(self, tile: mercantile.Tile, tile_set: TileSet = "mly1_public") -> TileImages:
-        return self._client.tile_images(tile, self._stop, tile_set, decoder=self._decoder)
+        return self.client.tile_images(tile, self.stop, tile_set, decoder=self.decoder)
 
     def _headings(self, tile: mercantile.Tile, images: TileImages) -> dict[int, float]:
         """Ask for the corrected headings of a tile's images.
@@ -199,7 +196,7 @@ class _Fetching:
         with ThreadPoolExecutor(HEADING_WORKERS, thread_name_prefix="headings") as pool:
             batches = [
                 pool.submit(
-                    self._client.image_headings, ids[start : start + IMAGES_PER_REQUEST], self._stop
+                    self.client.image_headings, ids[start : start + IMAGES_PER_REQUEST], self.stop
                 )
                 for start in range(0, len(ids), IMAGES_PER_REQUEST)
             ]
@@ -218,7 +215,7 @@ class _Fetching:
     def _ask_later(self, tile: mercantile.Tile, error: TileNotFoundError) -> None:
         self._not_found[tile] += 1
         if self._not_found[tile] < NOT_FOUND_ATTEMPTS:
-            self._later.append((time.monotonic() + self._not_found_pause, tile))
+            self._later.append((time.monotonic() + self.not_found_pause, tile))
         else:
             self._failed.append(
                 TileNotFoundError(

@@ -204,14 +204,9 @@ def with_computed_positions(tile: TileImages, computed: TileImages) -> TileImage
     """
     images = tile.images
     rows = pc.index_in(images["id"], computed.images["id"].combine_chunks())
-    is_corrected = pc.is_valid(rows)
     for name in POSITION:
-        own, corrected = images[name], computed.images[name].take(rows)
-        index = images.column_names.index(name)
-        images = images.set_column(
-            index, images.schema.field(index), pc.if_else(is_corrected, corrected, own)
-        ).append_column(f"original_{name}", pc.if_else(is_corrected, own, None))
-    return replace(tile, images=images, uncorrected=_count_false(is_corrected))
+        images = _corrected(images, name, computed.images[name].take(rows))
+    return replace(tile, images=images, uncorrected=rows.null_count)
 
 
 def with_computed_headings(tile: TileImages, headings: Mapping[int, float]) -> TileImages:
@@ -230,19 +225,17 @@ def with_computed_headings(tile: TileImages, headings: Mapping[int, float]) -> T
         Its table has the column `original_compass_angle` in addition: the camera's own heading in
         degrees of the images that have a corrected one, null of others.
     """
-    images = tile.images
-    corrected = pa.array(map(headings.get, images["id"].to_pylist()), pa.float64())
-    is_corrected = corrected.is_valid()
-    index = images.column_names.index("compass_angle")
-    own = images["compass_angle"]
-    images = images.set_column(
-        index, images.schema.field(index), pc.if_else(is_corrected, corrected, own)
-    ).append_column("original_compass_angle", pc.if_else(is_corrected, own, None))
-    return replace(tile, images=images, uncorrected_headings=_count_false(is_corrected))
+    corrected = pa.array(map(headings.get, tile.images["id"].to_pylist()), pa.float64())
+    images = _corrected(tile.images, "compass_angle", corrected)
+    return replace(tile, images=images, uncorrected_headings=corrected.null_count)
 
 
-def _count_false(values: pa.Array | pa.ChunkedArray) -> int:
-    return len(values) - int(pc.sum(values, min_count=0).as_py())
+def _corrected(images: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Put values in a column where they are known, and append what they replace."""
+    own, index = images[name], images.column_names.index(name)
+    return images.set_column(
+        index, images.schema.field(index), pc.coalesce(values, own)
+    ).append_column(f"original_{name}", pc.if_else(pc.is_valid(values), own, None))
 
 
 def usable_images(table: pa.Table, where: str, dropped: Sequence[Dropped] = ()) -> TileImages:

@@ -229,39 +229,33 @@ def download_sequences(
         yield from downloads.run(iter(sequences))
 
 
+@dataclass(eq=False)
 class _Downloads:
     """The queues between the steps of an image: inspected, link asked for, fetched.
 
     All of it runs in the thread that iterates, but for the tasks given to the pool.
     """
 
-    def __init__(
-        self,
-        client: Mapillary,
-        seqdir: DataPath,
-        pool: Executor,
-        stop: threading.Event,
-        *,
-        size: ImageSize,
-        services: str,
-        guard: DiskGuard,
-        workers: int,
-        fetched_before: datetime | None,
-        asked_before: datetime | None,
-        witnesses: Sequence[int],
-        measures_quality: bool,
-        settled: Callable[[int], object],
-        now: Callable[[], datetime],
-    ) -> None:
-        self._client, self._seqdir, self._pool, self._stop = client, seqdir, pool, stop
-        self._size, self._services, self._guard = size, services, guard
-        self._fetched_before, self._asked_before = fetched_before, asked_before
-        self._witnesses = list(witnesses[:MAX_WITNESSES])
-        self._measures_quality = measures_quality
-        self._settled, self._now = settled, now
-        self._max_running = 2 * workers
-        self._max_queued = 4 * workers + 2 * IMAGES_PER_REQUEST
-        self._max_retrying = 16 * workers
+    client: Mapillary
+    seqdir: DataPath
+    pool: Executor
+    stop: threading.Event
+    size: ImageSize
+    services: str
+    guard: DiskGuard
+    workers: int
+    fetched_before: datetime | None
+    asked_before: datetime | None
+    witnesses: Sequence[int]
+    measures_quality: bool
+    settled: Callable[[int], object]
+    now: Callable[[], datetime]
+
+    def __post_init__(self) -> None:
+        self.witnesses = list(self.witnesses[:MAX_WITNESSES])
+        self._max_running = 2 * self.workers
+        self._max_queued = 4 * self.workers + 2 * IMAGES_PER_REQUEST
+        self._max_retrying = 16 * self.workers
         self._finished: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._running = self._inspecting = self._asking = 0
         self._jobs: Iterator[SequenceJob] | None = None
@@ -306,7 +300,7 @@ class _Downloads:
             if job is None:
                 self._jobs = None
                 return True
-            folder = sequence_folder(self._seqdir, job.sequence_id)
+            folder = sequence_folder(self.seqdir, job.sequence_id)
             sequence = _Sequence(job, folder, SequenceResult(job.sequence_id))
             self._inspecting += 1
             self._start(self._inspected, sequence, self._inspect, sequence)
@@ -328,21 +322,21 @@ class _Downloads:
 
     def _ask_again(self) -> None:
         """Ask once more for images that an answer left out, together with some it knows."""
-        if not self._witnesses:
+        if not self.witnesses:
             while self._left_out:
                 self._fail(self._left_out.popleft(), _OUTAGE)
             return
-        count = min(IMAGES_PER_REQUEST - len(self._witnesses), len(self._left_out))
+        count = min(IMAGES_PER_REQUEST - len(self.witnesses), len(self._left_out))
         batch = [self._left_out.popleft() for _ in range(count)]
-        asked_for = (batch, self._witnesses)
-        ids = [*(image.id for image in batch), *self._witnesses]
+        asked_for = (batch, self.witnesses)
+        ids = [*(image.id for image in batch), *self.witnesses]
         self._start_links(self._linked_again, asked_for, ids)
 
     def _start_links(
         self, take_result: Callable[[Any, Future[Links]], None], subject: Any, ids: list[int]
     ) -> None:
         ids = list(dict.fromkeys(ids))
-        self._start(take_result, subject, self._client.image_links, ids, self._size, self._stop)
+        self._start(take_result, subject, self.client.image_links, ids, self.size, self.stop)
 
     def _start(
         self,
@@ -357,7 +351,7 @@ class _Downloads:
             self._running -= 1
             take_result(subject, future)
 
-        future = self._pool.submit(task, *arguments)
+        future = self.pool.submit(task, *arguments)
         self._running += 1
         future.add_done_callback(lambda _: self._finished.put(finish))
 
@@ -400,7 +394,7 @@ class _Downloads:
         self._check_services(folder, known, files)
         wanted, read = [], 0
         for description in {image.id: image for image in sequence.job.images}.values():
-            if self._stop.is_set():
+            if self.stop.is_set():
                 raise StoppedError(f"sequence {sequence.job.sequence_id}: stopped")
             image_id = description.id
             record, is_old = None, True
@@ -423,7 +417,7 @@ class _Downloads:
             if refusal and not self._is_to_be_repeated(refusal.asked):
                 found.refused[image_id] = refusal
             elif absence and not (
-                absence.is_due(self._now()) or self._is_to_be_repeated(absence.last_asked)
+                absence.is_due(self.now()) or self._is_to_be_repeated(absence.last_asked)
             ):
                 found.absent[image_id] = absence
             else:
@@ -432,8 +426,8 @@ class _Downloads:
             raise PermissionError(errno.EACCES, "no permission to write")
         if wanted and SIDECAR_NAME not in files:
             # From the first photograph on the folder says where it is from.
-            self._guard.check()
-            write_sidecar(folder, Sidecar(services=self._services))
+            self.guard.check()
+            write_sidecar(folder, Sidecar(services=self.services))
         return wanted, read
 
     def _in_store(
@@ -454,13 +448,13 @@ class _Downloads:
             raise OSError(errno.EINVAL, "it is no file")
         written = _moment(status.st_mtime)
         if record and record.bytes == status.st_size:
-            is_old = _is_before(record.stored_at or written, self._fetched_before)
+            is_old = _is_before(record.stored_at or written, self.fetched_before)
             record = replace(record, **_place(description))
-            if record.quality or is_old or not self._measures_quality:
+            if record.quality or is_old or not self.measures_quality:
                 return record, is_old
             read = self._read_image(path, description, written)
             return read and replace(record, quality=read.quality), False
-        if _is_before(written, self._fetched_before):
+        if _is_before(written, self.fetched_before):
             return None, True
         return self._read_image(path, description, written), False
 
@@ -468,26 +462,26 @@ class _Downloads:
         services = known.services
         if services is None and any(name.endswith((".jpg", SIDECAR_NAME)) for name in names):
             services = SERVICES_WITHOUT_MARK
-        if services not in (None, self._services):
+        if services not in (None, self.services):
             raise UnusableFolderError(
                 f"{folder} holds photographs of the services {services!r}, and the city file says "
-                f"{self._services!r}. They are left as they are: give the city a seqdir of its "
+                f"{self.services!r}. They are left as they are: give the city a seqdir of its "
                 "own, or move that folder away."
             )
 
     def _is_to_be_repeated(self, asked: datetime) -> bool:
-        return _is_before(asked, self._fetched_before) or _is_before(asked, self._asked_before)
+        return _is_before(asked, self.fetched_before) or _is_before(asked, self.asked_before)
 
     def _fetch(self, image: _Image) -> ImageRecord:
         """Fetch an image once to its place."""
         assert image.link
         digest, size = hashlib.sha256(), 0
-        chunks = self._client.image_chunks(image.link, self._stop)
+        chunks = self.client.image_chunks(image.link, self.stop)
         # A thread that waits for a silent server may be left behind: it has no file open.
         first = next(chunks, b"")
         with atomic_write(image_path(image.sequence.folder, image.id)) as file:
             for chunk in itertools.chain([first], chunks):
-                self._guard.check()
+                self.guard.check()
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
@@ -508,8 +502,8 @@ class _Downloads:
             height=info.height,
             bytes=size,
             sha256=digest.hexdigest(),
-            image_size=self._size,
-            stored_at=self._now(),
+            image_size=self.size,
+            stored_at=self.now(),
             quality=quality,
         )
 
@@ -537,14 +531,14 @@ class _Downloads:
             return None
 
     def _quality(self, image: bytes | mmap.mmap, info: JpegInfo) -> Quality | None:
-        if info.is_oversized or not self._measures_quality:
+        if info.is_oversized or not self.measures_quality:
             return None
         return measure_quality(image, info)
 
     def _finish(self, sequence: _Sequence) -> None:
         """Write what became of the sequence into its sidecar."""
         result = sequence.result
-        result.found.services = self._services
+        result.found.services = self.services
         result.found.images = with_creator(result.found.images)
         result.sidecar = sequence.known.updated(result.found)
         try:
@@ -554,7 +548,7 @@ class _Downloads:
                 if result.fetched_images:
                     sync_folder(sequence.folder)
                 if sequence.is_new:
-                    sync_folder(self._seqdir)
+                    sync_folder(self.seqdir)
         except OSError as error:
             self._fail_all(sequence, _message(sequence.folder / SIDECAR_NAME, error))
 
@@ -570,7 +564,7 @@ class _Downloads:
             self._complete.append(sequence.result)
             return
         for _ in range(adopted):
-            self._settled(0)
+            self.settled(0)
         sequence.outstanding = len(wanted)
         self._without_link.extend(wanted)
         self._finish_if_done(sequence)
@@ -586,7 +580,7 @@ class _Downloads:
             if image.id in links.absent:
                 self._left_out.append(image)
         # Those that the service has just answered are the best.
-        self._witnesses = [*links.found][:MAX_WITNESSES] or self._witnesses
+        self.witnesses = [*links.found][:MAX_WITNESSES] or self.witnesses
 
     def _linked_again(
         self, asked_for: tuple[list[_Image], list[int]], future: Future[Links]
@@ -630,7 +624,7 @@ class _Downloads:
                 self._put_off(image, TransientError("not found"), UnavailableError)
                 image.link = None
         except (OversizedImageError, OtherFormatError) as error:
-            result.found.refused[image.id] = Refusal(_printable(str(error)), self._now())
+            result.found.refused[image.id] = Refusal(_printable(str(error)), self.now())
             self._settle(image)
         except RefusedRequestError as error:
             self._fail(image, str(error))
@@ -653,7 +647,7 @@ class _Downloads:
         nothing about the image.
         """
         image.troubles[type(error)] += 1
-        if image.troubles[type(error)] > self._client.num_retries:
+        if image.troubles[type(error)] > self.client.num_retries:
             self._fail(image, str(error))
         elif isinstance(error, StaleLinkError):
             image.link = None
@@ -662,7 +656,7 @@ class _Downloads:
             self._put_off(image, error, type(error))
 
     def _put_off(self, image: _Image, error: TransientError, trouble: type[Exception]) -> None:
-        due = time.monotonic() + self._client.delay(image.troubles[trouble], error)
+        due = time.monotonic() + self.client.delay(image.troubles[trouble], error)
         heapq.heappush(self._later, (due, next(self._tickets), image))
 
     def _judge_absent_images(self) -> None:
@@ -670,7 +664,7 @@ class _Downloads:
         absent, self._absent = self._absent, []
         new = sum(image.before is None for image in absent)
         is_outage = self._asked >= MIN_ASKED and new > MAX_ABSENT_SHARE * self._asked
-        now = self._now()
+        now = self.now()
         for image in absent:
             if is_outage:
                 self._fail(
@@ -701,7 +695,7 @@ class _Downloads:
         sequence.result.sidecar = found
 
     def _settle(self, image: _Image, bytes_: int = 0) -> None:
-        self._settled(bytes_)
+        self.settled(bytes_)
         image.sequence.outstanding -= 1
         self._finish_if_done(image.sequence)
 

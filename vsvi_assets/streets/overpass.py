@@ -162,51 +162,25 @@ def download_streets(
     """
     with local_folder(cache_folder) as folder:
         cache = _Cache(cache_folder, folder, overpass.url, network_type, box, within)
-        return _download(cache, box, within, network_type, overpass, not_before, report)
-
-
-def _download(
-    cache: "_Cache",
-    box: Box,
-    within: Polygons | None,
-    network_type: str,
-    overpass: Overpass,
-    not_before: datetime | None,
-    report: Callable[[str], None],
-) -> DownloadedStreets:
-    def kept() -> DownloadedStreets | None:
-        asked_at = cache.asked_at(cache.folder)
-        if asked_at is None or (not_before and asked_at < not_before):
-            return None
-        try:
-            streets = _read_streets(cache.folder, network_type)
-        except StoreError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            report(
-                f"The answer in {cache.folder} cannot be read ({error}); Overpass is asked again"
-            )
-            return None
-        return DownloadedStreets(streets, asked_at, cache.folder, from_cache=True)
-
-    if found := kept():
-        return found
-    with overpass.turn():
-        # Another process may have asked for the same while this one waited for its turn.
-        if found := kept():
+        if found := cache.kept(not_before, report):
             return found
-        asked_at = cache.begin_part(not_before)
-        try:
-            _ask(box, within, network_type, overpass, cache.part, report)
-        except BaseException:
-            cache.save_part()
-            raise
-        streets = _read_streets(cache.part, network_type)
-        if not shapely.intersects(streets.geometry.to_numpy(), within or shapely.box(*box)).any():
-            cache.remove_part()
-            raise NoStreetsError(box)
-        cache.keep_part()
-    return DownloadedStreets(streets, asked_at, cache.folder, from_cache=False)
+        with overpass.turn():
+            # Another process may have asked for the same while this one waited for its turn.
+            if found := cache.kept(not_before, report):
+                return found
+            asked_at = cache.begin_part(not_before)
+            try:
+                _ask(box, within, network_type, overpass, cache.part, report)
+            except BaseException:
+                cache.save_part()
+                raise
+            streets = _read_streets(cache.part, network_type)
+            area = within or shapely.box(*box)
+            if not shapely.intersects(streets.geometry.to_numpy(), area).any():
+                cache.remove_part()
+                raise NoStreetsError(box)
+            cache.keep_part()
+        return DownloadedStreets(streets, asked_at, cache.folder, from_cache=False)
 
 
 def _ask(
@@ -370,6 +344,7 @@ class _Cache:
         self.folder = root / name
         self.part = local / f"{name}.part"
         self._saved_part = root / f"{name}.part"
+        self._network_type = network_type
         self._request = {
             "host": urlsplit(overpass_url).hostname,
             "network_type": network_type,
@@ -385,6 +360,22 @@ class _Cache:
             raise
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def kept(
+        self, not_before: datetime | None, report: Callable[[str], None]
+    ) -> DownloadedStreets | None:
+        """Return the streets of the answer that was kept; None where there is none to use."""
+        asked_at = self.asked_at(self.folder)
+        if asked_at is None or (not_before and asked_at < not_before):
+            return None
+        try:
+            streets = _read_streets(self.folder, self._network_type)
+        except StoreError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            report(f"The answer in {self.folder} cannot be read ({error}); Overpass is asked again")
+            return None
+        return DownloadedStreets(streets, asked_at, self.folder, from_cache=True)
 
     def begin_part(self, not_before: datetime | None) -> datetime:
         """Make the folder of a download, or find that of one that failed; return its time."""
