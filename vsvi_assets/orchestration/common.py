@@ -1,13 +1,23 @@
 """What the assets of a city have in common."""
 
-from datetime import datetime
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from dagster import Any as DagsterAny
-from dagster import AssetExecutionContext, AssetIn, AssetKey, Config
+from dagster import (
+    AssetExecutionContext,
+    AssetIn,
+    AssetKey,
+    Config,
+    MetadataValue,
+    TableRecord,
+    TableSchema,
+)
 from pydantic import Field
 
 from vsvi_assets.city import City
+from vsvi_assets.views.pictures import markdown_picture
 
 MAPILLARY_POOL = "mapillary"
 """The pool that bounds how many runs ask Mapillary at a time."""
@@ -47,6 +57,17 @@ class Fetch(Config):
     )
 
 
+def not_before(context: AssetExecutionContext, city: City, config: Fetch) -> datetime | None:
+    """Return since when (UTC) what was fetched serves this run; None: whenever it was.
+
+    A refresh takes nothing that is older than its tick, an overwriting run nothing that is older
+    than the run. What it fetched itself it keeps, however often it is retried.
+    """
+    if config.overwrite:
+        return began(context)
+    return city.latest_tick(datetime.now(UTC)) if REFRESH_TAG in context.run.tags else None
+
+
 def began(context: AssetExecutionContext) -> datetime:
     """Return when the run was created (UTC), which each of its attempts has in common.
 
@@ -83,6 +104,16 @@ def upstream(city: City, *names: str) -> dict[str, AssetIn]:
     """Return the inputs that come from other assets of the same city."""
     # Without a type of its own Dagster would take the annotation `Mapping` to mean `dict`.
     return {name: AssetIn(asset_key(city, name), dagster_type=DagsterAny) for name in names}
+
+
+def table(rows: Iterable[Mapping[str, Any]], schema: TableSchema | None = None) -> MetadataValue:
+    """Return rows, each by the names of its columns, as a table on an asset's page."""
+    return MetadataValue.table([TableRecord(row) for row in rows], schema)
+
+
+def picture(image: bytes, description: str) -> MetadataValue:
+    """Return a PNG or JPEG as a picture on an asset's page."""
+    return MetadataValue.md(markdown_picture(image, description))
 
 
 def closing_assets(city: City) -> tuple[str, ...]:

@@ -104,9 +104,8 @@ def end_lost_runs(instance: DagsterInstance, held_lock: str) -> None:
         The lock that this process holds by now: runs of earlier holders are lost.
     """
     for run in instance.get_runs(RunsFilter(statuses=UNFINISHED)):
-        if run.tags.get(LOCK_TAG) != held_lock and not _is_lost(instance, run):
-            continue
-        _end(instance, run)
+        if run.tags.get(LOCK_TAG) == held_lock or _is_lost(instance, run):
+            _end(instance, run)
 
 
 def runs_under_way(instance: DagsterInstance, city_name: str) -> list[str]:
@@ -162,17 +161,13 @@ def _is_this_machine(code_server: Mapping[str, object]) -> bool:
 
 
 def _lost_its_process(instance: DagsterInstance, run: DagsterRun) -> bool:
-    process_ids = _process_ids(instance, run)
-    return bool(process_ids) and not any(map(_is_dagster, process_ids))
-
-
-def _process_ids(instance: DagsterInstance, run: DagsterRun) -> set[int]:
-    """Return the processes that the run's own log names."""
+    """Return whether the run's own log names processes, and none of them is there any more."""
     entries = instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT)
     metadata = [
         entry.dagster_event.engine_event_data.metadata for entry in entries if entry.dagster_event
     ]
-    return {int(str(values["pid"].value)) for values in metadata if "pid" in values}
+    process_ids = {int(str(values["pid"].value)) for values in metadata if "pid" in values}
+    return bool(process_ids) and not any(map(_is_dagster, process_ids))
 
 
 def _is_dagster(process_id: int) -> bool:

@@ -23,7 +23,7 @@ from dagster import (
     sensor,
 )
 
-from vsvi_assets.database.tile_requests import PostgresTileGate
+from vsvi_assets.database.tile_requests import tile_gate
 from vsvi_assets.orchestration.common import CITY_TAG
 from vsvi_assets.orchestration.dagster_internals import backfills_ended_since
 from vsvi_assets.orchestration.resources import PostgisResource
@@ -126,13 +126,8 @@ def build_notification_sensors(settings: Settings) -> Sequence[SensorDefinition]
     ) -> SkipReason:
         # What ended before this sensor was first evaluated is no news.
         seen = orjson.loads(context.cursor or b"{}") or {"ended": time.time(), "blocked": None}
-        state = PostgresTileGate(
-            postgis.database(),
-            settings.tiles_url,
-            per_minute=settings.tiles_per_minute,
-            per_day=settings.tiles_per_day,
-            block_hours=settings.block_hours,
-        ).state()
+        mapillary = settings.services_of("mapillary")
+        state = tile_gate(mapillary, settings, postgis.database()).state()
         blocked = None
         if state.is_blocked and state.blocked_since and state.blocked_until:
             blocked = state.blocked_since.isoformat()

@@ -38,6 +38,7 @@ from vsvi_assets.orchestration.dagster_internals import (
     record_together,
     show_as_failed,
 )
+from vsvi_assets.orchestration.launcher import UNFINISHED
 from vsvi_assets.settings import Settings
 
 MAX_SEQUENCES = 100_000
@@ -46,14 +47,6 @@ MAX_SEQUENCES = 100_000
 
 RUNS_OF_ALL_BUCKETS = 128
 """At most so many: Dagster queues about one run of a backfill per second (dagster#28998)."""
-
-UNFINISHED_RUNS = [
-    DagsterRunStatus.QUEUED,
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
 
 
 def sequence_partitions_name(city: City) -> str:
@@ -206,7 +199,7 @@ def _register(
 
 
 def _is_materializing(instance: DagsterInstance, key: AssetKey) -> bool:
-    runs = instance.get_runs(RunsFilter(statuses=UNFINISHED_RUNS))
+    runs = instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED, *UNFINISHED]))
     in_a_run = any(key in (run.asset_selection or ()) for run in runs)
     return in_a_run or is_in_a_backfill(instance, key)
 

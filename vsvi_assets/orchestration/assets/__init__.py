@@ -24,10 +24,10 @@ def build_city_assets(city: City, settings: Settings) -> list[AssetsDefinition]:
         warnings.simplefilter("ignore", BetaWarning)
         return [
             build_street_points(city, settings),
-            build_tile_metadata(city, settings),
-            build_postgis_tables(city, settings),
-            build_selected_image_ids(city, settings),
-            build_download_plan(city, settings),
+            build_tile_metadata(city),
+            build_postgis_tables(city),
+            build_selected_image_ids(city),
+            build_download_plan(city),
             build_image_files(city, settings),
             build_coverage_report(city, settings),
             build_dataset(city),

@@ -9,7 +9,6 @@ from dagster import (
     AssetsDefinition,
     MetadataValue,
     Output,
-    TableRecord,
     asset,
 )
 
@@ -18,15 +17,15 @@ from vsvi_assets.database.tables import selected_sequences
 from vsvi_assets.files import DataPath
 from vsvi_assets.orchestration.checks.coverage_report import PhotographRules
 from vsvi_assets.orchestration.columns import COVERAGE_REPORT
-from vsvi_assets.orchestration.common import asset_key, identity, upstream
+from vsvi_assets.orchestration.common import asset_key, identity, picture, table, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.orchestration.sequence_partitions import sequence_statuses
 from vsvi_assets.photographs.inventory import file_sizes
 from vsvi_assets.settings import Settings
 from vsvi_assets.views.links import report_link
-from vsvi_assets.views.pictures import contact_sheet, markdown_picture
-from vsvi_assets.views.report import CoverageReport, Covered, make_report
+from vsvi_assets.views.pictures import contact_sheet
+from vsvi_assets.views.report import CoverageReport, make_report
 
 THUMBNAILS = 20
 """How many photographs a contact sheet shows at most."""
@@ -55,8 +54,8 @@ def build_coverage_report(city: City, settings: Settings) -> AssetsDefinition:
             report = make_report(city, selected_image_ids.postgis)
             sequences = selected_sequences(selected_image_ids.postgis, city)
             if shown := _some_photographs(city, sequences):
-                sheet = markdown_picture(contact_sheet(shown), "contact sheet")
-                context.add_asset_metadata({"contact sheet": MetadataValue.md(sheet)})
+                sheet = picture(contact_sheet(shown), "contact sheet")
+                context.add_asset_metadata({"contact sheet": sheet})
             yield Output(report.html, metadata=_metadata(report, settings.pages_url, city))
             yield from rules.results(report.inventory, sequence_statuses(context.instance, city))
 
@@ -75,17 +74,7 @@ def _metadata(
         "no longer at Mapillary": report.unavailable,
         "photographs": report.images,
         **{
-            f"by {name}": _table(name, groups)
-            for name, groups in report.groups.items()
-            if groups  # none of a year where there is no photograph
-        },
-    }
-
-
-def _table(name: str, groups: Sequence[Covered]) -> MetadataValue:
-    return MetadataValue.table(
-        [
-            TableRecord(
+            f"by {name}": table(
                 {
                     name: group.name,
                     "street points": group.points,
@@ -93,10 +82,12 @@ def _table(name: str, groups: Sequence[Covered]) -> MetadataValue:
                     "km of street": round(group.kilometres, 2),
                     "km with a photograph": round(group.covered_kilometres, 2),
                 }
+                for group in groups
             )
-            for group in groups
-        ]
-    )
+            for name, groups in report.groups.items()
+            if groups  # none of a year where there is no photograph
+        },
+    }
 
 
 def _some_photographs(city: City, sequence_ids: Sequence[str]) -> list[DataPath]:

@@ -10,7 +10,6 @@ from dagster import (
     AssetsDefinition,
     MaterializeResult,
     MetadataValue,
-    TableRecord,
     asset,
 )
 
@@ -22,22 +21,18 @@ from vsvi_assets.orchestration.common import (
     MAPILLARY_POOL,
     asset_key,
     identity,
+    picture,
+    table,
     upstream,
 )
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.resources import MapillaryResource
 from vsvi_assets.orchestration.retries import retry_boundary
-from vsvi_assets.settings import Settings
-from vsvi_assets.views.pictures import capture_years_chart, markdown_picture
-from vsvi_assets.views.plan import (
-    DownloadPlan,
-    fit_message,
-    make_plan,
-    rejected_text,
-)
+from vsvi_assets.views.pictures import capture_years_chart
+from vsvi_assets.views.plan import DownloadPlan, fit_message, make_plan, rejected_text
 
 
-def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
+def build_download_plan(city: City) -> AssetsDefinition:
     @asset(
         **identity(city, "download_plan", {"mapillary"}),
         ins=upstream(city, "selected_image_ids"),
@@ -74,12 +69,9 @@ def build_download_plan(city: City, settings: Settings) -> AssetsDefinition:
         metadata = _metadata(plan)
         if plan.selected:
             chart = capture_years_chart(years.flat, years.panoramas, years.unknown)
-            metadata["capture years"] = MetadataValue.md(markdown_picture(chart, "capture years"))
-            metadata["images by year"] = MetadataValue.table(
-                [
-                    TableRecord({"year": year, "images": images})
-                    for year, images in years.totals.items()
-                ]
+            metadata["capture years"] = picture(chart, "capture years")
+            metadata["images by year"] = table(
+                {"year": year, "images": images} for year, images in years.totals.items()
             )
         return MaterializeResult(metadata=metadata, check_results=_fits_disk(city, plan))
 
@@ -129,12 +121,9 @@ def _metadata(plan: DownloadPlan) -> dict[str, MetadataValue]:
         ),
     ]
     return {
-        "plan": MetadataValue.table(
-            [
-                TableRecord({"what": what, "how much": much, "note": note})
-                for what, much, note in rows
-            ],
-            schema=DOWNLOAD_PLAN,
+        "plan": table(
+            ({"what": what, "how much": much, "note": note} for what, much, note in rows),
+            DOWNLOAD_PLAN,
         ),
         "images": MetadataValue.int(plan.images),
         "panoramas": MetadataValue.int(plan.panoramas),

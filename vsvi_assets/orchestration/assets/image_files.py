@@ -1,9 +1,9 @@
 """The photographs on disk, sequence by sequence."""
 
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import islice, starmap
 
 from dagster import (
     AssetExecutionContext,
@@ -97,12 +97,6 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
         postgis, failed = selected_image_ids.postgis, dict[int, str]()
         sequence_ids = sequences_of(postgis, city, context.partition_keys)
 
-        def jobs() -> Iterator[SequenceJob]:
-            for sequence_id, images in selected_images_of(
-                postgis, selected_image_ids.name, sequence_ids
-            ):
-                yield SequenceJob(sequence_id, images)
-
         def partitions() -> Generator[Partition[Sidecar], None, None]:
             expected = Counter(partition_of(city, sequence_id) for sequence_id in sequence_ids)
             unsettled = set(context.partition_keys)
@@ -120,7 +114,10 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
                 closing(
                     download_sequences(
                         client,
-                        jobs(),
+                        starmap(
+                            SequenceJob,
+                            selected_images_of(postgis, selected_image_ids.name, sequence_ids),
+                        ),
                         city.sequences_folder,
                         size=city.image_size,
                         services=city.services,

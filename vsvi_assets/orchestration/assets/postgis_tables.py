@@ -19,11 +19,10 @@ from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.columns import table_schema
 from vsvi_assets.orchestration.common import identity, upstream
 from vsvi_assets.orchestration.retries import retry_boundary
-from vsvi_assets.settings import Settings
 from vsvi_assets.streets.points import StreetsAndPoints
 
 
-def build_postgis_tables(city: City, settings: Settings) -> AssetsDefinition:
+def build_postgis_tables(city: City) -> AssetsDefinition:
     @asset(
         **identity(city, "postgis_tables", {"postgres"}),
         ins=upstream(city, "street_points", "tile_metadata"),

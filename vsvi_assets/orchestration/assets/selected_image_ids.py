@@ -8,14 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
-from dagster import (
-    AssetExecutionContext,
-    AssetsDefinition,
-    MetadataValue,
-    Output,
-    TableRecord,
-    asset,
-)
+from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, Output, asset
 from numpy.typing import NDArray
 
 from vsvi_assets.city import City
@@ -28,7 +21,7 @@ from vsvi_assets.database.summaries import image_density, street_point_positions
 from vsvi_assets.database.tables import selected_images_table
 from vsvi_assets.files import atomic_write
 from vsvi_assets.orchestration.columns import SELECTED_IMAGES_TABLE
-from vsvi_assets.orchestration.common import identity, upstream
+from vsvi_assets.orchestration.common import identity, picture, table, upstream
 from vsvi_assets.orchestration.io_managers.postgis import PostgisSchema
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.orchestration.sequence_partitions import (
@@ -37,12 +30,11 @@ from vsvi_assets.orchestration.sequence_partitions import (
     update_sequences,
 )
 from vsvi_assets.selection.rules import Removal
-from vsvi_assets.settings import Settings
 from vsvi_assets.threads import interruptible_workers
-from vsvi_assets.views.pictures import density_map, markdown_picture, selection_map
+from vsvi_assets.views.pictures import density_map, selection_map
 
 
-def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition:
+def build_selected_image_ids(city: City) -> AssetsDefinition:
     @asset(
         **identity(city, "selected_image_ids", {"postgres"}),
         ins=upstream(city, "postgis_tables"),
@@ -83,7 +75,7 @@ def build_selected_image_ids(city: City, settings: Settings) -> AssetsDefinition
             metadata={
                 "images": len(image_ids),
                 "sequences": len(sequence_ids),
-                **({"rules": _rules(removals)} if removals else {}),
+                **({"rules": table(map(vars, removals))} if removals else {}),
                 "density": density.result(),
                 **_looks(postgis_tables.postgis, city, selection),
             },
@@ -101,15 +93,10 @@ def _description(city: City) -> str:
     return f"For each street point the {city.prefer} image{of_year} within {city.max_distance:g} m."
 
 
-def _rules(removals: Sequence[Removal]) -> MetadataValue:
-    """Return what each rule of the city file left out."""
-    return MetadataValue.table([TableRecord(vars(removal)) for removal in removals])
-
-
 def _density(postgis: Postgis, city: City) -> MetadataValue:
     """Return a picture of the images that the selection is made from."""
-    picture = density_map(image_density(postgis, city), city.area)
-    return MetadataValue.md(markdown_picture(picture, f"images of the {city.area_name}"))
+    drawn = density_map(image_density(postgis, city), city.area)
+    return picture(drawn, f"images of the {city.area_name}")
 
 
 def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, MetadataValue]:
@@ -130,7 +117,7 @@ def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, Metad
             shapely.from_wkb(street_lines(postgis, city)["hex"].to_pylist()),
         )
         looks |= {
-            "map": MetadataValue.md(markdown_picture(selected, "street points and their images")),
+            "map": picture(selected, "street points and their images"),
             "street points without an image": MetadataValue.int(without),
             "share of street points without an image": MetadataValue.float(
                 round(without / max(len(points), 1), 4)
@@ -146,11 +133,9 @@ def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, Metad
 def _distances(distance: NDArray[np.float64], max_distance: float) -> MetadataValue:
     """Return how many of the distances (metres) lie in each fifth of what is allowed."""
     counts, edges = np.histogram(distance, bins=5, range=(0, max_distance))
-    return MetadataValue.table(
-        [
-            TableRecord({"metres": f"{low:g} to {high:g}", "street points": int(count)})
-            for count, (low, high) in zip(counts, pairwise(edges), strict=True)
-        ]
+    return table(
+        {"metres": f"{low:g} to {high:g}", "street points": int(count)}
+        for count, (low, high) in zip(counts, pairwise(edges), strict=True)
     )
 
 

@@ -1,22 +1,15 @@
 """Points every so many metres along every street of a city."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import geopandas as gpd
 import pandas as pd
 import shapely
-from dagster import (
-    AssetExecutionContext,
-    AssetsDefinition,
-    MetadataValue,
-    TableRecord,
-    asset,
-)
+from dagster import AssetExecutionContext, AssetsDefinition, MetadataValue, asset
 
 from vsvi_assets.city import City
 from vsvi_assets.orchestration.columns import STREET_POINTS_FILE
-from vsvi_assets.orchestration.common import REFRESH_TAG, Fetch, identity
+from vsvi_assets.orchestration.common import Fetch, identity, not_before, picture, table
 from vsvi_assets.orchestration.resources import OverpassResource, PostgisResource
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.settings import Settings
@@ -30,7 +23,7 @@ from vsvi_assets.streets.points import (
     with_nearest_street,
 )
 from vsvi_assets.streets.points import street_points as place_points
-from vsvi_assets.views.pictures import markdown_picture, street_points_map
+from vsvi_assets.views.pictures import street_points_map
 
 
 def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
@@ -67,7 +60,7 @@ def build_street_points(city: City, settings: Settings) -> AssetsDefinition:
                 overpass=overpass.server(city, postgis, context.log.warning),
                 cache_folder=settings.data_dir / "osmnx",
                 within=city.area.polygons,
-                not_before=_not_before(context, city, config),
+                not_before=not_before(context, city, config),
                 report=context.log.warning,
             )
             lines = download.streets
@@ -130,13 +123,13 @@ def _places(context: AssetExecutionContext, city: City) -> StreetsAndPoints:
 def _map(
     city: City, points: gpd.GeoDataFrame, ways: gpd.GeoDataFrame, called: str
 ) -> MetadataValue:
-    picture = street_points_map(
+    drawn = street_points_map(
         ways.geometry.to_numpy(),
         points.geometry.x.to_numpy(),
         points.geometry.y.to_numpy(),
         city.area,
     )
-    return MetadataValue.md(markdown_picture(picture, called))
+    return picture(drawn, called)
 
 
 def _of_chosen_classes(
@@ -164,26 +157,11 @@ def _classes(ways: gpd.GeoDataFrame, points: gpd.GeoDataFrame) -> MetadataValue:
     """Return how many kilometres of street and how many points there are of each class."""
     kilometres = ways.groupby("highway", dropna=False)["metres"].sum().sort_values() / 1000
     counts = points["highway"].value_counts(dropna=False)
-    return MetadataValue.table(
-        [
-            TableRecord(
-                {
-                    "class": "unknown" if pd.isna(highway) else highway,
-                    "km": round(float(length), 2),
-                    "street points": int(counts.get(highway, 0)),
-                }
-            )
-            for highway, length in kilometres[::-1].items()
-        ]
+    return table(
+        {
+            "class": "unknown" if pd.isna(highway) else highway,
+            "km": round(float(length), 2),
+            "street points": int(counts.get(highway, 0)),
+        }
+        for highway, length in kilometres[::-1].items()
     )
-
-
-def _not_before(context: AssetExecutionContext, city: City, config: Fetch) -> datetime | None:
-    """Return from when an answer of Overpass serves this run; None: whenever it came.
-
-    An answer that the run itself asked for serves all of its attempts.
-    """
-    if config.overwrite:
-        record = context.instance.get_run_record_by_id(context.run.run_id)
-        return record.create_timestamp if record else datetime.now(UTC)
-    return city.latest_tick(datetime.now(UTC)) if REFRESH_TAG in context.run.tags else None

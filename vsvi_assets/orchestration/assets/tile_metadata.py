@@ -1,7 +1,6 @@
 """The metadata of all Mapillary images, tile by tile."""
 
 from collections.abc import Generator, Iterator
-from datetime import UTC, datetime
 
 from dagster import (
     AssetCheckResult,
@@ -21,15 +20,14 @@ from vsvi_assets.mapillary.tile_files import read_tile
 from vsvi_assets.mapillary.tiles import TileImages
 from vsvi_assets.orchestration.checks.tile_metadata import TileSurvey
 from vsvi_assets.orchestration.columns import TILE_FILE
-from vsvi_assets.orchestration.common import MAPILLARY_POOL, REFRESH_TAG, Fetch, began, identity
+from vsvi_assets.orchestration.common import MAPILLARY_POOL, Fetch, identity, not_before
 from vsvi_assets.orchestration.partitions import Partition, hand_over
 from vsvi_assets.orchestration.resources import MapillaryResource
 from vsvi_assets.orchestration.retries import retry_boundary
 from vsvi_assets.progress import Progress
-from vsvi_assets.settings import Settings
 
 
-def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
+def build_tile_metadata(city: City) -> AssetsDefinition:
     @asset(
         **identity(city, "tile_metadata", {"mapillary", "geojson"}),
         description=(
@@ -58,13 +56,13 @@ def build_tile_metadata(city: City, settings: Settings) -> AssetsDefinition:
         def partitions() -> Generator[Partition[TileImages], None, None]:
             for warning in city.warnings:
                 context.log.warning(warning)
-            outdated_before = _outdated_before(context, city, config)
+            oldest = not_before(context, city, config)
             missing, old = list[str](), set[str]()
             for key in context.partition_keys:
                 tile = _read_tile(context, city, key)
                 if tile is None:
                     missing.append(key)
-                elif outdated_before and city.tile_path(key).stat().st_mtime < outdated_before:
+                elif oldest and city.tile_path(key).stat().st_mtime < oldest.timestamp():
                     old.add(key)
                 else:
                     yield on_disk(key, tile)
@@ -134,15 +132,3 @@ def _read_tile(context: AssetExecutionContext, city: City, key: str) -> TileImag
     except InvalidTileError as error:
         context.log.warning(f"Fetched again: {error}")
         return None
-
-
-def _outdated_before(context: AssetExecutionContext, city: City, config: Fetch) -> float:
-    """Return since when, in seconds since 1970, a tile must be on disk to serve this run.
-
-    A refresh takes no tile that is older than its tick, an overwriting run none that is older
-    than the run. What it fetched itself it keeps, however often it is retried.
-    """
-    if config.overwrite:
-        return began(context).timestamp()
-    tick = city.latest_tick(datetime.now(UTC)) if REFRESH_TAG in context.run.tags else None
-    return tick.timestamp() if tick else 0.0

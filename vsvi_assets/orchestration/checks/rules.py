@@ -11,12 +11,11 @@ from dagster import (
     AssetKey,
     MetadataValue,
     TableColumn,
-    TableRecord,
     TableSchema,
 )
 
 from vsvi_assets.database.audit import EXAMPLES, WrongRows
-from vsvi_assets.views.pictures import markdown_picture
+from vsvi_assets.orchestration.common import picture, table
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class Rule:
             PNG or JPEG, by what they show.
         """
         metadata: dict[str, Any] = {"wrong": wrong.count, "of": wrong.of, **(details or {})}
-        for name, picture in (pictures or {}).items():
-            metadata[name] = MetadataValue.md(markdown_picture(picture, name))
+        for name, image in (pictures or {}).items():
+            metadata[name] = picture(image, name)
         if wrong.examples:
             metadata["the first of them"] = _table(wrong.examples[:EXAMPLES])
         return AssetCheckResult(
@@ -80,7 +79,4 @@ def _table(records: Sequence[Mapping[str, object]]) -> MetadataValue:
         {name: "" if value is None else str(value) for name, value in record.items()}
         for record in records
     ]
-    return MetadataValue.table(
-        records=[TableRecord(row) for row in rows],
-        schema=TableSchema([TableColumn(name, "string") for name in rows[0]]),
-    )
+    return table(rows, TableSchema([TableColumn(name, "string") for name in rows[0]]))
