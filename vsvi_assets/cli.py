@@ -7,13 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -48,6 +45,7 @@ from vsvi_assets.running import services
 from vsvi_assets.running.new_project import write_new_project
 from vsvi_assets.running.pages import Pages
 from vsvi_assets.running.project import (
+    Outcome,
     find_city,
     find_city_with_its_region,
     project_settings,
@@ -90,16 +88,13 @@ SECONDS_TO_NOTICE_A_SERVER = 20.0
 
 OUTPUT = click.Path(path_type=Path)
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
+class _Commands(click.Group):
+    """The commands; what a person can fix is printed as one message, without a traceback."""
 
-def _explaining(command: Command) -> Command:
-    """Print errors that a person can fix as one message, without a traceback."""
-
-    @wraps(command)
-    def run(*args: object, **kwargs: object) -> object:
+    def invoke(self, ctx: click.Context) -> object:
         try:
-            return command(*args, **kwargs)
+            return super().invoke(ctx)
         except ERRORS_FOR_PEOPLE as error:
             raise click.ClickException(str(error)) from error
         except PermissionError as error:
@@ -119,17 +114,14 @@ def _explaining(command: Command) -> Command:
             click.echo("Interrupted. What is whole is kept: run it again to go on.", err=True)
             raise SystemExit(128 + signal.SIGINT) from None
 
-    return run  # type: ignore[return-value]
 
-
-@click.group()
+@click.group(cls=_Commands)
 @click.version_option(package_name="vsvi-assets")
 def main() -> None:
     """From a city's bounding box to street-view photographs."""
 
 
 @main.command()
-@_explaining
 def init() -> None:
     """Make this folder a project.
 
@@ -151,7 +143,6 @@ def init() -> None:
     show_default=True,
     help="Most tiles of a part.",
 )
-@_explaining
 def split(city_name: str, tiles: int) -> None:
     """Cut CITY into several cities.
 
@@ -167,7 +158,6 @@ def split(city_name: str, tiles: int) -> None:
 
 
 @main.command()
-@_explaining
 def up() -> None:
     """Start what cities and Dagster need.
 
@@ -184,7 +174,6 @@ def up() -> None:
 
 @main.command()
 @click.argument("city_name", metavar="CITY")
-@_explaining
 def region(city_name: str) -> None:
     """Look up the place that is CITY's region.
 
@@ -203,7 +192,6 @@ def region(city_name: str) -> None:
 
 
 @main.command("install-postgis")
-@_explaining
 def install_postgis() -> None:
     """Unpack PostGIS where it is not installed.
 
@@ -217,7 +205,6 @@ def install_postgis() -> None:
 
 
 @main.command()
-@_explaining
 def down() -> None:
     """Stop what `vsvi up` started."""
     stopped = services.stop_all(services.user_environment())
@@ -233,7 +220,6 @@ def down() -> None:
     is_flag=True,
     help="Ask again for images that Mapillary did not have any more, or that were refused.",
 )
-@_explaining
 def materialize(
     city_name: str, tiles_only: bool, overwrite: bool, recheck_unavailable: bool
 ) -> None:
@@ -241,30 +227,29 @@ def materialize(
 
     What is on disk and whole is not fetched again.
     """
-    _materialize(
+    outcome = run_named_city(
         city_name,
         tiles_only=tiles_only,
         overwrite=overwrite,
         recheck_unavailable=recheck_unavailable,
     )
+    _report(outcome)
 
 
 @main.command()
 @click.argument("city_name", metavar="CITY")
-@_explaining
 def plan(city_name: str) -> None:
     """Say what CITY's photographs will take.
 
     Runs all assets that come before them, and downloads 30 photographs to measure them.
     """
-    _materialize(city_name, plan_only=True)
+    _report(run_named_city(city_name, plan_only=True))
 
 
 @main.command()
-@_explaining
 def demo() -> None:
     """Run the demo city on the sandbox."""
-    _materialize("demo", reports_services=True)
+    _report(run_named_city("demo", on_start=lambda run: click.echo("\n".join(run.lines))))
 
 
 @main.command()
@@ -274,7 +259,6 @@ def demo() -> None:
     is_flag=True,
     help="Read every sidecar anew, and every photograph to compare its SHA-256.",
 )
-@_explaining
 def status(city_name: str, verify: bool) -> None:
     """Report what CITY has and what it lacks.
 
@@ -291,7 +275,6 @@ def status(city_name: str, verify: bool) -> None:
 
 @main.command()
 @click.argument("city_name", metavar="CITY")
-@_explaining
 def qgis(city_name: str) -> None:
     """Write a QGIS project of CITY's tables.
 
@@ -328,7 +311,6 @@ def qgis(city_name: str) -> None:
 @click.option(
     "--copies", type=OUTPUT, help="Also write photographs with EXIF and XMP to this folder."
 )
-@_explaining
 def export(
     city_name: str, ending: str, output: Path | None, shards: Path | None, copies: Path | None
 ) -> None:
@@ -360,7 +342,6 @@ def export(
 @click.argument("city_name", metavar="CITY")
 @click.option("--output", type=OUTPUT, help="The folder to make, or a file that ends in .zip.")
 @click.option("--without-photographs", is_flag=True, help="The table and its descriptions alone.")
-@_explaining
 def freeze(city_name: str, output: Path | None, without_photographs: bool) -> None:
     """Make a BagIt bag of CITY to publish.
 
@@ -396,7 +377,6 @@ def freeze(city_name: str, output: Path | None, without_photographs: bool) -> No
 @main.command()
 @click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
 @click.option("--into", type=OUTPUT, help="The folder to make; default: <city>-rebuilt.")
-@_explaining
 def rebuild(manifest_path: Path, into: Path | None) -> None:
     """Fetch a frozen dataset's photographs again.
 
@@ -437,7 +417,6 @@ def rebuild(manifest_path: Path, into: Path | None) -> None:
 
 @main.command()
 @click.argument("city_name", metavar="CITY")
-@_explaining
 def percept(city_name: str) -> None:
     """Write what percept-vsvi-filter reads.
 
@@ -467,7 +446,6 @@ def percept(city_name: str) -> None:
 
 
 @main.command()
-@_explaining
 def doctor() -> None:
     """Look at all that a run needs.
 
@@ -500,7 +478,6 @@ def doctor() -> None:
     "--jpegs", type=click.Path(exists=True, path_type=Path), help="Serve this folder's pictures."
 )
 @click.option("--address-file", type=click.Path(path_type=Path), hidden=True)
-@_explaining
 def sandbox(
     host: str,
     port: int | None,
@@ -533,7 +510,6 @@ def sandbox(
 @click.option("--host", default="127.0.0.1")
 @click.option("--port", type=int, help="Default: the one of before, or any free one.")
 @click.option("--address-file", type=click.Path(path_type=Path))
-@_explaining
 def pages(host: str, port: int | None, address_file: Path | None) -> None:
     """Serve the coverage reports; `vsvi up` starts it for this machine alone."""
     data_dir = Settings.from_environment().data_dir
@@ -546,7 +522,6 @@ def pages(host: str, port: int | None, address_file: Path | None) -> None:
 @main.command("code-server", hidden=True)
 @click.argument("name")
 @click.option("--port", type=int, required=True)
-@_explaining
 def code_server(name: str, port: int) -> None:
     """Serve the assets to a webserver and a daemon elsewhere, and execute their runs.
 
@@ -567,7 +542,6 @@ def code_server(name: str, port: int) -> None:
 
 
 @main.command()
-@_explaining
 def worker() -> None:
     """Execute runs that other machines launch, one after the other; see "Many machines".
 
@@ -592,7 +566,6 @@ def worker() -> None:
 @click.argument("run_ids", nargs=-1)
 @click.option("--host", required=True)
 @click.option("--port", type=int, required=True)
-@_explaining
 def end_runs(run_ids: tuple[str, ...], host: str, port: int) -> None:
     """Record that runs have lost their processes, once the code server serves.
 
@@ -636,25 +609,7 @@ def _export(city: City) -> int:
     return write_table(dataset(postgis, city), city.dataset_path)
 
 
-def _materialize(
-    city_name: str,
-    *,
-    tiles_only: bool = False,
-    plan_only: bool = False,
-    overwrite: bool = False,
-    recheck_unavailable: bool = False,
-    reports_services: bool = False,
-) -> None:
-    outcome = run_named_city(
-        city_name,
-        on_start=(lambda started: click.echo("\n".join(started.lines)))
-        if reports_services
-        else None,
-        tiles_only=tiles_only,
-        plan_only=plan_only,
-        overwrite=overwrite,
-        recheck_unavailable=recheck_unavailable,
-    )
+def _report(outcome: Outcome) -> None:
     click.echo("\n".join(outcome.lines()))
     if outcome.run.failures:
         raise click.ClickException("\n".join(outcome.run.failures))

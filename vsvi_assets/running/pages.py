@@ -30,9 +30,6 @@ class Pages(ThreadingHTTPServer):
         The address to listen on; by default this machine alone can see the reports.
     """
 
-    daemon_threads = True
-    allow_reuse_address = True
-
     def __init__(self, data_dir: DataPath, port: int = 0, host: str = "127.0.0.1") -> None:
         self._data_dir = data_dir if in_store(data_dir) else Path(os.path.normpath(data_dir))
         try:

@@ -190,7 +190,7 @@ def run_city(
                 runs.materialize_images(inventory, overwrite=overwrite, rechecked=rechecked)
                 if city.quality:
                     runs.replace_rejected(postgis)
-                runs.materialize_closing_assets()
+                runs.execute(closing_assets(city))
             if run.image_runs:
                 inventory = take_inventory(city, postgis)
             run.selected, run.missing = inventory.selected, inventory.without_file
@@ -258,7 +258,7 @@ class _Runs:
         keys = self._city.tile_keys
         fetching = {"street_points", "tile_metadata"}.intersection(names)
         fetch = {name: Fetch(overwrite=overwrite) for name in fetching}
-        self._execute(names, _range_tags(keys[0], keys[-1]), fetch)
+        self.execute(names, (keys[0], keys[-1]), fetch)
 
     def materialize_images(
         self, inventory: Inventory, *, overwrite: bool, rechecked: Collection[str]
@@ -284,12 +284,11 @@ class _Runs:
         expected = inventory.selected if overwrite else inventory.pending_images
         if rechecked and not overwrite:
             expected += len(inventory.unavailable) + len(inventory.refused)
-        self._progress.expect(self._name("image_files"), expected)
+        self._progress.expect(asset_key(self._city, "image_files").to_user_string(), expected)
         fetch = Fetch(overwrite=overwrite, recheck_unavailable=bool(rechecked))
         size = partitions_per_run(self._city, self._settings)
-        for first, last in partition_ranges(keys, pending, size):
-            tags = _range_tags(first, last)
-            result = self._execute(["image_files"], tags, {"image_files": fetch})
+        for partitions in partition_ranges(keys, pending, size):
+            result = self.execute(["image_files"], partitions, {"image_files": fetch})
             self.run.image_runs += 1
             failures = _step_failures(result)
             if not (result.success or (failures and all(map(is_partial, failures)))):
@@ -302,22 +301,26 @@ class _Runs:
         Every selection leaves out the rejected ones, and gives each point up after some tries.
         """
         while take_inventory(self._city, postgis).rejected:
-            if not self._execute(["selected_image_ids"], {}, {}).success:
+            if not self.execute(["selected_image_ids"]).success:
                 return
             inventory = take_inventory(self._city, postgis)
             if not self.materialize_images(inventory, overwrite=False, rechecked=()):
                 return
 
-    def materialize_closing_assets(self) -> None:
-        """Materialize what is made of the photographs that are there now."""
-        self._execute(closing_assets(self._city), {}, {})
-
-    def _execute(
-        self, names: Sequence[str], tags: Mapping[str, str], fetch: Mapping[str, Fetch]
+    def execute(
+        self,
+        names: Sequence[str],
+        partitions: tuple[str, str] | None = None,
+        fetch: Mapping[str, Fetch] | None = None,
     ) -> ExecuteInProcessResult:
+        """Materialize assets in one run, of those with partitions a range: its first and last."""
+        tags = {CITY_TAG: self._city.name, LOCK_TAG: city_lock(self._city)}
+        if partitions:
+            tags["dagster/asset_partition_range_start"] = partitions[0]
+            tags["dagster/asset_partition_range_end"] = partitions[1]
         ops: dict[str, Any] = {
             asset_key(self._city, name).to_python_identifier(): config
-            for name, config in fetch.items()
+            for name, config in (fetch or {}).items()
         }
         with interruptible_waits():
             result = self._job.execute_in_process(
@@ -325,7 +328,7 @@ class _Runs:
                 instance=self._instance,
                 raise_on_error=False,
                 run_config=RunConfig(ops=ops, loggers={"progress": {}}),
-                tags={**tags, CITY_TAG: self._city.name, LOCK_TAG: city_lock(self._city)},
+                tags=tags,
             )
         if was_interrupted(result):
             self._instance.report_run_canceled(result.dagster_run, "Interrupted by the user.")
@@ -363,9 +366,6 @@ class _Runs:
         error = failure.job_failure_data.error
         return [f"{self._city.name}: {error.message if error else 'failed without a reason'}"]
 
-    def _name(self, asset: str) -> str:
-        return asset_key(self._city, asset).to_user_string()
-
 
 class _ProgressLog(logging.Handler):
     """Passes the beginnings, ends and warnings of a run's steps on to the progress.
@@ -397,13 +397,6 @@ class _ProgressLog(logging.Handler):
             self._progress.started(asset)
         elif event and asset and event.event_type == DagsterEventType.STEP_SUCCESS:
             self._progress.finished(asset)
-
-
-def _range_tags(first: str, last: str) -> Mapping[str, str]:
-    return {
-        "dagster/asset_partition_range_start": first,
-        "dagster/asset_partition_range_end": last,
-    }
 
 
 def partition_ranges(
