@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from vsvi_assets.dataset.errors import FolderExistsError
 from vsvi_assets.files import atomic_write, sync_folder
@@ -19,27 +19,18 @@ _DECLARATION = "BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n"
 _FIRST_DAY_OF_ZIP = (1980, 1, 1, 0, 0, 0)
 
 
-class Readable(Protocol):
-    """Bytes that are read in turn."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
-Opener = Callable[[str], IO[bytes]]
-
-
 class Bag:
     """A bag that is being written: files are added to it one after the other.
 
     Memory does not grow with their number or size.
     """
 
-    def __init__(self, open_file: Opener) -> None:
+    def __init__(self, open_file: Callable[[str], IO[bytes]]) -> None:
         self._open_file = open_file
         self._manifest = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `finish`
         self._bytes = self._files = 0
 
-    def add(self, name: str, content: Readable) -> str:
+    def add(self, name: str, content: IO[bytes]) -> str:
         """Copy a file to `data/<name>` and return its SHA-256, in hexadecimal."""
         digest, size = self._write(f"data/{name}", content)
         self._manifest.write(f"{digest}  data/{name}\n".encode())
@@ -52,7 +43,7 @@ class Bag:
         self._manifest.seek(0)
         info = {**info, "Payload-Oxum": f"{self._bytes}.{self._files}"}
         lines = "".join(f"{label}: {value}\n" for label, value in info.items())
-        tags: dict[str, Readable] = {
+        tags: dict[str, IO[bytes]] = {
             "bagit.txt": io.BytesIO(_DECLARATION.encode()),
             "bag-info.txt": io.BytesIO(lines.encode()),
             "manifest-sha256.txt": self._manifest,
@@ -62,7 +53,7 @@ class Bag:
         self._write("tagmanifest-sha256.txt", io.BytesIO(tag_manifest.encode()))
         self._manifest.close()
 
-    def _write(self, name: str, content: Readable) -> tuple[str, int]:
+    def _write(self, name: str, content: IO[bytes]) -> tuple[str, int]:
         digest, size = hashlib.sha256(), 0
         with self._open_file(name) as file:
             while chunk := content.read(_CHUNK_BYTES):

@@ -82,9 +82,8 @@ def partition_of(city: City, sequence_id: str) -> str:
 
 def partition_keys(instance: DagsterInstance, city: City) -> list[str]:
     """Return the keys of the city's partitions of photographs, in their order."""
-    if city.sequence_buckets:
-        return bucket_keys(city.sequence_buckets)
-    return list(instance.get_dynamic_partitions(sequence_partitions_name(city)))
+    partitions = sequence_partitions(city)
+    return list(partitions.get_partition_keys(dynamic_partitions_store=instance))
 
 
 def partitions_per_run(city: City, settings: Settings) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,15 @@ _MEMORY = re.compile(r"\[maxsize:(\d+)\]")
 _TIMEOUT = re.compile(r"\[timeout:(\d+)\]")
 _DEFAULT_MEMORY, _DEFAULT_TIMEOUT = 512 << 20, 180
 _BOX = re.compile(r"[\[(](?:bbox:)?\s*(-?[\d.]+),\s*(-?[\d.]+),\s*(-?[\d.]+),\s*(-?[\d.]+)\s*[\])]")
+
+_HOLDS: dict[str, Callable[[str | None, str], bool]] = {
+    "": lambda value, _: value is not None,
+    "=": lambda value, operand: value == operand,
+    "!=": lambda value, operand: value != operand,
+    "~": lambda value, pattern: value is not None and bool(re.search(pattern, value)),
+    "!~": lambda value, pattern: value is None or not re.search(pattern, value),
+}
+"""Whether a tag's value, None where the way has no such tag, is as a filter asks."""
 
 
 class QueryError(ValueError):
@@ -137,22 +147,9 @@ def _area(query: str) -> shapely.Polygon:
 
 
 def _matches(street: Street, filters: list[tuple[str, str, str]]) -> bool:
-    for key, operator, operand in filters:
-        value = street.tags.get(key)
-        match operator:
-            case "":
-                holds = value is not None
-            case "=":
-                holds = value == operand
-            case "!=":
-                holds = value != operand
-            case "~":
-                holds = value is not None and re.search(operand, value) is not None
-            case _:
-                holds = value is None or re.search(operand, value) is None
-        if not holds:
-            return False
-    return True
+    return all(
+        _HOLDS[operator](street.tags.get(key), operand) for key, operator, operand in filters
+    )
 
 
 def _touches(street: Street, area: shapely.Polygon, world: World) -> bool:

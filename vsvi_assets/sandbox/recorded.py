@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 from vsvi_assets.sandbox.errors import SandboxError
 from vsvi_assets.sandbox.pictures import draw
 from vsvi_assets.sandbox.vector_tiles import decode_images
-from vsvi_assets.sandbox.world import ZOOM, Picture, Street, StreetImage, Tile, World
+from vsvi_assets.sandbox.world import ZOOM, Street, StreetImage, Tile, World
 
 _TILE_NAMES = (
     re.compile(r"mly1_public_(?P<x>\d+)_(?P<y>\d+)_(?P<z>\d+)(\.\w+)?"),
@@ -52,16 +52,28 @@ def recorded_world(
         When a file is missing, or not named or made as described.
     """
     photographs = _photographs(jpegs) if jpegs is not None else []
-    world = World(picture=_dealt(photographs) if photographs else draw)
+    contents = cache(Path.read_bytes)
+
+    def photograph_of(image: StreetImage) -> Path:
+        return photographs[zlib.crc32(str(image.id).encode()) % len(photographs)]
+
+    def dealt(image: StreetImage, _: str) -> bytes:
+        return contents(photograph_of(image))
+
+    world = World(picture=dealt if photographs else draw)
     for tile, path, encoded in _tiles(tiles):
         try:
             images = decode_images(tile, encoded)
         except ValueError as error:
             raise RecordingError(f"{path}: {error}") from error
+        if photographs:
+            sizes = (_size(photograph_of(image)) for image in images)
+            images = [
+                replace(image, width=width, height=height)
+                for image, (width, height) in zip(images, sizes, strict=True)
+            ]
         world.recorded_tiles[tile] = encoded
-        world.add_images(
-            _with_size(image, photographs) if photographs else image for image in images
-        )
+        world.add_images(images)
     if osm is not None:
         _add_streets(world, osm)
     return world
@@ -105,25 +117,6 @@ def _photographs(folder: Path) -> list[Path]:
     return photographs
 
 
-def _dealt(photographs: list[Path]) -> Picture:
-    """Return the function that gives each image its photograph."""
-    contents = lru_cache(maxsize=None)(Path.read_bytes)
-
-    def picture(image: StreetImage, size: str) -> bytes:
-        return contents(_photograph_of(image, photographs))
-
-    return picture
-
-
-def _photograph_of(image: StreetImage, photographs: list[Path]) -> Path:
-    return photographs[zlib.crc32(str(image.id).encode()) % len(photographs)]
-
-
-def _with_size(image: StreetImage, photographs: list[Path]) -> StreetImage:
-    width, height = _size(_photograph_of(image, photographs))
-    return replace(image, width=width, height=height)
-
-
 @cache
 def _size(photograph: Path) -> tuple[int, int]:
     try:
@@ -136,8 +129,8 @@ def _size(photograph: Path) -> tuple[int, int]:
 def _add_streets(world: World, path: Path) -> None:
     content = _contents(path)
     try:
-        elements = _json_elements(content) if content[:1] == b"{" else _xml_elements(content)
-        for element in elements:
+        is_json = content[:1] == b"{"
+        for element in orjson.loads(content)["elements"] if is_json else _xml_elements(content):
             match element["type"]:
                 case "node":
                     world.nodes[element["id"]] = (element["lon"], element["lat"])
@@ -148,10 +141,6 @@ def _add_streets(world: World, path: Path) -> None:
     except (orjson.JSONDecodeError, ET.ParseError, KeyError) as error:
         message = f"{path}: neither OSM XML nor an Overpass JSON answer ({error!r})"
         raise RecordingError(message) from error
-
-
-def _json_elements(content: bytes) -> Iterator[dict[str, Any]]:
-    yield from orjson.loads(content)["elements"]
 
 
 def _xml_elements(content: bytes) -> Iterator[dict[str, Any]]:

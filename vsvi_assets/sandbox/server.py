@@ -15,6 +15,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 from urllib.parse import quote
@@ -51,10 +52,11 @@ _PICTURES_KEPT = 256
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+@dataclass(eq=False)
 class Sandbox:
     """Mapillary's tile, graph and image servers, Overpass and Nominatim, for one world.
 
-    As a context manager it serves in a thread of its own; `run` serves in the foreground.
+    As a context manager it serves in a thread of its own; `run` does so until it is told to end.
 
     Parameters
     ----------
@@ -79,35 +81,28 @@ class Sandbox:
         Bytes that each query needs; one that allows less runs out of memory.
     overpass_seconds
         Seconds that each query runs; may be changed meanwhile.
+    nominatim_limits
+        Nominatim's pace. Default: one request per second.
+    stats
+        What it was asked.
     """
 
-    def __init__(
-        self,
-        world: World,
-        *,
-        faults: Faults | None = None,
-        latency: float = 0.0,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        tokens: Collection[str] | None = None,
-        link_lifetime: float = 30 * 86400,
-        block: AddressBlock | None = None,
-        overpass_limits: OverpassLimits | None = None,
-        overpass_memory: int = 0,
-        overpass_seconds: float = 0.0,
-    ) -> None:
-        self.world = world
-        self.faults = faults or Faults()
-        self.latency = latency
-        self.tokens = tokens
-        self.link_lifetime = link_lifetime
-        self.block = block or AddressBlock()
-        self.overpass_limits = overpass_limits or OverpassLimits()
-        self.overpass_memory = overpass_memory
-        self.overpass_seconds = overpass_seconds
-        self.nominatim_limits = NominatimLimits()
-        self.stats = Stats()
-        self._host, self._port = host, port
+    world: World
+    _: KW_ONLY
+    faults: Faults = field(default_factory=Faults)
+    latency: float = 0.0
+    host: str = "127.0.0.1"
+    port: int = 0
+    tokens: Collection[str] | None = None
+    link_lifetime: float = 30 * 86400
+    block: AddressBlock = field(default_factory=AddressBlock)
+    overpass_limits: OverpassLimits = field(default_factory=OverpassLimits)
+    overpass_memory: int = 0
+    overpass_seconds: float = 0.0
+    nominatim_limits: NominatimLimits = field(default_factory=NominatimLimits)
+    stats: Stats = field(default_factory=Stats)
+
+    def __post_init__(self) -> None:
         self._at_once: Counter[str] = Counter()
         self._pictures: OrderedDict[tuple[int, str], bytes] = OrderedDict()
         self._drawing = ThreadPoolExecutor(2, thread_name_prefix="sandbox-pictures")
@@ -115,18 +110,8 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """The base URL of all services."""
-        return f"http://{self._host}:{self._port}"
-
-    @property
-    def tiles_url(self) -> str:
-        """What MAPILLARY_TILES_URL is to be."""
-        return self.url
-
-    @property
-    def graph_url(self) -> str:
-        """What MAPILLARY_GRAPH_URL is to be."""
-        return self.url
+        """The base URL of all services: of tiles and graph as it is."""
+        return f"http://{self.host}:{self.port}"
 
     @property
     def overpass_url(self) -> str:
@@ -141,8 +126,8 @@ class Sandbox:
     def environment(self) -> dict[str, str]:
         """Return the environment variables that point the pipeline at this sandbox."""
         return {
-            "MAPILLARY_TILES_URL": self.tiles_url,
-            "MAPILLARY_GRAPH_URL": self.graph_url,
+            "MAPILLARY_TILES_URL": self.url,
+            "MAPILLARY_GRAPH_URL": self.url,
             "OVERPASS_URL": self.overpass_url,
             "NOMINATIM_URL": self.nominatim_url,
             "MAPILLARY_TOKEN": next(iter(self.tokens)) if self.tokens else TOKEN,
@@ -167,41 +152,33 @@ class Sandbox:
         self._drawing.shutdown(cancel_futures=True)
 
     def run(self, ready: Callable[["Sandbox"], None]) -> None:
-        """Serve in the foreground until SIGINT or SIGTERM; `ready` is called once it listens."""
-
-        async def serve() -> None:
-            listener = self._listen()
-            self._stop = asyncio.Event()
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._stop.set)
+        """Serve until SIGINT or SIGTERM; `ready` is called once it listens."""
+        is_over = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: is_over.set())
+        with self:
             ready(self)
-            await self._serve(listener)
-
-        try:
-            asyncio.run(serve())
-        finally:
-            self._drawing.shutdown(cancel_futures=True)
+            is_over.wait()
 
     def _listen(self) -> socket.socket:
         """Bind the socket; connections are taken from now on, and answered once it serves."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((self._host, self._port))
+            listener.bind((self.host, self.port))
         except OSError as error:
             listener.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise SandboxError(
-                    f"{self._host} is no IPv4 address of this machine, nor a name of one: "
+                    f"{self.host} is no IPv4 address of this machine, nor a name of one: "
                     f"{error.strerror}."
                 ) from error
             raise SandboxError(
-                f"Port {self._port} of {self._host} is in use or reserved: name another one, or "
+                f"Port {self.port} of {self.host} is in use or reserved: name another one, or "
                 "none, for any that is free."
             ) from error
         listener.listen(1024)
-        self._port = listener.getsockname()[1]
+        self.port = listener.getsockname()[1]
         return listener
 
     async def _serve(self, listener: socket.socket) -> None:
@@ -248,26 +225,21 @@ class Sandbox:
                 return response
             finally:
                 self._at_once[service] -= 1
-                self._log(arrived, service, request, status, fault)
+                query = "&".join(f"{key}={value}" for key, value in _without_token(request))
+                self.stats.log.append(
+                    Asked(
+                        at=arrived,
+                        service=service,
+                        what=f"{request.path}?{query}" if query else request.path,
+                        status=status,
+                        fault=fault,
+                        address=request.remote or "",
+                        user_agent=request.headers.get("User-Agent", ""),
+                        token_in=frozenset(_token_places(request)),
+                    )
+                )
 
         return web.route("*", path, answer)
-
-    def _log(
-        self, arrived: float, service: str, request: web.Request, status: int, fault: Fault | None
-    ) -> None:
-        query = "&".join(f"{key}={value}" for key, value in _without_token(request))
-        self.stats.log.append(
-            Asked(
-                at=arrived,
-                service=service,
-                what=f"{request.path}?{query}" if query else request.path,
-                status=status,
-                fault=fault,
-                address=request.remote or "",
-                user_agent=request.headers.get("User-Agent", ""),
-                token_in=frozenset(_token_places(request)),
-            )
-        )
 
     def _fault(self, service: str, request: web.Request) -> Fault | None:
         """Return the fault to commit on a request; none where its address is blocked."""
@@ -296,20 +268,14 @@ class Sandbox:
     async def _answer(
         self, service: str, request: web.Request, handler: Handler, fault: Fault | None
     ) -> web.StreamResponse:
-        if self.latency:
-            await asyncio.sleep(self.latency)
-        image_id = int(request.match_info["id"]) if service == "images" else None
-        if fault is None:
-            return self._count_whole(image_id, await handler(request))
-        response = await self._commit(fault, request, handler)
-        return self._count_whole(image_id, response) if fault is Fault.SLOW else response
-
-    def _count_whole(
-        self, image_id: int | None, response: web.StreamResponse
-    ) -> web.StreamResponse:
-        """Count an image's file that is about to be sent whole and right."""
-        if image_id is not None and response.status == 200:
-            self.stats.images_served[image_id] += 1
+        await asyncio.sleep(self.latency)
+        if fault is Fault.SLOW:
+            await asyncio.sleep(self.faults.slow)
+        elif fault is not None:
+            return await self._commit(fault, request, handler)
+        response = await handler(request)
+        if service == "images" and response.status == 200:
+            self.stats.images_served[int(request.match_info["id"])] += 1
             self.stats.image_bytes += len(_body(response))
         return response
 
@@ -317,9 +283,6 @@ class Sandbox:
         self, fault: Fault, request: web.Request, handler: Handler
     ) -> web.StreamResponse:
         match fault:
-            case Fault.SLOW:
-                await asyncio.sleep(self.faults.slow)
-                return await handler(request)
             case Fault.RESET:
                 assert request.transport is not None
                 request.transport.abort()
@@ -338,18 +301,17 @@ class Sandbox:
                 return web.Response(body=encode_tile(tile, images, TILE_CHANGES[fault]))
             case Fault.OUT_OF_MEMORY | Fault.TIMED_OUT:
                 query = await _query(request)
-                made = (
-                    overpass.out_of_memory if fault is Fault.OUT_OF_MEMORY else overpass.timed_out
-                )
-                return web.Response(body=made(query), content_type="application/json")
+                is_full = fault is Fault.OUT_OF_MEMORY
+                body = overpass.out_of_memory(query) if is_full else overpass.timed_out(query)
+                return web.Response(body=body, content_type="application/json")
             case Fault.BLOCKED:
                 # Like the real one on another host, and with the whole URL in it
-                target = f"http://localhost:{self._port}/login/?next={quote(str(request.url), '')}"
+                target = f"http://localhost:{self.port}/login/?next={quote(str(request.url), '')}"
                 return web.Response(status=302, headers={"Location": target})
             case Fault.REDIRECT_TO_FILE:
                 return web.Response(status=302, headers={"Location": "file:///etc/hostname"})
             case Fault.REDIRECT_TO_HOST:
-                elsewhere = f"http://localhost:{self._port}/elsewhere"
+                elsewhere = f"http://localhost:{self.port}/elsewhere"
                 return web.Response(status=302, headers={"Location": elsewhere})
             case _:
                 response = fault_answer(fault, self.faults.retry_after)

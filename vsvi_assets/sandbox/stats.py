@@ -68,16 +68,6 @@ class Stats:
         requests = [each for each in list(self.log) if each.service == service]
         return sorted(requests, key=lambda each: each.at)
 
-    def most_within(self, service: str, seconds: float) -> int:
-        """Return the largest number of requests of a service in any period of `seconds`."""
-        times = [each.at for each in self.asked(service)]
-        most = first = 0
-        for last, time in enumerate(times):
-            while times[first] < time - seconds:
-                first += 1
-            most = max(most, last - first + 1)
-        return most
-
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as they are given out as JSON."""
         return {name: value for name, value in vars(self).items() if name != "log"}

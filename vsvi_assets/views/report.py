@@ -360,17 +360,10 @@ def _indices(encoded: pa.DictionaryArray) -> NDArray[np.int32]:
 
 
 def _packed(**columns: NDArray[Any]) -> Mapping[str, Mapping[str, str]]:
-    """Return columns as JavaScript's typed arrays hold them, in base64."""
-    types = {
-        "float64": "Float64Array",
-        "float32": "Float32Array",
-        "int64": "BigInt64Array",
-        "int32": "Int32Array",
-        "uint8": "Uint8Array",
-    }
+    """Return columns as JavaScript's typed arrays hold them, little-endian in base64."""
     return {
         name: {
-            "type": types[values.dtype.name],
+            "type": values.dtype.name,
             "base64": base64.b64encode(
                 values.astype(values.dtype.newbyteorder("<")).tobytes()
             ).decode(),

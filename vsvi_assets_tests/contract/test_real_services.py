@@ -63,8 +63,8 @@ def sandbox() -> Iterator[Sandbox]:
 
 def services_at(sandbox: Sandbox) -> Services:
     return Services(
-        sandbox.tiles_url,
-        sandbox.graph_url,
+        sandbox.url,
+        sandbox.url,
         sandbox.overpass_url,
         sandbox.nominatim_url,
         token=TOKEN,
@@ -218,7 +218,7 @@ def test_the_corrected_tile_has_the_same_properties(services: Services, holds: C
 
 
 def tile_of(sandbox: Sandbox, token: str = TOKEN, **options: object) -> requests.Response:
-    url = f"{sandbox.tiles_url}/maps/vtp/mly1_public/2/{DELFT.z}/{DELFT.x}/{DELFT.y}"
+    url = f"{sandbox.url}/maps/vtp/mly1_public/2/{DELFT.z}/{DELFT.x}/{DELFT.y}"
     options.setdefault("allow_redirects", False)
     return requests.get(url, params={"access_token": token}, timeout=10, **options)  # type: ignore[arg-type]
 
@@ -230,7 +230,7 @@ def test_a_blocked_address_is_sent_to_a_login_page(sandbox: Sandbox) -> None:
         answer = tile_of(sandbox)
         assert (answer.status_code, answer.content) == (302, b"")
         assert "/login/" in answer.headers["Location"]
-        assert not answer.headers["Location"].startswith(sandbox.tiles_url)
+        assert not answer.headers["Location"].startswith(sandbox.url)
 
 
 def test_the_login_page_passes_for_a_good_answer(sandbox: Sandbox) -> None:
@@ -247,7 +247,7 @@ def test_a_block_goes_by_the_address(sandbox: Sandbox) -> None:
     sandbox.block.block()
     assert tile_of(sandbox, token="MLY|sandbox|another").status_code == 302
     link = requests.get(
-        f"{sandbox.graph_url}/images?image_ids=1000000000000001&fields=id",
+        f"{sandbox.url}/images?image_ids=1000000000000001&fields=id",
         headers={"Authorization": f"OAuth {TOKEN}"},
         timeout=10,
     )
@@ -335,7 +335,7 @@ def test_an_unknown_id_by_itself_is_an_error(services: Services, holds: Check) -
 
 def images_of(sandbox: Sandbox, *ids: int) -> requests.Response:
     return requests.get(
-        f"{sandbox.graph_url}/images",
+        f"{sandbox.url}/images",
         params={"image_ids": ",".join(map(str, ids)), "fields": "id,thumb_256_url"},
         headers={"Authorization": f"OAuth {TOKEN}"},
         timeout=10,

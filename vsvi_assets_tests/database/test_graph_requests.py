@@ -78,4 +78,4 @@ def test_the_links_of_photographs_keep_the_shared_pace(project: Project) -> None
     assert project.run_city(city).success
     with project.postgis.transaction() as cursor:
         cursor.execute("SELECT graph_url FROM vsvi.graph_requests")
-        assert cursor.fetchall() == [(project.sandbox.graph_url,)]
+        assert cursor.fetchall() == [(project.sandbox.url,)]
