@@ -68,8 +68,8 @@ class ServiceAddresses:
         Base addresses, without a slash at the end.
     tiles_per_minute
         Most tile requests per minute, of all processes together.
-    contact
-        How those who run the services reach the user: part of the User-Agent.
+    user_agent
+        The User-Agent of every request to these services.
     token
         Returns the token of the tile server and the Graph API, as `Settings.token` does.
     """
@@ -80,13 +80,8 @@ class ServiceAddresses:
     overpass_url: str
     nominatim_url: str
     tiles_per_minute: int
-    contact: str
+    user_agent: str
     token: Callable[[], str] = field(repr=False, compare=False)
-
-    @property
-    def user_agent(self) -> str:
-        """The User-Agent of every request to these services."""
-        return user_agent(self.contact)
 
 
 @dataclass(frozen=True)
@@ -215,8 +210,11 @@ class Settings:
 
     @property
     def user_agent(self) -> str:
-        """The User-Agent of every request."""
-        return user_agent(self.contact)
+        """The User-Agent of every request: program, version, and whom to contact.
+
+        Overpass answers 406 to those that libraries send by default (drolbr/Overpass-API#791).
+        """
+        return f"vsvi-assets/{version('vsvi-assets')} (+{self.contact})"
 
     def services_of(self, name: ServicesName) -> ServiceAddresses:
         """Return the services that a city file names by its key `services`.
@@ -234,7 +232,7 @@ class Settings:
                 overpass_url=self.overpass_url,
                 nominatim_url=self.nominatim_url,
                 tiles_per_minute=self.tiles_per_minute,
-                contact=self.contact,
+                user_agent=self.user_agent,
                 token=self.token,
             )
         if self.sandbox_url is None:
@@ -249,7 +247,7 @@ class Settings:
             overpass_url=f"{self.sandbox_url}/api",
             nominatim_url=f"{self.sandbox_url}/nominatim",
             tiles_per_minute=SANDBOX_TILES_PER_MINUTE,
-            contact=self.contact,
+            user_agent=self.user_agent,
             token=lambda: SANDBOX_TOKEN,
         )
 
@@ -276,14 +274,6 @@ class Settings:
                 f"{self.token_file}, or set MAPILLARY_TOKEN."
             )
         return token
-
-
-def user_agent(contact: str) -> str:
-    """Return the User-Agent of every request: program, version, and whom to contact.
-
-    Overpass answers 406 to those that libraries send by default (drolbr/Overpass-API#791).
-    """
-    return f"vsvi-assets/{version('vsvi-assets')} (+{contact})"
 
 
 def _notifications(environ: Mapping[str, str]) -> NotificationSettings:

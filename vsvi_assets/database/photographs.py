@@ -97,17 +97,17 @@ def ensure_photographs(postgis: Postgis, city: City) -> None:
     with postgis.transaction() as cursor:
         if _exists(cursor, city):
             _add_columns(cursor, city)
-        else:
-            _lock(cursor, city)
-            if not _exists(cursor, city):
-                cursor.execute(
-                    sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(city.name))
-                )
-                cursor.execute(
-                    sql.SQL("CREATE TABLE {} {}").format(_table(city), PHOTOGRAPHS.definition(city))
-                )
-                finish(cursor, _table(city), PHOTOGRAPHS)
-                _fill(cursor, city)
+            return
+        _lock(cursor, city)
+        if _exists(cursor, city):
+            return
+        cursor.execute(
+            sql.SQL("CREATE SCHEMA IF NOT EXISTS {}; CREATE TABLE {} {}").format(
+                sql.Identifier(city.name), _table(city), PHOTOGRAPHS.definition(city)
+            )
+        )
+        finish(cursor, _table(city), PHOTOGRAPHS)
+        _fill(cursor, city)
 
 
 def _add_columns(cursor: psycopg2.extensions.cursor, city: City) -> None:

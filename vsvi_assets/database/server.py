@@ -19,7 +19,6 @@ import configparser
 import fcntl
 import hashlib
 import hmac
-import io
 import os
 import pwd
 import random
@@ -189,12 +188,12 @@ class LocalPostgis:
     @property
     def vsvi_url(self) -> str:
         """SQLAlchemy address, with the password, of the database of the cities' tables."""
-        return self._url("vsvi", "+psycopg2")
+        return self._url("vsvi")
 
     @property
     def dagster_url(self) -> str:
         """SQLAlchemy address, with the password, of the database of Dagster's storage."""
-        return self._url("dagster", "+psycopg2")
+        return self._url("dagster")
 
     @property
     def service_file(self) -> Path:
@@ -373,28 +372,23 @@ class LocalPostgis:
         return parser[SERVICE]
 
     def _write_service(self, port: int, password: str) -> None:
-        parser = configparser.ConfigParser(interpolation=None)
-        parser[SERVICE] = {
-            "host": "127.0.0.1",
-            "port": str(port),
-            "dbname": "vsvi",
-            "user": SUPERUSER,
-            "password": password,
-        }
-        text = io.StringIO()
-        parser.write(text, space_around_delimiters=False)
-        self._write(self.service_file.name, text.getvalue(), mode=0o600)
+        text = (
+            f"[{SERVICE}]\nhost=127.0.0.1\nport={port}\ndbname=vsvi\n"
+            f"user={SUPERUSER}\npassword={password}\n"
+        )
+        self._write(self.service_file.name, text, mode=0o600)
 
-    def _url(self, database: str, driver: str = "") -> str:
+    def _url(self, database: str) -> str:
         service = self._service()
         return (
-            f"postgresql{driver}://{service['user']}:{service['password']}"
+            f"postgresql+psycopg2://{service['user']}:{service['password']}"
             f"@{service['host']}:{service['port']}/{database}"
         )
 
     def _connect(self, database: str) -> psycopg2.extensions.connection:
+        options: dict[str, Any] = {**self._service(), "dbname": database}
         with without_libpq_variables():
-            return psycopg2.connect(self._url(database))
+            return psycopg2.connect(**options)
 
     # Files and processes
 

@@ -94,6 +94,8 @@ def street_points_table(
         values = points[name] if name in points else [None] * len(points)
         return pa.array(values, type_, from_pandas=True)
 
+    given = STREET_POINTS.arrow_schema(*("id", "osmid", "street", "bearing", "highway", "place_id"))
+
     def rows() -> Iterator[pa.Table]:
         metres = None
         if streets is not None and len(streets):
@@ -101,12 +103,7 @@ def street_points_table(
         yield _placed(
             pa.table(
                 {
-                    "id": column("id", pa.int64()),
-                    "osmid": column("osmid", pa.int64()),
-                    "street": column("street", pa.string()),
-                    "bearing": column("bearing", pa.float64()),
-                    "highway": column("highway", pa.string()),
-                    "place_id": column("place_id", pa.string()),
+                    **{field.name: column(field.name, field.type) for field in given},
                     "place": pa.array(_places_as_json(points), pa.string()),
                     "metres": pa.array(
                         [None] * len(points) if metres is None else metres, pa.float64()

@@ -119,13 +119,16 @@ def selected_rows(points: pa.Table, images: pa.Table, city: City, chosen: Ranked
     """Return chosen candidates as rows of the selection."""
     of_image = images.take(pa.array(chosen.image))
     year = of_image["year"].combine_chunks()
+    of_year = " of the year" if city.per_year else ""
+    once = ", one to one" if city.assignment == "one_to_one" else ""
+    rule = f"{city.prefer}{of_year}{once}"  # such as "newest of the year, one to one"
     return pa.table(
         {
             "street_point_id": points["id"].take(pa.array(chosen.point)),
             "image_id": of_image["id"],
             "sequence_id": of_image["sequence_id"],
             "distance": chosen.distance,
-            "rule": pa.array([rule_name(city)] * len(year), pa.string()),
+            "rule": pa.array([rule] * len(year), pa.string()),
             "rank": pa.array(chosen.rank, pa.int32()),
             "angle": pa.array(chosen.angle, from_pandas=True),
             "candidates": pa.array(chosen.candidates, pa.int32()),
@@ -134,13 +137,6 @@ def selected_rows(points: pa.Table, images: pa.Table, city: City, chosen: Ranked
             "twins": of_image["twins"],
         }
     )
-
-
-def rule_name(city: City) -> str:
-    """Return the rule by which images are chosen: such as "newest of the year, one to one"."""
-    of_year = " of the year" if city.per_year else ""
-    once = ", one to one" if city.assignment == "one_to_one" else ""
-    return f"{city.prefer}{of_year}{once}"
 
 
 def _balanced(chosen: Ranked, year: pa.Array, city: City) -> pa.Array:

@@ -100,7 +100,7 @@ def services_at(url: str, token: str = TOKEN) -> ServiceAddresses:
         overpass_url=f"{url}/api",
         nominatim_url=f"{url}/nominatim",
         tiles_per_minute=60_000,
-        contact="mailto:someone@example.org",
+        user_agent="vsvi-assets/0 (+mailto:someone@example.org)",
         token=lambda: token,
     )
 
