@@ -6,7 +6,7 @@ them. It is kept when the city's other tables are replaced.
 
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Self
 
@@ -188,6 +188,25 @@ def take_inventory(
         now or datetime.now(UTC),
         all_of_them=sequence_ids is None,
     )
+
+
+def forget_lost(postgis: Postgis, city: City, missing: Mapping[str, Sequence[int]]) -> None:
+    """Remove the records of photographs that are not on disk any more, by sequence.
+
+    Without that, a photograph that comes again in a run that is killed before it writes the
+    sidecar would have its old record, and no run would put it into the sidecar.
+    """
+    query = sql.SQL(
+        "DELETE FROM {} WHERE sequence_id = ANY(%(sequences)s) AND image_id = ANY(%(images)s)"
+        " AND state = ANY(%(with_file)s)"
+    ).format(_table(city))
+    parameters = {
+        "sequences": list(missing),
+        "images": [image_id for ids in missing.values() for image_id in ids],
+        "with_file": [State.STORED, State.REJECTED],
+    }
+    with postgis.transaction() as cursor:
+        cursor.execute(query, parameters)
 
 
 def sequences_in_state(postgis: Postgis, city: City, *states: State) -> set[str]:

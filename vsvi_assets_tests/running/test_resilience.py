@@ -279,6 +279,29 @@ def test_ctrl_c_ends_a_download_within_seconds_and_the_next_run_goes_on(project:
     assert recorded(project, city) == {*project.sequences(city)}
 
 
+def test_photographs_that_come_again_are_listed_again_though_the_run_was_interrupted(
+    project: Project,
+) -> None:
+    city = project.write_city()
+    assert project.run_city(city).success
+    silent = stalled(project, city)
+    shutil.rmtree(city.sequences_folder)
+    project.sandbox.faults = Faults(by_image=silent, stall=60)
+    wanted = {image.id for image in selected_images(project, city)} - silent.keys()
+
+    def others_are_there() -> bool:
+        there = city.sequences_folder.glob("*/*.jpg")
+        return {int(path.stem) for path in there} >= wanted
+
+    with pytest.raises(KeyboardInterrupt), interrupted_when(others_are_there):
+        project.run_city(city)
+    assert verify_photographs(city.sequences_folder).unlisted
+
+    project.sandbox.faults = Faults()
+    assert project.run_city(city).success
+    assert verify_photographs(city.sequences_folder).unlisted == []
+
+
 def test_ctrl_c_ends_the_wait_for_another_try_too(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,12 @@ from dagster import (
 
 from vsvi_assets.city import City
 from vsvi_assets.database.connection import Postgis
-from vsvi_assets.database.photographs import PhotographRecords, latest_stored, take_inventory
+from vsvi_assets.database.photographs import (
+    PhotographRecords,
+    forget_lost,
+    latest_stored,
+    take_inventory,
+)
 from vsvi_assets.database.tables import selected_images_of
 from vsvi_assets.files import DiskGuard
 from vsvi_assets.orchestration.columns import SIDECAR_FILE
@@ -103,6 +108,7 @@ def build_image_files(city: City, settings: Settings) -> AssetsDefinition:
             arrived = defaultdict[str, list[SequenceResult]](list)
             may_pass = False
             inventory = take_inventory(city, postgis, sequence_ids)
+            forget_lost(postgis, city, inventory.missing)
             settled = progress.counting(
                 context.asset_key.to_user_string(),
                 inventory.selected if config.overwrite else inventory.pending_images,
