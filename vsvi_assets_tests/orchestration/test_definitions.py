@@ -44,6 +44,32 @@ def test_every_asset_says_what_it_is(project: Project) -> None:
         assert all(column.description for column in columns)
 
 
+WATCHED_IMPORT = """
+import sys
+started = set()
+def note(event, arguments):
+    if event in ("subprocess.Popen", "os.posix_spawn", "socket.connect"):
+        started.add(str(arguments[0]))
+sys.addaudithook(note)
+from vsvi_assets.orchestration import build
+builds, build_defs = [], build.build_defs
+build.build_defs = lambda settings: builds.append(settings) or build_defs(settings)
+import vsvi_assets.definitions
+print(len(builds), sorted(started - {"file"}))  # by which a library looks at Python itself
+"""
+
+
+def test_importing_the_definitions_builds_them_once_and_starts_nothing(project: Project) -> None:
+    project.write_city()
+    before = sorted(project.folder.rglob("*"))
+    environment = os.environ | {"VSVI_POSTGRES_URL": ""}  # where the project has its own server
+    printed = subprocess.check_output(
+        [sys.executable, "-c", WATCHED_IMPORT], cwd=project.folder, env=environment, text=True
+    )
+    assert printed.split("\n")[-2] == "1 []"
+    assert sorted(project.folder.rglob("*")) == before
+
+
 def test_no_definition_carries_a_secret(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.write_city()
     monkeypatch.setenv("MAPILLARY_TOKEN", "MLY|secret")
