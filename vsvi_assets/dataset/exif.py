@@ -41,6 +41,7 @@ _REQUIRED_DETAILS: dict[int, object] = {
 }
 _SAME_NAMES = ("compass_angle", "is_pano", "creator", "width", "height", "bytes", "sha256")
 _COLUMNS = ["image_id", "image_lon", "image_lat", "captured_at", "file", *_SAME_NAMES]
+_WORKERS = 8
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _APP0, _APP1, _SCAN = 0xE0, 0xE1, 0xDA
 _NAMESPACES = {
@@ -100,7 +101,7 @@ def write_described_copy(
 
 
 def write_described_copies(
-    table: Path, photographs: DataPath, folder: Path, heading_at: HeadingAt, workers: int = 8
+    table: Path, photographs: DataPath, folder: Path, heading_at: HeadingAt
 ) -> int:
     """Write copies of all photographs of a table, by sequence; return their number.
 
@@ -112,8 +113,6 @@ def write_described_copies(
         The folder below which the table's `file` lie.
     heading_at
         Where in a panorama its compass angle lies.
-    workers
-        How many are written at a time.
 
     Raises
     ------
@@ -121,7 +120,7 @@ def write_described_copies(
         When a photograph is not where it should be.
     """
     count = 0
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(_WORKERS) as pool:
 
         def copy(row: Mapping[str, Any]) -> None:
             photograph = photographs / row["file"]
@@ -131,7 +130,7 @@ def write_described_copies(
                 raise MissingPhotographError(photograph) from error
 
         images = (rows[0] for rows in photographs_on_disk(table, _COLUMNS))
-        while batch := list(islice(images, 100 * workers)):
+        while batch := list(islice(images, 100 * _WORKERS)):
             count += sum(1 for _ in pool.map(copy, batch))
     return count
 

@@ -117,6 +117,10 @@ def with_conditions(city: City, assets: Iterable[AssetsDefinition]) -> list[Asse
     return list(map_asset_specs(with_condition, assets))
 
 
+def _holds_for(city: City, asset: str, condition: AutomationCondition) -> AutomationCondition:
+    return AutomationCondition.asset_matches(asset_key(city, asset), condition)
+
+
 def _updated_by_order() -> AutomationCondition:
     return AutomationCondition.any_new_update_has_run_tags(tag_keys={ORDER_TAG})
 
@@ -127,13 +131,11 @@ def _after_street_points(city: City) -> AutomationCondition:
     When the conditions are evaluated for the first time, nothing counts as new. An order that
     was given before, as the first one of a new project may be, is known by its run.
     """
-    street_points = asset_key(city, "street_points")
     by_order = AutomationCondition.executed_with_tags(tag_keys={ORDER_TAG})
-    ordered: AutomationCondition = AutomationCondition.asset_matches(
-        street_points, AutomationCondition.newly_updated() & by_order
-    )
-    ordered_before: AutomationCondition = AutomationCondition.asset_matches(
-        street_points,
+    ordered = _holds_for(city, "street_points", AutomationCondition.newly_updated() & by_order)
+    ordered_before = _holds_for(
+        city,
+        "street_points",
         by_order & ~AutomationCondition.missing() & ~AutomationCondition.in_progress(),
     )
     return (
@@ -148,10 +150,7 @@ def _after_street_points(city: City) -> AutomationCondition:
 
 def _after_tiles(city: City) -> AutomationCondition:
     """Run after an order has updated tiles, once all of them are there."""
-    updated: AutomationCondition = AutomationCondition.asset_matches(
-        asset_key(city, "tile_metadata"), _updated_by_order()
-    )
-    return _once_upstream_is_whole(updated)
+    return _once_upstream_is_whole(_holds_for(city, "tile_metadata", _updated_by_order()))
 
 
 def _in_one_run_with_upstream() -> AutomationCondition:
@@ -164,14 +163,12 @@ def _in_one_run_with_upstream() -> AutomationCondition:
 
 def _after_rejections(city: City) -> AutomationCondition:
     """Run again once photographs of an order are over some of which are not good enough."""
-    photographs = asset_key(city, "image_files")
-    rejected: AutomationCondition = AutomationCondition.asset_matches(
-        photographs,
+    rejected = _holds_for(
+        city,
+        "image_files",
         AutomationCondition.any_new_update_has_run_tags(tag_keys={ORDER_TAG, REJECTED_TAG}),
     )
-    busy: AutomationCondition = AutomationCondition.asset_matches(
-        photographs, AutomationCondition.in_progress()
-    )
+    busy = _holds_for(city, "image_files", AutomationCondition.in_progress())
     return (
         rejected.since_last_handled().with_label("rejected")
         & ~busy
@@ -200,8 +197,8 @@ def _while_incomplete(city: City) -> AutomationCondition:
     failed = AutomationCondition.execution_failed().newly_true()
     requested = AutomationCondition.newly_requested().since(AutomationCondition.newly_updated())
     # Asked of the tables, which depend on all tiles: photographs have partitions of their own.
-    tiles_failed: AutomationCondition = AutomationCondition.asset_matches(
-        asset_key(city, "postgis_tables"), AutomationCondition.any_deps_match(failed & requested)
+    tiles_failed = _holds_for(
+        city, "postgis_tables", AutomationCondition.any_deps_match(failed & requested)
     )
     selection = AssetSelection.assets(asset_key(city, "selected_image_ids"))
     selected = AutomationCondition.any_deps_match(_updated_by_order()).allow(selection)
@@ -230,14 +227,11 @@ def _after_all_is_done(city: City) -> AutomationCondition:
     """
     busy = AutomationCondition.in_progress() | AutomationCondition.newly_updated()
     upstream_busy = AutomationCondition.any_deps_match(busy).with_label("upstream_busy")
-    plan_busy: AutomationCondition = AutomationCondition.asset_matches(
-        asset_key(city, "download_plan"), busy
-    )
     return (
         AutomationCondition.any_deps_match(_updated_by_order())
         .since_last_handled()
         .with_label("upstream_updated")
         & ~upstream_busy
-        & ~plan_busy
+        & ~_holds_for(city, "download_plan", busy)
         & ~AutomationCondition.in_progress()
     )

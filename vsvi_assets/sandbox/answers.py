@@ -6,56 +6,43 @@ from email.utils import formatdate
 import orjson
 from aiohttp import web
 
-from vsvi_assets.sandbox import overpass
 from vsvi_assets.sandbox.faults import Fault
-
-_LIMIT = "Application request limit reached"
-_GRAPH_ERRORS: dict[Fault, tuple[int, int, str, dict[str, object]]] = {
-    Fault.RATE_LIMITED: (429, 4, _LIMIT, {"is_transient": True}),
-    Fault.RATE_LIMITED_DATE: (429, 4, _LIMIT, {"is_transient": True}),
-    Fault.RATE_LIMITED_BARE: (429, 4, _LIMIT, {"is_transient": True}),
-    Fault.APPLICATION_LIMIT: (400, 4, _LIMIT, {"is_transient": True}),
-    Fault.UNKNOWN_ERROR: (
-        500,
-        1,
-        "Please reduce the amount of data you're asking for, then retry your request",
-        {},
-    ),
-    Fault.SERVER_ERROR: (500, 2, "Service temporarily unavailable", {"is_transient": True}),
-    Fault.TIMEOUT: (400, -2, "Timeout", {"is_transient": False}),
-    Fault.REFUSED_TOKEN: (401, 190, "Error validating application", {"type": "OAuthException"}),
-}
-_PAGES = {
-    Fault.UNAVAILABLE: (503, "Service Unavailable"),
-    Fault.GATEWAY_TIMEOUT: (504, "Gateway Timeout"),
-    Fault.HTML_PAGE: (200, "Sorry, something went wrong."),
-}
-_TEXTS = {
-    Fault.EMPTY: (200, ""),
-    Fault.NOT_FOUND: (404, "Not Found"),
-    Fault.EXPIRED: (403, "URL signature expired"),
-}
 
 
 def fault_answer(fault: Fault, retry_after: int = 0) -> web.Response:
     """Return the answer of a fault that is an answer of its own."""
-    if fault in _PAGES:
-        return html(*_PAGES[fault])
-    if fault in _TEXTS:
-        status, text = _TEXTS[fault]
-        return web.Response(status=status, text=text)
     match fault:
+        case Fault.UNAVAILABLE:
+            return html(503, "Service Unavailable")
+        case Fault.GATEWAY_TIMEOUT:
+            return html(504, "Gateway Timeout")
+        case Fault.HTML_PAGE:
+            return html(200, "Sorry, something went wrong.")
+        case Fault.EMPTY:
+            return web.Response(text="")
+        case Fault.NOT_FOUND:
+            return web.Response(status=404, text="Not Found")
+        case Fault.EXPIRED:
+            return web.Response(status=403, text="URL signature expired")
         case Fault.NO_DATA:
             return json({"data": []})
         case Fault.TOO_BUSY:
-            return overpass_error(
-                504, "timeout. The server is probably too busy to handle your request."
-            )
+            reason = "timeout. The server is probably too busy to handle your request."
+            return overpass_error(504, reason)
         case Fault.RATE_LIMITED_XML:
             body = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code></Error>'
             return web.Response(status=429, text=body, content_type="application/xml")
-    status, code, message, more = _GRAPH_ERRORS[fault]
-    response = graph_error(status, code, message, **more)
+        case Fault.UNKNOWN_ERROR:
+            message = "Please reduce the amount of data you're asking for, then retry your request"
+            return graph_error(500, 1, message)
+        case Fault.SERVER_ERROR:
+            return graph_error(500, 2, "Service temporarily unavailable", is_transient=True)
+        case Fault.TIMEOUT:
+            return graph_error(400, -2, "Timeout", is_transient=False)
+        case Fault.REFUSED_TOKEN:
+            return graph_error(401, 190, "Error validating application", type="OAuthException")
+    status = 400 if fault is Fault.APPLICATION_LIMIT else 429
+    response = graph_error(status, 4, "Application request limit reached", is_transient=True)
     if fault is Fault.RATE_LIMITED:
         response.headers["Retry-After"] = str(retry_after)
     if fault is Fault.RATE_LIMITED_DATE:
@@ -76,7 +63,11 @@ def graph_error(status: int, code: int, message: str, **more: object) -> web.Res
 
 def overpass_error(status: int, reason: str) -> web.Response:
     """Return Overpass's page for what it does not serve."""
-    text = overpass.error_page(reason)
+    text = (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<html><head><title>OSM3S Response</title></head>'
+        '<body>\n<p><strong style="color:#FF0000">Error</strong>: runtime error: open64: 0 Success '
+        f"/osm3s_osm_base Dispatcher_Client::request_read_and_idx::{reason} </p>\n</body></html>\n"
+    )
     return web.Response(status=status, text=text, content_type="text/html")
 
 

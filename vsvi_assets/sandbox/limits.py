@@ -130,12 +130,14 @@ class OverpassLimits:
         """Ask an address for a pause."""
         self._until[address] = time.monotonic() + self.pause
 
-    def check(self, address: str) -> None:
-        """Raise unless an address may be served.
+    @contextmanager
+    def query(self, address: str) -> Iterator[None]:
+        """Run one query of an address.
 
         Raises
         ------
         BannedError, TooManyQueriesError
+            When it may not be served.
         """
         if self.seconds_left(address):
             self.ignored[address] += 1
@@ -144,16 +146,6 @@ class OverpassLimits:
         if self.seconds_left(address) or address in self._running:
             self.refuse(address)
             raise TooManyQueriesError
-
-    @contextmanager
-    def query(self, address: str) -> Iterator[None]:
-        """Run one query of an address.
-
-        Raises
-        ------
-        BannedError, TooManyQueriesError
-        """
-        self.check(address)
         self._running.add(address)
         try:
             yield

@@ -47,8 +47,10 @@ def answer(kind: str, parameters: Mapping[str, str], world: World) -> list[dict[
     if parameters.get("format") != "json":
         raise ParameterError("Parameter 'format' must be one of: json")
     if kind == "lookup":
-        ids = parameters.get("osm_ids", "").split(",")
-        found = [place for place in world.places if place.osm_code in ids]
+        ids = parameters.get("osm_ids", "").split(",")  # such as R324431
+        found = [
+            place for place in world.places if f"{place.osm_type[0].upper()}{place.osm_id}" in ids
+        ]
     else:
         found = list(_named(parameters.get("q", ""), world))
         limit = parameters.get("limit", "10")

@@ -110,15 +110,6 @@ def status(now: datetime, seconds_left: float) -> str:
     )
 
 
-def error_page(reason: str) -> str:
-    """Return Overpass's page for what it does not serve."""
-    return (
-        '<?xml version="1.0" encoding="UTF-8"?>\n<html><head><title>OSM3S Response</title></head>'
-        '<body>\n<p><strong style="color:#FF0000">Error</strong>: runtime error: open64: 0 Success '
-        f"/osm3s_osm_base Dispatcher_Client::request_read_and_idx::{reason} </p>\n</body></html>\n"
-    )
-
-
 def _document(elements: list[dict[str, Any]], **more: str) -> bytes:
     return orjson.dumps(
         {

@@ -387,8 +387,13 @@ class Sandbox:
         id = request.match_info["id"]
         if error := self._batch_error([id]):
             return error
-        image = self._known(id)
-        return json(self._entity(image, request)) if image else _unknown_id(id)
+        if image := self._known(id):
+            return json(self._entity(image, request))
+        message = (
+            f"Unsupported get request. Object with ID '{id}' does not exist, cannot be loaded due "
+            "to missing permissions, or does not support this operation"
+        )
+        return graph_error(400, 100, message, error_subcode=33)
 
     def _batch_error(self, ids: Collection[str]) -> web.Response | None:
         """Return the error of a whole batch that some of its ids cause, always."""
@@ -521,7 +526,7 @@ class Sandbox:
     # The sandbox itself
 
     async def _stats(self, _: web.Request) -> web.Response:
-        return json(self.stats.as_dict())
+        return json({name: value for name, value in vars(self.stats).items() if name != "log"})
 
     async def _elsewhere(self, request: web.Request) -> web.Response:
         """Where redirects lead that nobody is to follow."""
@@ -533,16 +538,6 @@ class Sandbox:
 
 def _point(image: StreetImage) -> dict[str, Any]:
     return {"type": "Point", "coordinates": [image.lon, image.lat]}
-
-
-def _unknown_id(id: str) -> web.Response:
-    return graph_error(
-        400,
-        100,
-        f"Unsupported get request. Object with ID '{id}' does not exist, cannot be loaded due "
-        "to missing permissions, or does not support this operation",
-        error_subcode=33,
-    )
 
 
 def _body(response: web.StreamResponse) -> bytes:

@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
-from typing import Any
 
 _REQUESTS_KEPT = 200_000
 
@@ -67,7 +66,3 @@ class Stats:
         """Return the requests of one service, in the order in which they arrived."""
         requests = [each for each in list(self.log) if each.service == service]
         return sorted(requests, key=lambda each: each.at)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the counts as they are given out as JSON."""
-        return {name: value for name, value in vars(self).items() if name != "log"}

@@ -81,7 +81,7 @@ def decode_images(tile: Tile, encoded: bytes) -> list[StreetImage]:
     for layer in message.layers:
         if layer.name != "image":
             continue
-        values = [_value(value) for value in layer.values]
+        values = [value.ListFields()[0][1] for value in layer.values]  # each holds one
         for feature in layer.features:
             tags = feature.tags
             properties = {
@@ -152,8 +152,3 @@ class _Layer:
                 message.double_value = value
             case _:
                 message.string_value = value
-
-
-def _value(message: Any) -> Any:
-    """Return the one value that a value message holds."""
-    return message.ListFields()[0][1]

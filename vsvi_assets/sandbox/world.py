@@ -71,11 +71,6 @@ class Place:
     geometry: Mapping[str, Any]
     importance: float
 
-    @property
-    def osm_code(self) -> str:
-        """The object as Nominatim writes it, such as R324431."""
-        return f"{self.osm_type[0].upper()}{self.osm_id}"
-
 
 @dataclass
 class World:

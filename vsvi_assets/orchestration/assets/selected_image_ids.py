@@ -99,9 +99,9 @@ def _density(postgis: Postgis, city: City) -> MetadataValue:
     return picture(drawn, f"images of the {city.area_name}")
 
 
-def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, MetadataValue]:
+def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, MetadataValue | float]:
     """Return a picture and figures of the selection."""
-    looks: dict[str, MetadataValue] = {}
+    looks: dict[str, MetadataValue | float] = {}
     if city.chooses_for_points:
         points = street_point_positions(postgis, city)
         nearest = selection.sort_by("distance") if city.per_year else selection
@@ -118,15 +118,12 @@ def _looks(postgis: Postgis, city: City, selection: pa.Table) -> dict[str, Metad
         )
         looks |= {
             "map": picture(selected, "street points and their images"),
-            "street points without an image": MetadataValue.int(without),
-            "share of street points without an image": MetadataValue.float(
-                round(without / max(len(points), 1), 4)
-            ),
+            "street points without an image": without,
+            "share of street points without an image": round(without / max(len(points), 1), 4),
         }
         if without < len(points):
             looks["distances"] = _distances(distance, city.max_distance)
-            median = float(np.nanmedian(distance))
-            looks["median distance (m)"] = MetadataValue.float(round(median, 1))
+            looks["median distance (m)"] = round(float(np.nanmedian(distance)), 1)
     return looks
 
 

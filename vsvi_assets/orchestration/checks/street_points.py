@@ -1,6 +1,6 @@
 """What must hold for a city's street points."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import geopandas as gpd
 import shapely
@@ -59,7 +59,11 @@ def _points_outside(points: gpd.GeoDataFrame, city: City) -> WrongRows:
         edge = city.area.polygons.boundary
         inside |= shapely.dwithin(points.geometry.to_numpy(), edge, 10**-COORDINATE_DECIMALS)
     wrong = points[~inside]
-    return WrongRows(len(wrong), len(points), _records(wrong))
+    examples = [
+        {"street point": point.id, "lon": point.geometry.x, "lat": point.geometry.y}
+        for point in wrong.head(EXAMPLES).itertuples()
+    ]
+    return WrongRows(len(wrong), len(points), examples)
 
 
 def _crowded_points(points: gpd.GeoDataFrame, city: City) -> WrongRows:
@@ -74,10 +78,3 @@ def _crowded_points(points: gpd.GeoDataFrame, city: City) -> WrongRows:
         for a, b in zip(one[:EXAMPLES], other[:EXAMPLES], strict=True)
     ]
     return WrongRows(len(one), len(points), examples)
-
-
-def _records(points: gpd.GeoDataFrame) -> Sequence[Mapping[str, object]]:
-    return [
-        {"street point": point.id, "lon": point.geometry.x, "lat": point.geometry.y}
-        for point in points.head(EXAMPLES).itertuples()
-    ]
