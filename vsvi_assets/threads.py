@@ -36,13 +36,7 @@ class DaemonThreads(Executor):
             thread.start()
 
     def submit(self, task: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
-        """Run a task as soon as a thread is free.
-
-        Raises
-        ------
-        RuntimeError
-            After `shutdown`, as in every executor.
-        """
+        """Run a task as soon as a thread is free; raise RuntimeError after `shutdown`."""
         future: Future[T] = Future()
         with self._lock:
             if not self._is_open:

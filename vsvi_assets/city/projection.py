@@ -52,13 +52,7 @@ def bearings(start: Any, end: Any) -> NDArray[np.float64]:
 
 
 def check_srid(srid: int, bounds: Bounds) -> None:
-    """Check that a CRS is a projected one in metres, made for the area of a box.
-
-    Raises
-    ------
-    ValueError
-        When it is not.
-    """
+    """Raise ValueError unless a CRS is a projected one in metres, made for the area of a box."""
     advice = _advice(bounds)
     try:
         crs = pyproj.CRS.from_epsg(srid)
@@ -75,13 +69,9 @@ def check_srid(srid: int, bounds: Bounds) -> None:
 
 
 def check_scale(srid: int, bounds: Bounds) -> None:
-    """Check that in a box the metres of a projected CRS are metres on the ground.
+    """Raise ValueError unless in a box the metres of a projected CRS are metres on the ground.
 
-    Raises
-    ------
-    ValueError
-        When they differ by more than `MAX_DISTORTION` somewhere in the box, or the CRS does not
-        reach all of it.
+    They are where they differ by at most `MAX_DISTORTION`, and the CRS reaches all of the box.
     """
     crs = pyproj.CRS.from_epsg(srid)
     metres = _ground_metres(crs, bounds)

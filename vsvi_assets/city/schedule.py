@@ -17,13 +17,7 @@ which the croniter inside Dagster refuses."""
 
 
 def check_cron(expression: str) -> str:
-    """Return a cron expression of five fields that comes due some day.
-
-    Raises
-    ------
-    ValueError
-        When it is anything else.
-    """
+    """Return a cron expression; raise ValueError unless it has five fields and comes due."""
     words = set(re.findall(r"[a-z]+", expression.lower()))
     if len(expression.split()) != 5 or not words <= _NAMES or not croniter.is_valid(expression):
         raise ValueError('must be a cron expression of five fields, such as "0 3 * * 1"')
@@ -37,13 +31,7 @@ def check_cron(expression: str) -> str:
 
 
 def check_timezone(name: str) -> str:
-    """Return the name of a timezone of the IANA database.
-
-    Raises
-    ------
-    ValueError
-        When there is no such timezone.
-    """
+    """Return the name of a timezone; raise ValueError unless the IANA database has it."""
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:

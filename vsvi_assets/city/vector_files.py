@@ -67,13 +67,7 @@ def read_features(path: Path, key: str, layer: str | None = None) -> gpd.GeoData
 
 
 def in_degrees(table: gpd.GeoDataFrame, what: str) -> gpd.GeoDataFrame:
-    """Return features in degrees (EPSG:4326), without a third dimension.
-
-    Raises
-    ------
-    CityFileError
-        When their CRS does not reach them.
-    """
+    """Return features in degrees, flat; raise CityFileError where their CRS does not reach."""
     shapes = shapely.force_2d(table.geometry.to_numpy())
     if table.crs.is_projected:
         shapes = shapely.segmentize(shapes, LONGEST_EDGE)

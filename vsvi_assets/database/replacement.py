@@ -284,10 +284,7 @@ def _add_primary_key(cursor: psycopg2.extensions.cursor, name: sql.Composable, t
 def _lock_tables(cursor: psycopg2.extensions.cursor, schema: str, oids: Mapping[str, int]) -> None:
     """Lock tables against everybody else, in short attempts between which others are served.
 
-    Raises
-    ------
-    TableInUseError
-        After `SWAP_SECONDS`.
+    Raises TableInUseError after `SWAP_SECONDS`.
     """
     if not oids:
         return

@@ -178,10 +178,7 @@ def _with_streets(
 ) -> tuple[pa.Table, pa.Table]:
     """Give points and images the numbers of their streets, as the column `street`.
 
-    Raises
-    ------
-    StreetsNotKeptError
-        When there are none.
+    Raises StreetsNotKeptError when there are none.
     """
     if len(points) and not len(streets):
         raise StreetsNotKeptError(

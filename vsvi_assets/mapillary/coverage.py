@@ -186,10 +186,8 @@ class _Fetching:
     def _headings(self, tile: mercantile.Tile, images: TileImages) -> dict[int, float]:
         """Ask for the corrected headings of a tile's images.
 
-        Raises
-        ------
-        TransientError
-            When the answers leave out all of many images, which is no matter of single ones.
+        Raises TransientError when the answers leave out all of many images, since that is no
+        matter of single ones.
         """
         ids = images.images["id"].to_pylist()
         headings: dict[int, float] = {}

@@ -180,7 +180,10 @@ def _read_features(data: bytes | mmap.mmap, path: DataPath, services: str) -> Ti
             raise TypeError("no FeatureCollection")
         uncorrected = _uncorrected(collection)
     except (ValueError, TypeError, KeyError) as error:
-        raise _not_geojson(path, data[:100]) from error
+        raise InvalidTileError(
+            f"{path}: not a GeoJSON file of images, begins with {cut_short(data[:100])}. "
+            "Delete it to have the tile fetched again."
+        ) from error
     _check_services(collection, path, services)
     properties = [_part(feature, "properties") for feature in features]
     positions = [_position(_part(feature, "geometry")) for feature in features]
@@ -279,10 +282,3 @@ def _check_services(members: dict[str, Any], path: DataPath, services: str) -> N
 def _check_size(data: bytes | mmap.mmap, path: DataPath, most: int) -> None:
     if len(data) > most:
         raise InvalidTileError(f"{path}: {len(data):,} bytes, more than {most:,}")
-
-
-def _not_geojson(path: DataPath, data: bytes) -> InvalidTileError:
-    return InvalidTileError(
-        f"{path}: not a GeoJSON file of images, begins with {cut_short(data)}. "
-        "Delete it to have the tile fetched again."
-    )

@@ -129,13 +129,7 @@ def is_sequence_id(text: str) -> bool:
 
 
 def check_sequence_id(sequence_id: str) -> str:
-    """Return a sequence id that is safe as the name of a folder.
-
-    Raises
-    ------
-    InvalidSequenceIdError
-        When it is none, as `is_sequence_id` decides.
-    """
+    """Return a sequence id, safe as a folder's name; raise InvalidSequenceIdError for others."""
     if not is_sequence_id(sequence_id):
         raise InvalidSequenceIdError(f"{cut_short(sequence_id)} is no sequence id")
     return sequence_id

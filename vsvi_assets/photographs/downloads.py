@@ -370,12 +370,8 @@ class _Downloads:
     def _inspect(self, sequence: _Sequence) -> tuple[list[_Image], int]:
         """Add what is known of the images to the sequence's result.
 
-        Returns the images to ask for, and how many files were read.
-
-        Raises
-        ------
-        UnusableFolderError
-            When nothing can be done in the folder.
+        Returns the images to ask for, and how many files were read. Raises UnusableFolderError when
+        nothing can be done in the folder.
         """
         try:
             with writing_in(sequence.folder):

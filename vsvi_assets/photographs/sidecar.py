@@ -160,13 +160,7 @@ def photographs_of(sequence_id: str, sidecar: Sidecar) -> Iterator[Photograph]:
 
 
 def sequence_folder(seqdir: DataPath, sequence_id: str) -> DataPath:
-    """Return the folder of a sequence's images.
-
-    Raises
-    ------
-    InvalidSequenceIdError
-        When the id is not one, as one that would lead out of `seqdir`.
-    """
+    """Return the folder of a sequence's images, never outside `seqdir`; see `check_sequence_id`."""
     return seqdir / check_sequence_id(sequence_id)
 
 

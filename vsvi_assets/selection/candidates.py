@@ -143,7 +143,8 @@ def _ranked(
     only_first: bool,
 ) -> Ranked:
     removed["candidates"] += len(point)
-    angle = _angles(points, images, point, image)
+    heading = images["compass_angle"].to_numpy()[image]
+    angle = 90 - np.abs(90 - (heading - points["bearing"].to_numpy()[point]) % 180)
 
     def keep(rule: str, passes: NDArray[np.bool_]) -> None:
         nonlocal point, image, distance, angle
@@ -216,11 +217,3 @@ def _preference(images: pa.Table, city: City, image: NDArray[np.int64]) -> list[
     if city.prefer == "nearest":
         return []
     return [-images["captured_at"].fill_null(0).to_numpy()[image]]
-
-
-def _angles(
-    points: pa.Table, images: pa.Table, point: NDArray[np.int64], image: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    bearing = points["bearing"].to_numpy()[point]
-    heading = images["compass_angle"].to_numpy()[image]
-    return 90 - np.abs(90 - (heading - bearing) % 180)

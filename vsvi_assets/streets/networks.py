@@ -133,13 +133,7 @@ def _read_pbf(path: Path, network_type: str, box: Box | None) -> gpd.GeoDataFram
 
 
 def _streets_of_lines(table: gpd.GeoDataFrame, what: str) -> gpd.GeoDataFrame:
-    """Return the streets of a file of lines.
-
-    Raises
-    ------
-    CityFileError
-        When a feature is no line, or an id no whole number.
-    """
+    """Return the streets of a file of lines; raise CityFileError for other features or ids."""
     lines, row = shapely.get_parts(table.geometry.to_numpy(), return_index=True)
     kinds = {line.geom_type for line in lines} - {"LineString"}
     if kinds:
