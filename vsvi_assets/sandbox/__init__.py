@@ -10,13 +10,12 @@ not know that it exists. It serves a `World`: the generated `demo_world`, record
 """
 
 from vsvi_assets.sandbox.demo import DEMO_BOX, demo_world
-from vsvi_assets.sandbox.errors import SandboxError
 from vsvi_assets.sandbox.faults import Fault, Faults
 from vsvi_assets.sandbox.limits import AddressBlock, OverpassLimits
-from vsvi_assets.sandbox.recorded import RecordingError, recorded_world
+from vsvi_assets.sandbox.recorded import recorded_world
 from vsvi_assets.sandbox.server import TOKEN, Sandbox
 from vsvi_assets.sandbox.stats import Asked, Stats
-from vsvi_assets.sandbox.world import Place, Street, StreetImage, World
+from vsvi_assets.sandbox.world import Place, SandboxError, Street, StreetImage, World
 
 __all__ = [
     "DEMO_BOX",
@@ -27,7 +26,6 @@ __all__ = [
     "Faults",
     "OverpassLimits",
     "Place",
-    "RecordingError",
     "Sandbox",
     "SandboxError",
     "Stats",

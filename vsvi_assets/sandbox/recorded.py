@@ -13,20 +13,15 @@ from typing import Any
 import orjson
 from PIL import Image
 
-from vsvi_assets.sandbox.errors import SandboxError
 from vsvi_assets.sandbox.pictures import draw
 from vsvi_assets.sandbox.vector_tiles import decode_images
-from vsvi_assets.sandbox.world import ZOOM, Street, StreetImage, Tile, World
+from vsvi_assets.sandbox.world import ZOOM, SandboxError, Street, StreetImage, Tile, World
 
 _TILE_NAMES = (
     re.compile(r"mly1_public_(?P<x>\d+)_(?P<y>\d+)_(?P<z>\d+)(\.\w+)?"),
     re.compile(r"(?P<z>\d+)-(?P<x>\d+)-(?P<y>\d+)\.\w+"),
 )
 _PHOTOGRAPHS = (".jpg", ".jpeg", ".mpo")
-
-
-class RecordingError(SandboxError):
-    """A recorded file is not what it should be; the text says which, and what was expected."""
 
 
 def recorded_world(
@@ -48,7 +43,7 @@ def recorded_world(
 
     Raises
     ------
-    RecordingError
+    SandboxError
         When a file is missing, or not named or made as described.
     """
     photographs = _photographs(jpegs) if jpegs is not None else []
@@ -65,7 +60,7 @@ def recorded_world(
         try:
             images = decode_images(tile, encoded)
         except ValueError as error:
-            raise RecordingError(f"{path}: {error}") from error
+            raise SandboxError(f"{path}: {error}") from error
         if photographs:
             sizes = (_size(photograph_of(image)) for image in images)
             images = [
@@ -84,12 +79,12 @@ def _tiles(sources: Iterable[str]) -> Iterator[tuple[Tile, Path, bytes]]:
         path, _, place = source.partition("@")
         if place:
             if not re.fullmatch(rf"{ZOOM}/\d+/\d+", place):
-                raise RecordingError(f"{source}: expected FILE@{ZOOM}/x/y")
+                raise SandboxError(f"{source}: expected FILE@{ZOOM}/x/y")
             z, x, y = map(int, place.split("/"))
             yield (z, x, y), Path(path), _contents(Path(path))
             continue
         if not Path(path).is_dir():
-            raise RecordingError(f"{path}: no folder; a single tile is given as FILE@{ZOOM}/x/y")
+            raise SandboxError(f"{path}: no folder; a single tile is given as FILE@{ZOOM}/x/y")
         named = [
             (match, file)
             for file in sorted(Path(path).iterdir())
@@ -97,7 +92,7 @@ def _tiles(sources: Iterable[str]) -> Iterator[tuple[Tile, Path, bytes]]:
             if (match := pattern.fullmatch(file.name))
         ]
         if not named:
-            raise RecordingError(f"{path}: no file in it is named mly1_public_<x>_<y>_{ZOOM}")
+            raise SandboxError(f"{path}: no file in it is named mly1_public_<x>_<y>_{ZOOM}")
         for match, file in named:
             yield (int(match["z"]), int(match["x"]), int(match["y"])), file, _contents(file)
 
@@ -107,13 +102,13 @@ def _contents(path: Path) -> bytes:
         content = path.read_bytes()
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except (OSError, EOFError, zlib.error) as error:
-        raise RecordingError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise SandboxError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _photographs(folder: Path) -> list[Path]:
     photographs = sorted(p for p in folder.glob("*") if p.suffix.lower() in _PHOTOGRAPHS)
     if not photographs:
-        raise RecordingError(f"{folder}: there is no .jpg, .jpeg or .mpo in it")
+        raise SandboxError(f"{folder}: there is no .jpg, .jpeg or .mpo in it")
     return photographs
 
 
@@ -123,7 +118,7 @@ def _size(photograph: Path) -> tuple[int, int]:
         with Image.open(photograph) as opened:
             return opened.size
     except (OSError, Image.DecompressionBombError) as error:
-        raise RecordingError(f"{photograph}: no picture that can be read") from error
+        raise SandboxError(f"{photograph}: no picture that can be read") from error
 
 
 def _add_streets(world: World, path: Path) -> None:
@@ -140,7 +135,7 @@ def _add_streets(world: World, path: Path) -> None:
                     )
     except (orjson.JSONDecodeError, ET.ParseError, KeyError) as error:
         message = f"{path}: neither OSM XML nor an Overpass JSON answer ({error!r})"
-        raise RecordingError(message) from error
+        raise SandboxError(message) from error
 
 
 def _xml_elements(content: bytes) -> Iterator[dict[str, Any]]:

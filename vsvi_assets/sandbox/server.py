@@ -24,7 +24,6 @@ from aiohttp import web
 
 from vsvi_assets.sandbox import nominatim, overpass
 from vsvi_assets.sandbox.answers import fault_answer, graph_error, html, json, overpass_error
-from vsvi_assets.sandbox.errors import SandboxError
 from vsvi_assets.sandbox.faults import TILE_CHANGES, Fault, Faults
 from vsvi_assets.sandbox.limits import (
     AddressBlock,
@@ -36,7 +35,7 @@ from vsvi_assets.sandbox.limits import (
 )
 from vsvi_assets.sandbox.stats import Asked, Stats
 from vsvi_assets.sandbox.vector_tiles import encode_tile
-from vsvi_assets.sandbox.world import ZOOM, StreetImage, Tile, World
+from vsvi_assets.sandbox.world import ZOOM, SandboxError, StreetImage, Tile, World
 
 TOKEN = "MLY|sandbox|0123456789abcdef"
 IMAGE_SIZES = ("original", "2048", "1024", "256")

@@ -17,6 +17,10 @@ Picture = Callable[["StreetImage", str], bytes]
 """Gives the JPEG of an image in one size: `original`, `2048`, `1024` or `256`."""
 
 
+class SandboxError(Exception):
+    """The sandbox cannot serve; the message says what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreetImage:
     """One image as Mapillary knows it; EPSG:4326, degrees clockwise from north, Unix ms.

@@ -118,19 +118,8 @@ def make_report(city: City, postgis: Postgis) -> CoverageReport:
         point_states[is_not_good.to_numpy()] = NOT_GOOD_ENOUGH
     counts = np.bincount(point_states, minlength=5).tolist()
     groups = _groups(city, postgis, points, point_states == ON_DISK)
-    quality = _quality_of(quality_of_selected(postgis, city), images)
     return CoverageReport(
-        html=_page(
-            city,
-            points,
-            image_of_point,
-            point_states,
-            images,
-            creators,
-            quality,
-            street_lines(postgis, city),
-            _years_of_points(city, postgis, points),
-        ),
+        html=_page(city, postgis, points, image_of_point, point_states, images, creators),
         groups=groups,
         points=len(points),
         on_disk=counts[ON_DISK],
@@ -258,15 +247,14 @@ def _quality_of(measured: pa.Table, images: pa.Table) -> dict[str, NDArray[Any]]
 
 def _page(
     city: City,
+    postgis: Postgis,
     points: pa.Table,
     image_of_point: NDArray[np.int32],
     point_states: NDArray[np.uint8],
     images: pa.Table,
     creators: list[str | None],
-    quality: Mapping[str, NDArray[Any]],
-    lines: pa.Table,
-    years: Mapping[str, NDArray[Any]],
 ) -> str:
+    lines = street_lines(postgis, city)
     streets = points["street"].dictionary_encode().combine_chunks()
     sequences = images["sequence_id"].dictionary_encode().combine_chunks()
     names = pa.array(creators, pa.string()).dictionary_encode()
@@ -312,7 +300,7 @@ def _page(
             metres=_float64(points["metres"]).astype(np.float32),
             highway=_positions(points["highway"].combine_chunks(), classes),
             district=district.astype(np.int32),
-            **years,
+            **_years_of_points(city, postgis, points),
         ),
         "images": _packed(
             id=images["image_id"].to_numpy().astype(np.int64),
@@ -325,7 +313,7 @@ def _page(
             .astype(np.float64),
             compassAngle=_float64(images["compass_angle"]).astype(np.float32),
             isPano=pc.fill_null(images["is_pano"], False).to_numpy().astype(np.uint8),
-            **quality,
+            **_quality_of(quality_of_selected(postgis, city), images),
         ),
     }
     # No "<" is left that could end the script element, whatever people call themselves.

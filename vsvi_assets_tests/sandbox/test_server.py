@@ -17,7 +17,6 @@ from vsvi_assets.sandbox import (
     TOKEN,
     Fault,
     Faults,
-    RecordingError,
     Sandbox,
     SandboxError,
     StreetImage,
@@ -433,20 +432,20 @@ def test_a_recorded_file_that_cannot_be_served_is_named(tmp_path: Path) -> None:
     (tmp_path / "nameless.mvt").write_bytes(
         encode_tile(TILE, small_world().images_in(TILE), [{"sequence_id": None}])
     )
-    with pytest.raises(RecordingError, match=r"nothing\.mvt: No such file"):
+    with pytest.raises(SandboxError, match=r"nothing\.mvt: No such file"):
         recorded_world([f"{tmp_path}/nothing.mvt@14/1/1"])
-    with pytest.raises(RecordingError, match="named mly1_public_<x>_<y>_14"):
+    with pytest.raises(SandboxError, match="named mly1_public_<x>_<y>_14"):
         recorded_world([str(tmp_path)])
-    with pytest.raises(RecordingError, match=r"error\.mvt: no vector tile"):
+    with pytest.raises(SandboxError, match=r"error\.mvt: no vector tile"):
         recorded_world([f"{tmp_path}/error.mvt@14/1/1"])
-    with pytest.raises(RecordingError, match=r"half\.mvt\.gz: "):
+    with pytest.raises(SandboxError, match=r"half\.mvt\.gz: "):
         recorded_world([f"{tmp_path}/half.mvt.gz@14/1/1"])
-    with pytest.raises(RecordingError, match=r"nameless\.mvt: an image without sequence_id"):
+    with pytest.raises(SandboxError, match=r"nameless\.mvt: an image without sequence_id"):
         recorded_world([f"{tmp_path}/nameless.mvt@14/1/1"])
-    with pytest.raises(RecordingError, match=r"no \.jpg"):
+    with pytest.raises(SandboxError, match=r"no \.jpg"):
         recorded_world(jpegs=tmp_path)
     (tmp_path / "broken.jpg").write_text("no picture")
-    with pytest.raises(RecordingError, match=r"broken\.jpg: no picture"):
+    with pytest.raises(SandboxError, match=r"broken\.jpg: no picture"):
         recorded_world([f"{tmp_path}/plain.mvt@14/8429/5372"], jpegs=tmp_path)
 
 
