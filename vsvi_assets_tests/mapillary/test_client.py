@@ -203,6 +203,26 @@ def test_a_batch_refused_for_one_image_is_halved_until_that_is_found() -> None:
     assert len(requests) < 15
 
 
+def test_ids_that_are_answered_500_for_ever_take_no_others_of_their_batch_along() -> None:
+    bad = {"3", "13", "14", "47"}
+    requests = []
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> Answer:
+        ids = request.path.split("image_ids=")[1].split("&")[0].split(",")
+        requests.append(len(ids))
+        if not bad.isdisjoint(ids):
+            return 500, {}, b'{"error": {"message": "No", "code": 2, "is_transient": true}}'
+        data = [{"id": id, "thumb_1024_url": "https://example.org/"} for id in ids]
+        return 200, {}, json.dumps({"data": data}).encode()
+
+    with service(answer) as url:
+        links = client_at(url).image_links(range(1, 51), "1024")
+    assert links.failed.keys() == set(map(int, bad))
+    assert links.found.keys() == set(range(1, 51)) - links.failed.keys()
+    assert not links.absent
+    assert len(requests) < 70
+
+
 @pytest.mark.parametrize("token", ["", "MLY|1 2", "MLY|1\r\nX-Evil: 1", "MLY|é"])
 def test_a_token_that_cannot_be_one_is_refused_unsent_and_unsaid(token: str) -> None:
     with service(lambda _: (200, {}, b"")) as url:
