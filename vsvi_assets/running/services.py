@@ -336,8 +336,15 @@ class _Server:
         return True
 
     def _served(self) -> dict[str, str]:
-        served = dotenv_values(self._address) if self._address.is_file() else {}
-        return {name: value for name, value in served.items() if value}
+        """Return what the server wrote of itself; nothing where that is damaged."""
+        try:
+            served = dotenv_values(stream=StringIO(read_text(self._address)))
+            url, process_id = served.values()
+            if urlsplit(url or "").port and int(process_id or "") > 0:
+                return {name: value for name, value in served.items() if value}
+        except ValueError:  # as TextFileError
+            pass
+        return {}
 
     def _runs(self) -> bool:
         served = self._served()

@@ -346,3 +346,21 @@ def test_the_doctor_finds_it_too_where_no_server_can_be_started(
     assert "city town" in result.output
     assert "No PostgreSQL server with PostGIS is" in result.output
     assert not (project_by_env / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"\xff\xfe\xff",
+        b"nothing",
+        b"PID=1\n",
+        b"VSVI_PAGES_URL=http://127.0.0.1:9\n",
+        b"VSVI_PAGES_URL=http://127.0.0.1:x\nPID=1\n",
+        b"VSVI_PAGES_URL=http://127.0.0.1:9\nPID=x\n",
+    ],
+)
+def test_a_damaged_file_of_a_server_is_that_of_none(folder: Path, damaged: bytes) -> None:
+    (folder / "data/pages").mkdir(parents=True)
+    (folder / "data/pages/pages.env").write_bytes(damaged)
+    assert stop_all({}) == []
