@@ -1,6 +1,6 @@
 """Connections of Dagster's storage in the project's own server, which stay open between queries.
 
-dagster-postgres opens a connection for every query, several an event, and each costs more
+dagster-postgres opens a connection for every query, several per event, and each costs more
 than what it is opened for. Its own way out is made for the webserver alone. SQLAlchemy
 loads this module wherever a database URL says `?plugin=vsvi`, as the one in `.env` does.
 """

@@ -17,8 +17,8 @@ class WatchedK8sRunLauncher(K8sRunLauncher):
     """dagster-k8s' launcher, which takes no run for lost that may be alive.
 
     dagster-k8s knows by a run's job alone that the run lives, and runs of `vsvi materialize` have
-    none. And it says UNKNOWN of a job that is gone as well as when the cluster does not answer,
-    upon which Dagster starts the run again, while its pod goes on.
+    none. And it says UNKNOWN of a job that is gone as well as when the cluster does not answer.
+    Dagster then starts the run again, while its pod goes on.
     """
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:

@@ -55,7 +55,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Sandbox:
     """Mapillary's tile, graph and image servers, Overpass and Nominatim, for one world.
 
-    As a context manager it serves in a thread of its own; `run` does so until it is told to end.
+    As a context manager it serves in a thread of its own; `run` does so until a signal.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class Asked:
     fault
         What the sandbox did wrong on purpose.
     address
-        Whence it came.
+        Where it came from.
     user_agent, token_in
         What it carried; `token_in` names where a token was: `header`, `query`.
     """

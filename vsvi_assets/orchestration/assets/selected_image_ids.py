@@ -61,7 +61,7 @@ def build_selected_image_ids(city: City) -> AssetsDefinition:
             ]
             # What follows runs once the table is stored: no file and no partition shows
             # a selection that the database does not hold. And it runs before the selection
-            # counts as made, upon which a refresh looks for sequences to download.
+            # counts as made: a refresh then looks for sequences to download.
             _write_ids(city.selected_image_ids_path, image_ids)
             if city.imgid_file:
                 listed = pa.array(city.read_image_ids(), pa.int64()).unique().sort()

@@ -1,4 +1,4 @@
-"""What a city keeps on disk: its points, its tiles, its photographs, one path a partition."""
+"""What a city keeps on disk: its points, its tiles, its photographs, one path per partition."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
