@@ -98,6 +98,11 @@ def states_of(result: SequenceResult) -> dict[int, State]:
     }
 
 
+def threads_at_work() -> list[threading.Thread]:
+    """Return the threads of downloads that have not ended."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith("vsvi-")]
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_a_test() -> Iterator[None]:
     before = set(threading.enumerate())
@@ -547,7 +552,8 @@ def test_leaving_off_waits_for_no_thread_that_waits_for_a_silent_server(
         began = time.monotonic()
         results.close()
         assert time.monotonic() - began < 5
-        waiting = [thread for thread in threading.enumerate() if "mapillary" in thread.name]
+        waiting = threads_at_work()
+        assert waiting
         assert all(thread.daemon for thread in waiting), "the end of the process waits for them"
     for thread in waiting:
         thread.join(10)
@@ -576,6 +582,8 @@ def test_leaving_off_leaves_no_half_file_of_images_that_are_waited_for(tmp_path:
         with pytest.raises(KeyboardInterrupt):
             list(results)
         assert leftovers(tmp_path) == []
+    for thread in threads_at_work():
+        thread.join(10)
 
 
 def test_leaving_off_stops_the_reading_of_files_too(
