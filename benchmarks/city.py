@@ -244,12 +244,8 @@ def _chain(place: Home, environment: Mapping[str, str]) -> Measured:
 
 def _round(place: Home, size: SyntheticCity, environment: Mapping[str, str]) -> dict[str, Measured]:
     """Measure every step once, the project's and the reference's in turn."""
-    _write_city_file(size, place, **STUDY)
-    study = _chain(place, environment)
-    _write_city_file(size, place)
     with emptied(place.folder / "reference") as files:
-        return {
-            "study": study,
+        steps = {
             "chain": _chain(place, environment),
             "reference points": measure(reference_points, size),
             "reference tiles": measure(reference_tiles, environment, size, files),
@@ -258,3 +254,7 @@ def _round(place: Home, size: SyntheticCity, environment: Mapping[str, str]) -> 
             "nearest": measure(project_nearest, place),
             "reference nearest": measure(reference_nearest, place.database_url),
         }
+    _write_city_file(size, place, **STUDY)
+    steps["study"] = _chain(place, environment)
+    _write_city_file(size, place)
+    return steps
